@@ -1,0 +1,1 @@
+"""Ultra-low-bit quantization-aware training with distillation for Transformers."""

@@ -1,0 +1,75 @@
+"""What Lightning's CSVLogger wrote during the stages of a run, read back."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StageHistory:
+    """What one stage logged.
+
+    Args:
+        steps: optimizer steps of the stage.
+        rows: by step; CSV column → number. "step" counts inside the stage, from 0.
+    """
+
+    name: str
+    steps: int
+    rows: list[Row]
+
+    def series(self, column: str) -> tuple[list[float], list[float]]:
+        """(steps inside the stage, values) where the column was logged and is finite."""
+        logged = [(row["step"], row[column]) for row in self.rows if math.isfinite(row.get(column, math.nan))]
+        return [step for step, _ in logged], [value for _, value in logged]
+
+
+def read_history(folder: Path, stages: Mapping[str, int]) -> list[StageHistory]:
+    """Read `logs/<stage>/metrics.csv` of each stage, and `logs/<stage>.1`, `.2`, … of its resumptions.
+
+    A later file wins where it logged the same column at the same step: a resumed run repeats the steps since its
+    checkpoint. A stage without a log has no rows.
+
+    Args:
+        folder: the run folder.
+        stages: stage → optimizer steps, in order.
+    """
+    return [StageHistory(name, steps, _merged(_logs(folder / "logs", name))) for name, steps in stages.items()]
+
+
+def _logs(folder: Path, stage: str) -> list[Path]:
+    """The stage's files, oldest first. `train.10` comes after `train.2`, and `train_more` is another stage."""
+    numbered = {0: folder / stage}
+    for path in folder.glob(f"{stage}.*"):
+        if (number := path.name.removeprefix(f"{stage}.")).isdecimal():
+            numbered[int(number)] = path
+    files = [numbered[number] / "metrics.csv" for number in sorted(numbered)]
+    return [file for file in files if file.is_file()]
+
+
+def _merged(files: Iterable[Path]) -> list[Row]:
+    rows: dict[float, Row] = {}
+    for file in files:
+        with file.open(newline="") as lines:
+            for cells in csv.DictReader(lines):
+                row = _numbers(cells)
+                if "step" in row:
+                    rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def _numbers(cells: Mapping[str | None, object]) -> Row:
+    """The cells that hold a number; a run killed while it wrote leaves a torn last line."""
+    row: Row = {}
+    for column, text in cells.items():
+        if column and isinstance(text, str):
+            with suppress(ValueError):
+                row[column] = float(text)
+    return row

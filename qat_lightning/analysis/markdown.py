@@ -1,0 +1,102 @@
+"""The sections of report.md: the numbers of metrics.json → Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qat_lightning.analysis.verdict import score
+
+Results = Mapping[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first `left` columns to the left, the others to the right."""
+    lines = [head, [":--" if column < left else "--:" for column in range(len(head))], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def model_rows(results: Results) -> list[list[str]]:
+    """[model, metric, bytes, ratio] of the teacher, the student without training, the student; absent ones left out."""
+    size = results.get("bytes") or {}
+    small = [human_bytes(size.get("packed")), f"{size['ratio']:.2f}×" if "ratio" in size else "–"]
+    rows = [
+        ["teacher", results.get("teacher"), [human_bytes(size.get("float32")), "1×"]],
+        ["quantized, not trained", results.get("untrained"), small],
+        ["student", results["student"], small],
+    ]
+    return [[name, score(value), *cells] for name, value, cells in rows if value is not None]
+
+
+def stage_rows(results: Results) -> list[list[str]]:
+    """[stage, steps, time, time per step] of each stage that took steps or time."""
+    seconds = results.get("seconds") or {}
+    rows = []
+    for stage, steps in {**dict.fromkeys(seconds, 0), **(results.get("steps") or {})}.items():
+        spent = seconds.get(stage)
+        each = f"{1000 * spent / steps:.0f} ms" if spent and steps else "–"
+        rows.append([stage, str(steps), human_seconds(spent), each])
+    return rows
+
+
+def sizes(results: Results) -> str:
+    """How the bytes are counted, in a line."""
+    lines = (
+        "Bytes are counted over the student's parameters, each once. *float32*: 4 bytes an element. *packed*: a quantized"
+        " weight takes its bits for each element and 4 bytes for each scale; all other parameters stay at 4 bytes an"
+        " element. The ratio is float32 ÷ packed."
+    )
+    checkpoint = (results.get("bytes") or {}).get("checkpoint")
+    if checkpoint:
+        lines += f" A training checkpoint (weights and optimizer, no teacher) took {human_bytes(checkpoint)}."
+    return lines
+
+
+def assisted(results: Results) -> str:
+    """The score of the intervene stage, never to be taken for a result; empty where there was none."""
+    if results.get("assisted") is None:
+        return ""
+    return (
+        f"During the intervene stage the validation score was {score(results['assisted'])}: **teacher-assisted, not the"
+        " student's own**. The teacher's signals stood in place of the student's (arXiv:2302.11812), so it says how far"
+        " that stage had come and nothing about the student alone."
+    )
+
+
+def bits(results: Results) -> str:
+    """Width → the kinds of parts whose weights have it."""
+    widths: dict[float, list[str]] = {}
+    for kind, width in (results.get("bits") or {}).items():
+        widths.setdefault(width, []).append(f"`{kind}`")
+    return table(
+        ["bits", "weights of"], [[f"{width:g}", ", ".join(kinds)] for width, kinds in sorted(widths.items())], left=2
+    )
+
+
+def error_table(errors: Mapping[str, Sequence[float]]) -> str:
+    """Layer by layer, a column for each model; layer 0 is the embeddings."""
+    rows = [
+        [str(layer) if layer else "0 (embeddings)", *(f"{line[layer]:.4g}" for line in errors.values())]
+        for layer in range(max(map(len, errors.values())))
+    ]
+    return table(["layer", *errors], rows)
+
+
+def human_bytes(count: float | None) -> str:
+    """28.07 MiB, 417.6 MiB, 61.3 KiB."""
+    if count is None:
+        return "–"
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.4g} {unit}" if count < 1000 * factor else f"{count / factor:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """8.4 s, 12 min 3 s, 5 h 2 min."""
+    if seconds is None:
+        return "–"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,205 @@
+"""Configuration → objects: data, models, module, trainer. Nothing below this file reads configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from qat_lightning.config import ConfigError, Plain, create
+from qat_lightning.convert import calibrate, open_attention_for, quantize
+from qat_lightning.data.base import TaskData
+from qat_lightning.intervention import Intervention
+from qat_lightning.losses import Task
+from qat_lightning.sites import family
+from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch
+from qat_lightning.training.module import QATModule
+from qat_lightning.training.stages import Settings
+
+
+def build_data(config: Plain) -> TaskData:
+    """The task's data, not read yet."""
+    data = create(config["data"], "data")
+    if not isinstance(data, TaskData):
+        raise ConfigError(f"data._target_={config['data']['_target_']!r} must be a TaskData")
+    return data
+
+
+def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
+    """An unforked transformers model with the task's head: pretrained from a hub id or folder, or random weights.
+
+    Weights are read from safetensors only, and no code that comes with a model is run.
+    """
+    model, auto = config["model"], _auto(config["model"]["kind"])
+    if not model["pretrained"]:
+        described = _described(model, num_labels=data.num_labels)
+        return auto.from_config(described, trust_remote_code=False)
+    if model["path"] is None:
+        raise ConfigError("model.path must be given: a hub id or a folder; or model.pretrained=false for random weights")
+    try:
+        loaded = auto.from_pretrained(
+            model["path"],
+            num_labels=data.num_labels,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=False,
+        )
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"model.path={model['path']!r} cannot be loaded: {error}") from error
+    family(loaded)
+    return loaded
+
+
+def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:
+    """Put the configured quantizers into `teacher` (hand over a copy), and calibrate what is static on training batches."""
+    rules = [create(rule, f"quantization.rules.{name}") for name, rule in config["quantization"]["rules"].items()]
+    attention = config["quantization"]["attention"]
+    student = quantize(teacher, rules, create(attention, "quantization.attention") if attention else None)
+    calibrate(student, data.calibration_batches(config["quantization"]["calibration_batches"]))
+    return student
+
+
+def build_module(
+    config: Plain, stage: str, steps: int, student: nn.Module, data: TaskData, teacher: nn.Module | None = None
+) -> QATModule:
+    """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it."""
+    fine_tuning = stage == "teacher"
+    losses = {"task": Task()} if fine_tuning else _nodes(config, "losses")
+    interventions = _nodes(config, "intervention") if stage == "intervene" else {}
+    sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
+    replaced = {site for intervention in interventions.values() for site in intervention.sites}
+    for model in (student, teacher):
+        if model is not None:
+            open_attention_for(model, sites | replaced)
+    lr = config["stages"][stage]["lr"]
+    optimizer = config["optimizer"] | ({} if lr is None else {"lr": lr})
+    return QATModule(
+        student=student,
+        losses=losses,
+        metrics=data.metrics,
+        optimizer=create(optimizer, "optimizer"),
+        scheduler=create(config["scheduler"], "scheduler"),
+        steps=steps,
+        teacher=teacher,
+        interventions=list(interventions.values()),
+        regression=data.regression,
+        weight_decay=config["optimizer"].get("weight_decay", 0.0),
+    )
+
+
+def build_trainer(
+    config: Plain, stage: str, steps: int, folder: Path, callbacks: Sequence[Callback] = (), record: bool = True
+) -> Trainer:
+    """Lightning's trainer for one stage; without `record` it only scores: no bar, no log, no callback."""
+    budget, trainer = config["stages"][stage], dict(config["trainer"])
+    every, accumulate = budget["validate_every"], trainer["accumulate_grad_batches"]
+    bar = trainer.pop("enable_progress_bar") and record
+    return Trainer(
+        **trainer | {"strategy": _strategy(trainer["strategy"], trainer["devices"])},
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=None if every is None else every * accumulate,
+        check_val_every_n_epoch=1 if every is None else None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data's own samplers know the ranks, and resume
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        enable_checkpointing=record,
+        callbacks=[*callbacks, *([RichProgressBar(leave=False)] if bar else [])],
+        logger=_loggers(config, stage, folder) if record else False,
+        default_root_dir=folder,
+    )
+
+
+def build_callbacks(config: Plain, stage: str) -> list[Callback]:
+    """What turns knobs in this stage, and the configured callbacks."""
+    callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
+    if stage == "intervene":
+        schedule = create(config["schedule"], "schedule")
+        callbacks.append(InterventionSchedule(_interventions(config), schedule))
+    return [*callbacks, *_nodes(config, "callbacks").values()]
+
+
+def stage_settings(config: Plain, stage: str, steps: int, data: TaskData, previous: str | None) -> Settings:
+    """Dotted key → value of all that decides the stage's result, and so its fingerprint."""
+    groups = ["model", "optimizer", "scheduler", "callbacks"]
+    if stage != "teacher":
+        groups += ["quantization", "losses", "teacher"]
+    if stage == "intervene":
+        groups += ["intervention", "schedule"]
+    trainer = ("devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
+    chosen = {group: config[group] for group in groups} | {
+        "seed": config["seed"],
+        "trainer": {name: config["trainer"][name] for name in trainer},
+        f"stages.{stage}": {name: config["stages"][stage][name] for name in ("lr", "validate_every", "keep")},
+        "data": {"content": data.fingerprint(), "batch_size": data.batch_size, "metric": data.metric},
+        "steps": steps,
+        "previous stage": previous,
+    }
+    return dict(_flat(chosen))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return flat
+
+
+def _nodes(config: Plain, group: str) -> dict[str, Any]:
+    return {name: create(node, f"{group}.{name}") for name, node in config[group].items()}
+
+
+def _interventions(config: Plain) -> dict[str, Intervention]:
+    return _nodes(config, "intervention")
+
+
+def _auto(kind: str) -> Any:
+    return {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}[kind]
+
+
+def _described(model: Plain, num_labels: int) -> PretrainedConfig:
+    """The architecture: of a local folder, else as configured; never from the hub."""
+    if model["path"] and (Path(model["path"]) / "config.json").is_file():
+        return AutoConfig.from_pretrained(model["path"], num_labels=num_labels, trust_remote_code=False)
+    if not model["architecture"]:
+        raise ConfigError("model.pretrained=false needs model.architecture, or a model.path that holds a config.json")
+    return AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
+
+
+def _strategy(name: str, devices: Any) -> Any:
+    """Lightning's, but plain DDP made to fit: an intervention leaves weights without a gradient, and every rank has the
+    same buffers."""
+    several = devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1)
+    if name == "ddp" or (name == "auto" and several):
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    return name
+
+
+def _loggers(config: Plain, stage: str, folder: Path) -> list[Logger]:
+    """The CSV that the report reads (a resumed stage goes on in a file of its own), and the configured ones."""
+    logs, version, part = folder / "logs", stage, 0
+    while (logs / version / "metrics.csv").exists():
+        part += 1
+        version = f"{stage}.{part}"
+    loggers: list[Logger] = [CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=20)]
+    for logger in _nodes(config, "logger").values():
+        named = {"name": f"{config['experiment']}-{stage}", "group": folder.name, "save_dir": folder}
+        loggers.append(logger(**named) if isinstance(logger, partial) else logger)
+    return loggers

@@ -1,0 +1,130 @@
+"""Surgery in place: open the attention, put quantizers where the rules say, calibrate what is static."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.nn import AttentionCore, QuantEmbedding, QuantLinear
+from qat_lightning.nn.attention import IMPLEMENTATION, register
+from qat_lightning.signals import Batch, Observed
+from qat_lightning.sites import CORE_SITES, attention_paths, part_paths
+
+MakeQuantizer = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which parts get which quantizers.
+
+    Args:
+        parts: a glob over part names (`qat_lightning.sites.part_paths`): `layers.*.feedforward.*`, `embeddings.word`.
+        weight, input: called once for each part; None leaves that tensor in full precision.
+        optional: a model without such a part is no error (an image model has no word embedding).
+    """
+
+    parts: str
+    weight: MakeQuantizer | None = None
+    input: MakeQuantizer | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """Quantizers for the operands of the two attention products, in every layer (see `AttentionCore`)."""
+
+    query: MakeQuantizer | None = None
+    key: MakeQuantizer | None = None
+    probs: MakeQuantizer | None = None
+    value: MakeQuantizer | None = None
+
+
+def open_attention(model: nn.Module) -> nn.Module:
+    """Give every attention of a transformers model a core; the outputs stay those of eager attention. In place.
+
+    Raises:
+        ValueError: a family without a table, or one that does not route through transformers' attention interface.
+    """
+    for path in attention_paths(model):
+        attention = model.get_submodule(path)
+        if not hasattr(attention, "core"):
+            attention.core = AttentionCore().train(attention.training)
+    model.set_attn_implementation(register())  # type: ignore[operator]
+    if model.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
+        raise ValueError(f"{type(model).__name__} does not route through transformers' attention interface")
+    return model
+
+
+def open_attention_for(model: nn.Module, sites: Iterable[str]) -> nn.Module:
+    """Open the attention only where one of the sites lies inside it; else it stays on its fast path."""
+    return open_attention(model) if CORE_SITES.intersection(sites) else model
+
+
+def quantize(model: nn.Module, rules: Sequence[Rule], attention: AttentionRule | None = None) -> nn.Module:
+    """Put quantizers into `model`, in place; the first rule that matches a part wins. Parameters stay the same objects.
+
+    Raises:
+        ValueError: a rule that matches no part of this model, or a part that is neither linear nor an embedding.
+    """
+    parts = part_paths(model)
+    for rule in rules:
+        if not rule.optional and not any(fnmatchcase(part, rule.parts) for part in parts):
+            raise ValueError(f"rule {rule.parts!r} matches no part of {type(model).__name__}; parts: {_brief(parts)}")
+    for part, path in parts.items():
+        rule = next((rule for rule in rules if fnmatchcase(part, rule.parts)), None)
+        if rule is not None and (rule.weight or rule.input):
+            model.set_submodule(path, _quantized(model.get_submodule(path), rule, part))
+    if attention is not None:
+        _quantize_attention(model, attention)
+    return model
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Show each quantizer what passes it on these batches, in evaluation mode; earlier quantizers are already on."""
+    training, observe = model.training, Observed(model)
+    model.eval()
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if hasattr(module, "calibrate"):
+                hooks.callback(module.register_forward_pre_hook(_show).remove)
+        for batch in batches:
+            observe(batch)
+    model.train(training)
+
+
+def _show(quantizer: Any, inputs: tuple[Tensor, ...]) -> None:
+    quantizer.calibrate(inputs[0])
+
+
+def _quantized(module: nn.Module, rule: Rule, part: str) -> nn.Module:
+    weight, inputs = (make() if make is not None else None for make in (rule.weight, rule.input))
+    if isinstance(module, nn.Linear):
+        return QuantLinear(module, weight, inputs)
+    if isinstance(module, nn.Embedding) and weight is not None and inputs is None:
+        return QuantEmbedding(module, weight)
+    raise ValueError(
+        f"part {part!r} is a {type(module).__name__}: weights and inputs of linear layers and weights of embeddings can"
+        " be quantized"
+    )
+
+
+def _quantize_attention(model: nn.Module, rule: AttentionRule) -> None:
+    open_attention(model)
+    for path in attention_paths(model):
+        core = model.get_submodule(f"{path}.core")
+        for slot in AttentionCore.QUANTIZED:
+            if (make := getattr(rule, slot)) is not None:
+                core.add_module(f"{slot}_quantizer", make().train(core.training))
+
+
+def _brief(parts: Iterable[str]) -> str:
+    """The part names with the layers folded: `layers.*.attention.query` once."""
+    folded = (f"layers.*.{part.split('.', 2)[2]}" if part.startswith("layers.") else part for part in parts)
+    return ", ".join(dict.fromkeys(folded))

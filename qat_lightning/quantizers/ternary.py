@@ -1,0 +1,36 @@
+"""Ternary weight networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat_lightning.quantizers.base import Granularity, Quantizer
+
+
+class TernaryQuantizer(Quantizer):
+    """Three values {−α, 0, α}: Δ = threshold · mean|w|, α = mean of |w| over |w| > Δ, ŵ = α·sign(w) where |w| > Δ.
+
+    α and Δ are plain functions of the (clamped) weights, worked out anew on each forward; they get no gradient.
+    A group of zeros stays zeros. Source: TWN, arXiv:1605.04711 §2.2, as TernaryBERT uses it, arXiv:2009.12812 §3.1.
+
+    Args:
+        granularity: one α for the matrix ("tensor"; the papers' linear layers) or a row ("row"; their word embedding).
+        threshold: 0.7, TWN's approximation for weights that are normal or uniform.
+    """
+
+    bits_range = (2, 2)
+
+    def __init__(self, granularity: Granularity = "tensor", clip: float | None = 2.5, threshold: float = 0.7) -> None:
+        super().__init__(bits=2, granularity=granularity, clip=clip)
+        if not threshold >= 0:
+            raise ValueError(f"threshold={threshold} must not be negative")
+        self.threshold = threshold
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights = self.clipped(x)
+        magnitude, shared = weights.abs(), self.shared(x)
+        kept = magnitude > self.threshold * magnitude.mean(shared, keepdim=True)
+        # The smallest count is 1 so that a group without a kept weight gets α = 0 and not 0/0.
+        alpha = (magnitude * kept).sum(shared, keepdim=True) / kept.sum(shared, keepdim=True).clamp(min=1)
+        return weights.sign() * kept, alpha, torch.zeros_like(alpha)

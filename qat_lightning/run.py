@@ -1,0 +1,224 @@
+"""A whole run: data → teacher → quantize → intervene → train → report, each stage once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from torch import Tensor, nn
+
+from qat_lightning.build import (
+    build_callbacks,
+    build_data,
+    build_model,
+    build_module,
+    build_student,
+    build_trainer,
+    stage_settings,
+)
+from qat_lightning.config import Plain
+from qat_lightning.convert import open_attention
+from qat_lightning.data.base import TaskData
+from qat_lightning.data.hub import require_hub
+from qat_lightning.packing import bits, size, tensors_hash
+from qat_lightning.signals import Observed, Signals
+from qat_lightning.training.report import summary_table, write_report
+from qat_lightning.training.stages import Budget, Outcome, Stage, own_score
+
+PICTURED = ("hidden", "attention.probs")
+"""The sites that the report shows."""
+
+
+@dataclass
+class Run:
+    """What the stages of one run share."""
+
+    config: Plain
+    folder: Path
+    data: TaskData
+    console: Console
+    outcomes: dict[str, Outcome]
+    previous: str | None = None  # fingerprint of the stage before
+
+    def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
+        """Train `student` through one stage, or take over what an earlier start of this run has finished."""
+        steps = self.steps(name)
+        settings = stage_settings(self.config, name, steps, self.data, self.previous)
+        stage = Stage(name, self.folder, settings)
+        self.previous = stage.fingerprint
+        if stage.outcome is not None:
+            stage.load(student)
+            self.console.print(f"[bold]{name}[/]: finished before, not run again ({self._told(stage.outcome)})")
+        else:
+            self._announce(name, steps, stage)
+            self._fit(stage, steps, student, teacher)
+        outcome = stage.outcome
+        assert outcome is not None
+        self.outcomes[name] = outcome
+
+    def steps(self, name: str) -> int:
+        """Optimizer steps of a stage's budget."""
+        stage = self.config["stages"][name]
+        already = self.outcomes["intervene"].steps if stage.get("includes_intervene") and "intervene" in self.outcomes else 0
+        budget = Budget(stage["max_steps"], stage["max_epochs"], already)
+        trainer = self.config["trainer"]
+        processes = max(1, _count(trainer["devices"])) * trainer["num_nodes"]
+        return budget.steps(self.data.batches_per_epoch(processes), trainer["accumulate_grad_batches"])
+
+    def score(self, student: nn.Module) -> float:
+        """The validation metric of a model as it stands."""
+        trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
+        return own_score(trainer, build_module(self.config, "teacher", 0, student, self.data), self.data)
+
+    def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
+        settings = self.config["stages"][stage.name]
+        module = build_module(self.config, stage.name, steps, student, self.data, teacher)
+        callbacks = [
+            *build_callbacks(self.config, stage.name),
+            *stage.callbacks(self.data.metric, settings["checkpoint_every"]),
+        ]
+        trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks)
+        outcome = stage.fit(trainer, module, self.data, settings["keep"])
+        for logger in trainer.loggers:
+            logger.finalize("success")
+        self.console.print(f"[bold]{stage.name}[/]: {self._told(outcome)}")
+
+    def _announce(self, name: str, steps: int, stage: Stage) -> None:
+        if stage.unfinished is not None:
+            self.console.print(f"[bold]{name}[/]: going on from {stage.unfinished} ({steps} steps in all)")
+        elif steps:
+            self.console.print(f"[bold]{name}[/]: {steps} steps …")
+
+    def _told(self, outcome: Outcome) -> str:
+        told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {outcome.score:.4f}"
+        return told + ("" if outcome.assisted is None else f" (teacher-assisted {outcome.assisted:.4f})")
+
+
+def run(config: Plain, folder: Path, command: list[str]) -> Plain:
+    """Run all stages of `config` in `folder`; returns the content of `metrics.json`.
+
+    The same configuration in the same folder goes on where an earlier start stopped.
+
+    Raises:
+        ValueError: in words with the remedy, for all that is wrong with input.
+    """
+    _quiet()
+    console = Console(quiet=rank_zero_only.rank != 0, highlight=False)
+    require_hub(_wanted(config))
+    data = build_data(config)
+    data.load()
+    _write_config(config, folder, command)
+    seed_everything(config["seed"], verbose=False)
+    run = Run(config, folder, data, console, {})
+    batch = data.example_batch(8)
+
+    teacher = build_model(config, data)
+    run.stage("teacher", teacher)
+    student = build_student(config, copy.deepcopy(teacher), data)
+    untrained, signals = run.score(student), {"untrained": _watch(student, batch)}
+    console.print(f"[bold]quantized[/], not trained: {data.metric} {untrained:.4f}")
+
+    distilled = teacher if config["teacher"] == "full_precision" else None
+    if config["intervention"] and run.steps("intervene") > 0:
+        run.stage("intervene", student, distilled)
+    run.stage("train", student, distilled)
+
+    signals |= {"teacher": _watch(teacher, batch), "student": _watch(student, batch)}
+    results = _results(run, student, untrained)
+    report = folder / "report.md"
+    if rank_zero_only.rank == 0:
+        report = write_report(folder, results, signals, batch, data.tokens(batch))
+        # last: a folder with metrics.json is a finished run
+        (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+    console.print(summary_table(results, report))
+    return results
+
+
+def _results(run: Run, student: nn.Module, untrained: float) -> Plain:
+    weight, last = size(student), run.outcomes["train"]
+    intervene = run.outcomes.get("intervene")
+    return {
+        "experiment": run.config["experiment"],
+        "task": run.data.task,
+        "metric": run.data.metric,
+        "higher_is_better": True,
+        "teacher": run.outcomes["teacher"].score,
+        "untrained": untrained,
+        "student": last.score,
+        "student_last_step": last.last_score,
+        "assisted": intervene.assisted if intervene else None,
+        "seed": run.config["seed"],
+        "steps": {name: outcome.steps for name, outcome in run.outcomes.items()},
+        "seconds": {name: outcome.seconds for name, outcome in run.outcomes.items()},
+        "bytes": {
+            "float32": weight.float32,
+            "packed": weight.packed,
+            "ratio": round(weight.ratio, 3),
+            "checkpoint": last.checkpoint_bytes,
+        },
+        "bits": bits(student),
+        "student_hash": tensors_hash(student),
+        "versions": {name: version(name) for name in ("qat-lightning", "torch", "lightning", "transformers")},
+        "status": "finished",
+    }
+
+
+@torch.no_grad()
+def _watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
+    """The signals that the report shows, on the CPU."""
+    device, training = next(model.parameters()).device, model.training
+    signals = Observed(open_attention(model).eval(), PICTURED)({name: value.to(device) for name, value in batch.items()})
+    model.train(training)
+    return {site: [signal.float().cpu() for signal in layers] for site, layers in signals.items()}
+
+
+def _wanted(config: Plain) -> dict[str, str]:
+    """Override → hub id or folder of all that must be there before anything begins."""
+    wanted = {"data.path": config["data"].get("path")}
+    if config["model"]["pretrained"]:
+        wanted["model.path"] = config["model"]["path"]
+    if config["data"].get("tokenizer") != wanted.get("model.path"):
+        wanted["data.tokenizer"] = config["data"].get("tokenizer")
+    return {override: place for override, place in wanted.items() if place is not None}
+
+
+def _write_config(config: Plain, folder: Path, command: list[str]) -> None:
+    if rank_zero_only.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        (folder / "overrides.yaml").write_text(yaml.safe_dump(command, allow_unicode=True))
+
+
+def _count(devices: Any) -> int:
+    """Processes on one machine."""
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count())
+    return int(devices)
+
+
+def _quiet() -> None:
+    """Leave the terminal to the run's own words."""
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "datasets", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
+
+

@@ -1,0 +1,50 @@
+"""Run a model on a batch and return the signals that passed its sites."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from qat_lightning.sites import site_paths
+
+Batch = Mapping[str, Tensor]
+Signals = dict[str, list[Tensor]]
+"""Site → one tensor for each layer; "logits" → [logits]."""
+
+
+class Observed:
+    """`Observed(model, sites)(batch)` → Signals.
+
+    Hooks live only while the model runs, so a model can be copied, saved or watched twice. A signal that an
+    intervention replaces is returned as the model itself made it. The batch's `labels` never reach the model.
+
+    Raises:
+        ValueError: at construction, for a site that the model does not have.
+    """
+
+    def __init__(self, model: nn.Module, sites: Iterable[str] = ("logits",)) -> None:
+        self.model = model
+        self.paths = {site: site_paths(model, site) for site in sites if site != "logits"}
+        self.inputs = [name for name in inspect.signature(model.forward).parameters if name != "labels"]
+
+    def __call__(self, batch: Batch) -> Signals:
+        signals: Signals = {site: [] for site in self.paths}
+        with ExitStack() as hooks:
+            for site, paths in self.paths.items():
+                for path in paths:
+                    # prepend: see the student's own signal, before an intervention puts the teacher's in its place
+                    handle = self.model.get_submodule(path).register_forward_hook(_keep(signals[site]), prepend=True)
+                    hooks.callback(handle.remove)
+            output = self.model(**{name: batch[name] for name in self.inputs if name in batch})
+        return signals | {"logits": [output.logits]}
+
+
+def _keep(captured: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        captured.append(output[0] if isinstance(output, tuple) else output)
+
+    return hook

@@ -1,0 +1,124 @@
+"""One LightningModule for every method: a batch goes teacher → student → losses → log."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
+
+from qat_lightning.intervention import Intervention
+from qat_lightning.signals import Batch, Observed, Signals
+
+Loss = Callable[[Signals, Signals, Batch], Tensor]
+MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
+
+
+class QATModule(LightningModule):
+    """Plain QAT is a module without a teacher; fine-tuning a teacher is a module whose student has no quantizers.
+
+    Args:
+        student: trained; its attention must be open where a loss or an intervention reads inside it.
+        losses: name → (student signals, teacher signals, batch) → scalar, with `.weight` and `.sites`. Weight 0 means
+            neither computed nor captured.
+        metrics: name → metric, fed (class ids or regression scores, labels).
+        optimizer: called with the parameter groups.
+        scheduler: (step, steps) → factor on the learning rate.
+        steps: optimizer steps that this module will be trained for.
+        teacher: frozen; held outside the module tree, so it is in no checkpoint, optimizer or gradient bucket.
+        interventions: those that a callback may set as `self.intervention`; the teacher is asked for their sites too.
+        regression: the single logit is the prediction.
+        weight_decay: for matrices; biases and normalization get none (arXiv:2009.12812, released code).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        losses: Mapping[str, Loss],
+        metrics: Mapping[str, Metric],
+        optimizer: MakeOptimizer,
+        scheduler: Callable[[int, int], float],
+        steps: int,
+        teacher: nn.Module | None = None,
+        interventions: Sequence[Intervention] = (),
+        regression: bool = False,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.student, self.steps, self.regression, self.weight_decay = student, steps, regression, weight_decay
+        self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}  # type: ignore[attr-defined]
+        self.make_optimizer, self.factor = optimizer, scheduler
+        self.metrics = nn.ModuleDict({
+            "val": nn.ModuleDict(copy.deepcopy(dict(metrics))),
+            "val_assisted": nn.ModuleDict(copy.deepcopy(dict(metrics))),
+        })  # fmt: skip
+        self.intervention = Intervention()  # the knob
+        sites = {site for loss in self.losses.values() for site in loss.sites}  # type: ignore[attr-defined]
+        self.observe_student = Observed(student, sorted(sites))
+        self.answer, self.observe_teacher = Observed(student), _silent
+        self._outside: list[nn.Module] = []  # a list, so that torch does not register the teacher as a part of the module
+        if teacher is not None:
+            self._outside.append(teacher.requires_grad_(False).eval())
+            given = {site for intervention in interventions for site in intervention.sites}
+            self.observe_teacher = Observed(teacher, sorted(sites | given))
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        teacher = self.teach(batch)
+        with self.intervention.by(teacher, self.student):
+            student = self.observe_student(batch)
+        terms = {name: loss.weight * loss(student, teacher, batch) for name, loss in self.losses.items()}  # type: ignore[attr-defined]
+        total = torch.stack(list(terms.values())).sum()
+        # sync_dist: the curve is the mean over all processes, not one process's part of it
+        self.log("train/loss", total, prog_bar=True, sync_dist=True)
+        self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, sync_dist=True)
+        self.log("lr", self.learning_rate)
+        return total
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """The student's own score; while an intervention is at work, the teacher-assisted one beside it."""
+        self.score("val", self.answer(batch), batch)
+        if self.intervention.sites:
+            teacher = self.teach(batch)
+            with self.intervention.by(teacher, self.student):
+                self.score("val_assisted", self.answer(batch), batch)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Signals:
+        """The teacher's signals; none without a teacher."""
+        return self.observe_teacher(batch)
+
+    def score(self, kind: str, signals: Signals, batch: Batch) -> None:
+        logits = signals["logits"][0].float()
+        predictions = logits.squeeze(-1) if self.regression else logits.argmax(-1)
+        for name, metric in self.metrics[kind].items():  # type: ignore[operator,union-attr]
+            metric.update(predictions, batch["labels"])
+            self.log(f"{kind}/{name}", metric, on_step=False, on_epoch=True, prog_bar=kind == "val")
+
+    def configure_optimizers(self) -> Any:
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [parameter for parameter in trained if parameter.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = self.make_optimizer(groups)
+        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    def on_fit_start(self) -> None:
+        for teacher in self._outside:
+            teacher.to(self.device)
+
+
+def _silent(batch: Batch) -> Signals:
+    """The signals of no teacher."""
+    return {}
