@@ -74,6 +74,6 @@ def _give(site: str, signals: list[Tensor], layer: int) -> Callable[[nn.Module, 
                 f"the teacher has no signal of the student's shape {tuple(own.shape)} at {site!r} of layer {layer}:"
                 " an intervention needs a teacher of the student's depth and width"
             )
-        return signals[layer].to(own.dtype)
+        return signals[layer].detach().to(own.dtype)
 
     return hook

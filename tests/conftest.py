@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("house", deadline=None, max_examples=3000)
+settings.register_profile("house", deadline=None, max_examples=25)
 settings.load_profile("house")
 torch.set_num_threads(2)
 

@@ -71,7 +71,9 @@ def tiny_model(family: str, seed: int = 0, **changes: object) -> PreTrainedModel
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.1 + (1.0 if "orm" in name and "weight" in name else 0.0))
+                parameter.copy_(
+                    torch.randn_like(parameter) * 0.1 + (1.0 if "orm" in name and "weight" in name else 0.0)
+                )
     return model.eval()
 
 
@@ -93,7 +95,10 @@ def tiny_batch(family: str, seed: int = 0, lengths: tuple[int, ...] = LENGTHS) -
 def pad_batch(batch: dict[str, Tensor], columns: int) -> dict[str, Tensor]:
     """The same text batch with that many more columns of padding."""
     rows = len(batch["input_ids"])
-    more = {"input_ids": torch.full((rows, columns), PAD), "attention_mask": torch.zeros(rows, columns, dtype=torch.long)}
+    more = {
+        "input_ids": torch.full((rows, columns), PAD),
+        "attention_mask": torch.zeros(rows, columns, dtype=torch.long),
+    }
     return {name: torch.cat([value, more[name]], 1) if name in more else value for name, value in batch.items()}
 
 

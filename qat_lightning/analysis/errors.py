@@ -42,16 +42,13 @@ def _what_counts(axes: str, batch: Batch) -> Tensor | None:
     if mask is None or "N" not in axes:
         return None
     tokens = mask.bool()
-    along = {axis: tokens.view(len(tokens), *(-1 if other == axis else 1 for other in axes[1:])) for axis in "NM"}
-    return along["N"] & along["M"] if "M" in axes else along["N"]
+    queries = tokens.view(len(tokens), *(-1 if axis == "N" else 1 for axis in axes[1:]))
+    return queries & tokens[:, None, None, :] if axes.endswith("M") else queries
 
 
 def _shapes(signals: list[Tensor]) -> str:
     shapes = dict.fromkeys(str(tuple(tensor.shape)) for tensor in signals)
     return f"{len(signals)} of shape {' and '.join(shapes) or 'none'}"
-
-
-# for pictures of one sample --------------------------------------------------------------------------------------------
 
 
 def valid_tokens(batch: Batch, sample: int = 0) -> Tensor | None:

@@ -42,9 +42,9 @@ def stage_rows(results: Results) -> list[list[str]]:
 def sizes(results: Results) -> str:
     """How the bytes are counted, in a line."""
     lines = (
-        "Bytes are counted over the student's parameters, each once. *float32*: 4 bytes an element. *packed*: a quantized"
-        " weight takes its bits for each element and 4 bytes for each scale; all other parameters stay at 4 bytes an"
-        " element. The ratio is float32 ÷ packed."
+        "Bytes count each of the student's parameters once. *float32*: 4 bytes an element. *packed*: a quantized weight"
+        " takes its bits for each element and 4 bytes for each scale, all else 4 bytes an element. The ratio is"
+        " float32 ÷ packed."
     )
     checkpoint = (results.get("bytes") or {}).get("checkpoint")
     if checkpoint:

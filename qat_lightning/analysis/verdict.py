@@ -23,13 +23,13 @@ def verdict(results: Mapping[str, Any]) -> str:
 
 
 def student_kind(bits: Mapping[str, float] | None) -> str:
-    """`ternary`, `binary`, `4-bit`, `mixed-precision (2 to 8 bit)`, `full-precision`: from part kind → bits of its weights."""
+    """From part kind → bits of its weights: ternary, binary, 4-bit, mixed-precision (2 to 8 bit), full-precision."""
     widths = sorted({width for width in (bits or {}).values() if width and width < QUANTIZED})
     if not widths:
         return "full-precision"
     if len(widths) > 1:
         return f"mixed-precision ({widths[0]:g} to {widths[-1]:g} bit)"
-    return {1: "binary", 2: "ternary"}.get(widths[0], f"{widths[0]:g}-bit")  # type: ignore[call-overload,no-any-return]
+    return {1: "binary", 2: "ternary"}.get(widths[0], f"{widths[0]:g}-bit")  # type: ignore[call-overload]
 
 
 def score(value: float | None) -> str:

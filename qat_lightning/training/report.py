@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qat_lightning.analysis import markdown
+from qat_lightning.analysis import captions, markdown
 from qat_lightning.analysis.errors import layer_errors, sample_map, valid_tokens
 from qat_lightning.analysis.history import StageHistory, read_history
 from qat_lightning.analysis.verdict import verdict
@@ -27,26 +27,6 @@ __all__ = ["StageHistory", "read_history", "summary_table", "write_report"]
 MAPS = "attention.probs"
 NAMES = {"teacher": "teacher", "untrained": "quantized, not trained", "student": "student"}
 """How the three models are called in tables and pictures."""
-
-CURVES = (
-    "Above: the training loss, raw (thin) and as a running mean (thick). The teacher's own training minimizes another loss"
-    " and is grey; the heights of the two are not comparable. With teacher intervention the loss jumps where the intervene"
-    " stage ends, as the student then stands on its own (arXiv:2302.11812 Fig. 4a). Below: the validation metric; filled"
-    " markers are the student's own score, hollow ones on a dashed line are teacher-assisted. The closer the filled markers"
-    " come to the teacher's level, and the earlier, the better (arXiv:2302.11812 Fig. 3c)."
-)
-ERRORS = (
-    "Mean squared error between the student's and the teacher's hidden states after each layer, on one validation batch,"
-    " padding not counted; lower is better. Errors that grow with depth are quantization errors handed on from layer to"
-    " layer; a flat line means that each layer makes up for those before it (arXiv:2302.11812 Fig. 2b). An error of exactly"
-    " 0 (nothing quantized so far) has no place on a logarithmic axis and is left out there."
-)
-ATTENTION = (
-    "Attention of one validation sample, mean over the heads, without padding: each row of a map says where one token looks"
-    " and sums to 1; brighter is more. All maps of a layer share one colour scale. Training should bring the student's map"
-    " back to the teacher's; quantization alone blurs or shifts it. This is what the attention-map loss of"
-    " arXiv:2211.11014 matches."
-)
 
 
 def write_report(
@@ -119,7 +99,11 @@ def _training(folder: Path, results: Mapping[str, Any]) -> list[str]:
     if not any(stage.rows for stage in history):
         return [*stages, "No curves: the run folder holds no `logs/<stage>/metrics.csv`."]
     figure = training_curves(history, results["metric"], results.get("teacher"), results.get("untrained"))
-    return [*stages, _picture(folder, figure, "training", "Loss and metric over the steps"), CURVES]
+    return [
+        *stages,
+        _picture(folder, figure, "training", "Loss and metric over the steps"),
+        captions.curves(results["steps"]),
+    ]
 
 
 def _layers(folder: Path, signals: Mapping[str, Signals], batch: Batch) -> list[str]:
@@ -136,7 +120,7 @@ def _layers(folder: Path, signals: Mapping[str, Signals], batch: Batch) -> list[
     except ValueError as reason:  # a student of another depth or width than its teacher
         return [title, f"Not measured: {reason}."]
     picture = _picture(folder, layer_error_plot(errors), "layer_errors", "Mean squared error of each layer's output")
-    return [title, picture, ERRORS, markdown.error_table(errors)]
+    return [title, picture, captions.errors(errors), markdown.error_table(errors)]
 
 
 def _attention(folder: Path, signals: Mapping[str, Signals], batch: Batch, tokens: Sequence[str] | None) -> list[str]:
@@ -156,7 +140,7 @@ def _attention(folder: Path, signals: Mapping[str, Signals], batch: Batch, token
     picture = _picture(
         folder, attention_map_plot(maps, tokens), "attention_maps", "Attention maps, a column for each model"
     )
-    return [title, picture, ATTENTION]
+    return [title, picture, captions.ATTENTION]
 
 
 def _reproduce(folder: Path, results: Mapping[str, Any]) -> list[str]:

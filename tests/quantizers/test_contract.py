@@ -75,7 +75,9 @@ def test_gradient_passes_inside_the_clip_only(name: str, x: Tensor, seed: int) -
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.dtype)
     x.requires_grad_()
     quantizer(x).backward(upstream)
-    inside = torch.ones_like(x) if quantizer.clip is None else ((x > -quantizer.clip) & (x < quantizer.clip)).to(x.dtype)
+    inside = (
+        torch.ones_like(x) if quantizer.clip is None else ((x > -quantizer.clip) & (x < quantizer.clip)).to(x.dtype)
+    )
     assert x.grad.dtype == x.dtype
     assert torch.equal(x.grad, upstream * inside)
 

@@ -85,7 +85,7 @@ def test_gradient_does_not_pass_through_the_scale() -> None:
 
 
 def test_refusals_say_why() -> None:
-    with pytest.raises(ValueError, match="threshold=-0.1 must not be negative"):
+    with pytest.raises(ValueError, match=r"threshold=-0\.1 must not be negative"):
         TernaryQuantizer(threshold=-0.1)
     with pytest.raises(ValueError, match="granularity='column' is unknown: choose one of tensor, row"):
         TernaryQuantizer(granularity="column")  # type: ignore[arg-type]

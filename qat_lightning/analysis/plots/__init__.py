@@ -1,4 +1,4 @@
-"""Pictures of a run, as matplotlib figures that no global state knows of: `training_curves(…).savefig("curves.png")`."""
+"""Pictures of a run: matplotlib figures outside its global state. `training_curves(…).savefig("curves.png")`."""
 
 from qat_lightning.analysis.plots.curves import training_curves
 from qat_lightning.analysis.plots.layers import layer_error_plot

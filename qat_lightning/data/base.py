@@ -1,0 +1,151 @@
+"""What every task's data is: rows read once, batches in an order that can be recomputed, metrics, a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from qat_lightning.data.samplers import EpochBatchSampler, ShardSampler, permutation
+
+Row = Mapping[str, Any]
+Collate = Callable[[Sequence[Row]], dict[str, Tensor]]
+
+
+class TaskData(LightningDataModule):
+    """Batches are `dict[str, Tensor]`: the model's inputs and "labels" (int64 classes, float32 for a regression).
+
+    Subclasses write `read` and `collate`.
+
+    Args:
+        batch_size: rows in a training batch of one process.
+        metrics: name → metric, fed (class ids or regression scores, labels).
+        metric: the name of the one that counts.
+        num_labels: classes; 1 for a regression.
+        train_limit: only so many rows, the first of a fixed seeded permutation; None for all.
+        validation_limit: only the first so many rows; None for all.
+        evaluation_batch_size: None for twice the batch size.
+        seed: decides the order of the rows.
+
+    Raises:
+        ValueError: `metric` is none of `metrics`.
+    """
+
+    task = "task"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        metrics: Mapping[str, Metric],
+        metric: str,
+        num_labels: int,
+        train_limit: int | None = None,
+        validation_limit: int | None = None,
+        evaluation_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if metric not in metrics:
+            raise ValueError(f"data.metric={metric!r} is none of data.metrics: {', '.join(metrics)}")
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size or 2 * batch_size
+        self.metrics, self.metric, self.num_labels = dict(metrics), metric, num_labels
+        self.train_limit, self.validation_limit = train_limit, validation_limit
+        self.num_workers, self.seed = num_workers, seed
+        self.label_names: list[str] | None = None
+        self.train_rows: Sequence[Row] = ()
+        self.validation_rows: Sequence[Row] = ()
+
+    @property
+    def regression(self) -> bool:
+        return self.num_labels == 1
+
+    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        """Training and validation rows, encoded: input name → numbers, and "labels"."""
+        raise NotImplementedError(f"{type(self).__name__} must define read()")
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """One batch of rows."""
+        raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
+
+    def tokens(self, batch: Mapping[str, Tensor]) -> list[str] | None:
+        """The words of the batch's first row, for a picture; None for an image."""
+        return None
+
+    def load(self) -> None:
+        """Read both splits, once. Raises ValueError in words for data that cannot be used."""
+        if self.train_rows:
+            return
+        train, validation = self.read()
+        for name, rows in (("train", train), ("validation", validation)):
+            if not len(rows):
+                raise ValueError(f"the {name} split of {self.task} is empty: give data.path another data set")
+        if self.train_limit is not None and self.train_limit < len(train):
+            chosen = permutation(len(train), 0, 0)[: self.train_limit]  # the same rows for every seed of a sweep
+            train = [train[row] for row in chosen]
+        if self.validation_limit is not None:
+            validation = [validation[row] for row in range(min(self.validation_limit, len(validation)))]
+        self.train_rows, self.validation_rows = train, validation
+
+    def setup(self, stage: str) -> None:
+        self.load()
+
+    def train_dataloader(self) -> DataLoader:
+        """Lightning's progress decides where in which epoch the order begins, so a resumed run reads on where it stopped."""
+        rank, world_size = self._place()
+        batches = EpochBatchSampler(len(self.train_rows), self.batch_size, self.seed, rank, world_size)
+        if self.trainer is not None:
+            batches.set_epoch(self.trainer.current_epoch)
+            batches.skip = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready % len(batches)
+        return DataLoader(
+            self.train_rows,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(
+            self.validation_rows,  # type: ignore[arg-type]
+            batch_size=self.evaluation_batch_size,
+            sampler=ShardSampler(len(self.validation_rows), *self._place()),
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def batches_per_epoch(self, world_size: int = 1) -> int:
+        return math.ceil(len(self.train_rows) / (self.batch_size * world_size))
+
+    def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
+        """The first training batches of a fixed order: the same on every rank."""
+        batches = list(EpochBatchSampler(len(self.train_rows), self.batch_size, seed=0))[:count]
+        return [self.collate([self.train_rows[row] for row in rows]) for rows in batches]
+
+    def example_batch(self, count: int) -> dict[str, Tensor]:
+        """The first validation rows, for pictures."""
+        return self.collate([self.validation_rows[row] for row in range(min(count, len(self.validation_rows)))])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the encoded rows in use: other data, another tokenizer or another limit gives another one."""
+        digest = hashlib.sha256(f"{self.num_labels}".encode())
+        for rows in (self.train_rows, self.validation_rows):
+            digest.update(b"split")
+            for row in rows:
+                for name, value in sorted(row.items()):
+                    digest.update(name.encode())
+                    digest.update(torch.as_tensor(value).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

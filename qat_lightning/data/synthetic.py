@@ -1,0 +1,80 @@
+"""Random rows with random labels, for smoke tests and timing: nothing can be learned from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.images import collate_images
+
+
+class RandomText(TaskData):
+    """Random tokens, from two up to `length` in a row, padded to the batch's longest.
+
+    Args:
+        rows: of each split.
+        vocabulary_size: tokens are 1…vocabulary_size − 1; 0 is padding.
+    """
+
+    task = "random text"
+
+    def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
+        super().__init__(**common)
+        self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
+
+    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        draw = torch.Generator().manual_seed(0)
+        return self._rows(draw), self._rows(draw)
+
+    def _rows(self, draw: torch.Generator) -> list[Row]:
+        lengths = torch.randint(2, self.length + 1, (self.rows,), generator=draw).tolist()
+        return [
+            {
+                "input_ids": torch.randint(1, self.vocabulary_size, (length,), generator=draw),
+                "labels": _label(self.num_labels, draw),
+            }
+            for length in lengths
+        ]
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        ids = torch.nn.utils.rnn.pad_sequence([row["input_ids"] for row in rows], batch_first=True)
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids > 0).long(),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+
+class RandomImages(TaskData):
+    """Normal pixels. Args: rows of each split, channels, size (height and width in pixels)."""
+
+    task = "random images"
+
+    def __init__(self, *, rows: int = 64, channels: int = 3, size: int = 224, **common: Any) -> None:
+        super().__init__(**common)
+        self.rows, self.channels, self.size = rows, channels, size
+
+    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        draw = torch.Generator().manual_seed(0)
+        return self._rows(draw), self._rows(draw)
+
+    def _rows(self, draw: torch.Generator) -> list[Row]:
+        shape = (self.channels, self.size, self.size)
+        return [
+            {"pixel_values": torch.randn(shape, generator=draw), "labels": _label(self.num_labels, draw)}
+            for _ in range(self.rows)
+        ]
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        return collate_images(rows)
+
+
+def _label(num_labels: int, draw: torch.Generator) -> int | float:
+    """A class, or a score for a regression."""
+    if num_labels == 1:
+        return torch.rand((), generator=draw).item()
+    return int(torch.randint(num_labels, (), generator=draw))

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger
+
+from qat_lightning.analysis.history import StageHistory, read_history
+
+
+def write(folder: Path, version: str, text: str) -> None:
+    file = folder / "logs" / version / "metrics.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+
+
+def test_reads_what_lightning_writes(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="logs", version="train")
+    logger.log_metrics({"train/loss": 2.5, "epoch": 0}, step=0)
+    logger.log_metrics({"val/accuracy": 0.75, "epoch": 0}, step=0)
+    logger.log_metrics({"train/loss": 1.5, "epoch": 0}, step=1)
+    logger.save()
+    (stage,) = read_history(tmp_path, {"train": 2})
+    assert stage == StageHistory(
+        "train",
+        2,
+        [{"step": 0, "epoch": 0, "train/loss": 2.5, "val/accuracy": 0.75}, {"step": 1, "epoch": 0, "train/loss": 1.5}],
+    )
+
+
+def test_later_files_win_where_they_logged(tmp_path: Path) -> None:
+    write(tmp_path, "train", "step,train/loss,val/f1\n0,9,\n1,8,0.1\n2,7,0.2\n")
+    write(tmp_path, "train.2", "step,train/loss,val/f1\n2,70,\n3,60,\n")
+    write(tmp_path, "train.10", "step,train/loss,val/f1\n3,600,0.5\n")
+    (stage,) = read_history(tmp_path, {"train": 4})
+    assert stage.series("train/loss") == ([0, 1, 2, 3], [9, 8, 70, 600])
+    assert stage.series("val/f1") == ([1, 2, 3], [0.1, 0.2, 0.5])
+
+
+def test_each_stage_has_its_own_files(tmp_path: Path) -> None:
+    write(tmp_path, "train", "step,train/loss\n0,1\n")
+    write(tmp_path, "train_more", "step,train/loss\n0,2\n")
+    write(tmp_path, "train.old", "step,train/loss\n0,3\n")
+    write(tmp_path, "teacher", "step,train/loss\n0,4\n")
+    history = read_history(tmp_path, {"teacher": 5, "intervene": 0, "train": 6})
+    assert [(stage.name, stage.steps, stage.series("train/loss")[1]) for stage in history] == [
+        ("teacher", 5, [4]),
+        ("intervene", 0, []),
+        ("train", 6, [1]),
+    ]
+
+
+def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
+    write(tmp_path, "train", "epoch,step,train/loss\n0,0,3.5\n0,1,2.5e\n0,\n0,2,1.5,7\n")
+    (stage,) = read_history(tmp_path, {"train": 3})
+    assert stage.series("train/loss") == ([0, 2], [3.5, 1.5])
+    assert stage.rows[1] == {"epoch": 0, "step": 1}
+
+
+def test_series_leaves_out_what_is_not_finite() -> None:
+    stage = StageHistory("train", 3, [{"step": 0, "a": float("nan")}, {"step": 1, "a": float("inf")}, {"step": 2, "a": 1}])
+    assert stage.series("a") == ([2], [1])
+    assert stage.series("b") == ([], [])

@@ -1,0 +1,139 @@
+"""What is refused before data and models are loaded, and in which words."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from qat_lightning.cli import CONF
+from qat_lightning.config import ALLOWED, ConfigError, check, check_targets, create, resolve, suggest
+from qat_lightning.quantizers import TernaryQuantizer
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+GROUPS = ["model", "quantization", "losses", "intervention", "schedule", "optimizer", "scheduler", "stages", "data"]
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_composes_and_passes_the_checks(experiment):
+    config = composed(f"+experiment={experiment}")
+    check(config)
+    assert config["experiment"] == experiment
+
+
+def test_the_five_experiments_of_the_first_release_exist():
+    assert {"quickstart", "ti_minilm_l6", "ti_bert_base", "ti_bert_large", "ternarybert_base"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_yaml_of_a_group_composes(group):
+    for choice in sorted(path.stem for path in (CONF / group).glob("*.yaml")):
+        config = composed(f"{group}={choice}", *(["data.path=x"] if choice == "text" else []))
+        assert group in config
+
+
+def test_default_is_the_quickstart_model():
+    config = composed()
+    check(config)
+    assert config["model"]["architecture"]["model_type"] == "vit"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["losses.hidden.layers=[[0,9]]"], r"losses\.hidden\.layers holds \[0, 9\].* 4 layers: hidden can be 0 to 4"),
+        (["losses.scores.layers=[[4,4]]"], r"losses\.scores\.layers .* attention\.scores can be 0 to 3"),
+        (["intervention.map.at=[7]"], r"intervention\.map\.at holds 7.* 0 to 3"),
+        (["teacher=none", "intervention=none", "schedule=none"], r"losses\.logits needs a teacher.*losses=task"),
+        (["teacher=none", "losses=task"], r"intervention needs a teacher.*intervention=none"),
+        (["intervention=output"], r"schedule names intervention 'context'.*choices: output"),
+        (["schedule=none"], r"intervention is set and schedule is not"),
+        (["intervention=none"], r"schedule is set and intervention is not"),
+        (["quantization=uniform_w4a8", "quantization.weight.bits=9"], r"bits=9 .*choose 2 to 8"),
+        (["quantization.activation.bits=1"], r"activation|input.*bits=1 .*choose 2 to 8"),
+        (["quantization.weight.granularity=column"], r"granularity='column'.*'tensor' or 'row'"),
+        (["losses.hidden.weight=heavy"], r"losses\.hidden\.weight='heavy'.*number"),
+        (["losses.hidden.reduction=sum"], r"losses\.hidden\.reduction='sum'.*'masked' or 'reference'"),
+        (["losses.hidden.site=middle"], r"unknown site 'middle'; sites: logits, hidden"),
+        (["+losses.hidden.wieght=1"], r"losses\.hidden\.wieght is no argument of Match: did you mean 'weight'\?"),
+        (["optimizer.lr=fast"], r"optimizer\.lr='fast'"),
+        (["scheduler.warmup=2"], r"warmup=2"),
+        (["data.batch_size=0"], r"data\.batch_size=0 must be 1 or more"),
+        (["data.batch_size=many"], r"data\.batch_size='many'.*integer"),
+        (["stages.train.max_steps=-1"], r"stages\.train\.max_steps=-1 must be 0 or more"),
+        (["stages.train.max_epochs=null"], r"stages\.train needs a budget"),
+        (["schedule.shares.map=0"], r"shares=.*positive"),
+        (["losses.hidden._target_=os.system"], r"losses\.hidden\._target_='os\.system' is not allowed"),
+        (["losses.hidden._target_=qat_lightning.losses.Mtach"], r"does not exist"),
+    ],
+)
+def test_mistake_is_refused_in_words(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        check(composed(*overrides))
+
+
+def test_missing_value_is_named_with_the_override_that_gives_it():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=["+losses.extra.weight=???"])
+    with pytest.raises(ConfigError, match=r"losses\.extra\.weight must be given: add losses\.extra\.weight=…"):
+        resolve(config)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "qat_lightning.cli.os.system",
+        "qat_lightning.config.importlib.import_module",
+        "qat_lightning.config.Path",
+        "qat_lightning.config.instantiate",
+        "lightning.pytorch.utilities.rank_zero.log",
+        "torch.optim.Adam.__class__",
+        "torch.load",
+        7,
+    ],
+)
+def test_target_is_judged_by_where_it_is_really_defined(target):
+    with pytest.raises(ConfigError, match="not allowed|does not exist"):
+        check_targets({"_target_": target}, "losses.bad")
+
+
+def test_nested_target_is_checked_too():
+    node = {"_target_": "qat_lightning.losses.Match", "site": "hidden", "distance": {"_target_": "os.getcwd"}}
+    with pytest.raises(ConfigError, match=r"losses\.x\.distance\._target_='os\.getcwd'"):
+        create(node, "losses.x")
+
+
+def test_create_builds_what_is_allowed():
+    quantizer = create({"_target_": "qat_lightning.quantizers.TernaryQuantizer", "granularity": "row"}, "weight")
+    assert isinstance(quantizer, TernaryQuantizer)
+    assert quantizer.granularity == "row"
+    assert all(prefix.endswith(".") for prefix in ALLOWED)
+
+
+def test_suggestion_names_the_nearest_and_all():
+    assert suggest("wieght", ["weight", "site"]) == "did you mean 'weight'? choices: site, weight"
+
+
+def test_depth_of_a_local_model_is_read_from_its_folder(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 2}')
+    config = composed("model=bert_base", f"model.path={tmp_path}", "losses.hidden.layers=[[3,3]]")
+    with pytest.raises(ConfigError, match="2 layers: hidden can be 0 to 2"):
+        check(config)
+
+
+def test_an_override_by_name_reaches_every_quantizer_that_shares_it():
+    config = composed("quantization.activation.scale=static")
+    assert config["quantization"]["rules"]["layers"]["input"]["scale"] == "static"
+    assert config["quantization"]["attention"]["probs"]["scale"] == "static"
+
+
+def test_a_named_loss_can_be_taken_out():
+    assert set(composed("~losses.output")["losses"]) == {"logits", "hidden", "scores"}
+    assert OmegaConf.create(composed())["losses"]["output"]["site"] == "attention.output"

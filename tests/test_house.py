@@ -1,0 +1,196 @@
+"""The house rules that a machine can check: who may import whom, and what no file may contain."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "qat_lightning"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FLOORS = (
+    {"quantizers", "schedules"},
+    {"nn"},
+    {"sites"},
+    {"signals", "packing"},
+    {"losses", "intervention", "convert", "export", "analysis"},
+    {"data"},
+    {"training"},
+    {"config", "build", "run", "cli", "__main__", "evaluate", "bench", "summarize"},
+)
+"""Lowest first; a module imports from the floors below its own, never its own or above; the top floor from all."""
+
+ONLY = {"nn": set(), "sites": {"quantizers"}, "signals": {"sites"}, "packing": {"sites", "quantizers"}}
+"""What these may import of the floors below, when that is less than all."""
+
+PURE_TORCH = {"quantizers", "schedules", "sites", "signals", "losses", "intervention"}
+TOP = FLOORS[-1]
+MAY_IMPORT = {
+    "lightning": {"data", "training"} | TOP,
+    "hydra": TOP,
+    "omegaconf": TOP,
+    "transformers": {"nn", "convert", "data", "training"} | TOP,
+}
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
+
+
+def module_of(file: Path) -> str:
+    """The name under the package that the floors speak of; "" for the package's own __init__.
+
+    A command inside a package (`python -m qat_lightning.export`) belongs to the top floor.
+    """
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return "__main__" if parts[-1] == "__main__" else "" if parts == ("__init__",) else parts[0]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of all that is imported, inside functions and under TYPE_CHECKING as well."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that one can see the floor"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def floors_crossed(module: str, tree: ast.AST) -> list[str]:
+    """The imports of `module` that the floors forbid."""
+    own = next(index for index, floor in enumerate(FLOORS) if module in floor)
+    below = set().union(*FLOORS[:own])
+    allowed = {module} | ONLY.get(module, below) | (TOP if module in TOP else set())
+    inside = {name.split(".")[1] for name in imports(tree) if name.startswith("qat_lightning.")}
+    return sorted(inside - allowed)
+
+
+def forbidden_libraries(module: str, tree: ast.AST) -> list[str]:
+    roots = {name.split(".")[0] for name in imports(tree)}
+    found = {root for root in roots & MAY_IMPORT.keys() if module not in MAY_IMPORT[root]}
+    if module in PURE_TORCH:
+        found |= roots - set(sys.stdlib_module_names) - {"torch", "qat_lightning"}
+    return sorted(found)
+
+
+def dangerous(tree: ast.AST) -> list[str]:
+    """Pickles, evaluated text, and loading of weights that may hold code."""
+    found = sorted({name.split(".")[0] for name in imports(tree)} & PICKLES)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in {"eval", "exec", "builtins.eval", "builtins.exec"}:
+            found.append(called)
+        if called == "torch.load" and not any(
+            keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in node.keywords
+        ):
+            found.append(called)
+    return found
+
+
+def parsed(file: Path) -> ast.AST:
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def ids(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+every_file = pytest.mark.parametrize("file", FILES, ids=ids)
+
+
+def test_there_are_files_to_check() -> None:
+    assert {"quantizers", "nn", "sites", "losses", "intervention"} <= {module_of(file) for file in FILES}
+
+
+@every_file
+def test_every_module_has_a_floor(file: Path) -> None:
+    module = module_of(file)
+    assert not module or sum(module in floor for floor in FLOORS) == 1, f"say in FLOORS where {module!r} belongs"
+
+
+@every_file
+def test_imports_go_down(file: Path) -> None:
+    if module := module_of(file):
+        assert floors_crossed(module, parsed(file)) == []
+
+
+@every_file
+def test_libraries_stay_on_their_floors(file: Path) -> None:
+    assert forbidden_libraries(module_of(file), parsed(file)) == []
+
+
+@every_file
+def test_nothing_dangerous(file: Path) -> None:
+    assert dangerous(parsed(file)) == []
+
+
+@pytest.mark.parametrize("name", ["utils", "helpers", "common", "misc"])
+def test_no_drawer_for_odds_and_ends(name: str) -> None:
+    assert not [file for file in PACKAGE.rglob(f"{name}*") if "__pycache__" not in file.parts]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.name == "__init__.py"], ids=ids)
+def test_init_files_only_re_export(file: Path) -> None:
+    for node in parsed(file).body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_names = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"__all__", "__version__"}
+        assert is_docstring or is_names or isinstance(node, (ast.Import, ast.ImportFrom)), ast.unparse(node)
+
+
+def test_everything_exported_exists() -> None:
+    for file in FILES:
+        if file.name == "__init__.py":
+            exported = [node for node in parsed(file).body if isinstance(node, ast.Assign)]
+            names = {
+                name for node in exported if "__all__" in ast.unparse(node) for name in ast.literal_eval(node.value)
+            }
+            imported = {name.split(".")[-1] for name in imports(parsed(file))}
+            assert names <= imported, ids(file)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "crossed"),
+    [
+        ("nn", "from qat_lightning.quantizers import Quantizer", ["quantizers"]),
+        ("losses", "from qat_lightning.intervention import Intervention", ["intervention"]),
+        ("sites", "def f():\n    import qat_lightning.signals", ["signals"]),
+        ("data", "from qat_lightning.training.module import QATModule", ["training"]),
+        ("data", "from qat_lightning.data.base import TaskData\nfrom qat_lightning.sites import AXES", []),
+        ("run", "from qat_lightning.build import build", []),
+    ],
+)
+def test_the_check_sees_a_crossed_floor(module: str, source: str, crossed: list[str]) -> None:
+    assert floors_crossed(module, ast.parse(source)) == crossed
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "found"),
+    [
+        ("", "import lightning", ["lightning"]),
+        ("training", "from omegaconf import OmegaConf", ["omegaconf"]),
+        ("signals", "import torch, numpy", ["numpy"]),
+        ("sites", "from transformers import BertModel", ["transformers"]),
+        ("nn", "from transformers import AttentionInterface", []),
+    ],
+)
+def test_the_check_sees_a_library_on_the_wrong_floor(module: str, source: str, found: list[str]) -> None:
+    assert forbidden_libraries(module, ast.parse(source)) == found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import pickle", ["pickle"]),
+        ("from dill import loads", ["dill"]),
+        ("def f(x):\n    return eval(x)", ["eval"]),
+        ("torch.load(path)", ["torch.load"]),
+        ("torch.load(path, weights_only=False)", ["torch.load"]),
+        ("torch.load(path, weights_only=True)\nmodel.eval()", []),
+    ],
+)
+def test_the_check_sees_what_is_dangerous(source: str, found: list[str]) -> None:
+    assert dangerous(ast.parse(source)) == found
