@@ -122,8 +122,11 @@ class TrainerConfig:
 
 @dataclass
 class RunConfig:
+    """threads: CPU threads of torch; None leaves torch's own choice."""
+
     experiment: str = "run"
     seed: int = 1
+    threads: int | None = None
     teacher: Teacher = Teacher.full_precision
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +153,7 @@ _POSITIVE = (
     "data.batch_size", "data.max_length", "data.train_limit", "data.validation_limit", "data.num_labels",
     "stages.teacher.checkpoint_every", "stages.intervene.checkpoint_every", "stages.train.checkpoint_every",
     "stages.teacher.validate_every", "stages.intervene.validate_every", "stages.train.validate_every",
-    "trainer.accumulate_grad_batches", "quantization.calibration_batches",
+    "threads", "trainer.accumulate_grad_batches", "quantization.calibration_batches",
 )  # fmt: skip
 
 

@@ -115,6 +115,8 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
         ValueError: in words with the remedy, for all that is wrong with input.
     """
     _quiet()
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
     console = Console(quiet=rank_zero_only.rank != 0, highlight=False)
     require_hub(_wanted(config))
     data = build_data(config)
