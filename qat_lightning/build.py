@@ -50,7 +50,9 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
         described = _described(model, num_labels=data.num_labels)
         return auto.from_config(described, trust_remote_code=False)
     if model["path"] is None:
-        raise ConfigError("model.path must be given: a hub id or a folder; or model.pretrained=false for random weights")
+        raise ConfigError(
+            "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
+        )
     try:
         loaded = auto.from_pretrained(
             model["path"],
@@ -67,11 +69,11 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
 
 
 def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:
-    """Put the configured quantizers into `teacher` (hand over a copy), and calibrate what is static on training batches."""
+    """Put the configured quantizers into `teacher` (hand over a copy); calibrate what is static on training batches."""
     rules = [create(rule, f"quantization.rules.{name}") for name, rule in config["quantization"]["rules"].items()]
     attention = config["quantization"]["attention"]
     student = quantize(teacher, rules, create(attention, "quantization.attention") if attention else None)
-    calibrate(student, data.calibration_batches(config["quantization"]["calibration_batches"]))
+    calibrate(student, data.calibration_batches(config["quantization"]["calibration_rows"]))
     return student
 
 
@@ -143,7 +145,14 @@ def stage_settings(config: Plain, stage: str, steps: int, data: TaskData, previo
         groups += ["quantization", "losses", "teacher"]
     if stage == "intervene":
         groups += ["intervention", "schedule"]
-    trainer = ("devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
+    trainer = (
+        "devices",
+        "num_nodes",
+        "precision",
+        "accumulate_grad_batches",
+        "gradient_clip_val",
+        "limit_train_batches",
+    )
     chosen = {group: config[group] for group in groups} | {
         "seed": config["seed"],
         "trainer": {name: config["trainer"][name] for name in trainer},

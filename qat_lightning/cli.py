@@ -9,12 +9,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_lightning.config import check, register_schema, resolve, suggest
@@ -25,6 +26,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 FULL = "HYDRA_FULL_ERROR"
 TRACEBACK = os.environ.get(FULL, "0") not in ("", "0")
+MULTIRUN = ("-m", "--multirun")
 HINT = f"({FULL}=1 shows the traceback)"
 
 register_schema()
@@ -49,6 +51,7 @@ def _train(config: DictConfig) -> float:
 
 def train() -> None:
     """`python -m qat_lightning` and `qat-train`."""
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
     with _mistakes_in_words():
         asked = os.environ.get(FULL)
         os.environ[FULL] = "1"  # let Hydra pass errors on instead of printing them
@@ -60,7 +63,7 @@ def train() -> None:
 
 @contextmanager
 def _mistakes_in_words() -> Iterator[None]:
-    """What a user can mend ends the program with one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    """What a user can mend ends the program with one message and exit code 1, without a traceback."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -87,7 +90,7 @@ def _told(error: BaseException) -> str:
 def _drop_empty_folder() -> None:
     """A run that never began leaves no run folder."""
     if HydraConfig.initialized():
-        folder = HydraConfig.get().runtime.get("output_dir")
+        folder = HydraConfig.get().runtime.output_dir
         if folder and Path(folder).is_dir() and not any(Path(folder).iterdir()):
             Path(folder).rmdir()
 
@@ -98,12 +101,11 @@ def _speak_for_one_job() -> None:
     Lightning starts the other processes of a job with it, and in the folder `hydra.run.dir`; left alone they would each
     begin the whole sweep, in a second folder.
     """
-    config = HydraConfig.instance().cfg
-    assert config is not None
-    with open_dict(config):
+    config: Any = HydraConfig.instance().cfg
+    with read_write(config.hydra):
         config.hydra.run.dir = str(Path(config.hydra.runtime.output_dir).resolve())
-    flags = [word for word in sys.argv[1:] if word not in ("-m", "--multirun") and not _is_override(word)]
-    sys.argv = [sys.argv[0], *flags, *OmegaConf.to_object(config.hydra.overrides.task)]  # type: ignore[misc]
+    flags = [word for word in sys.argv[1:] if word not in MULTIRUN and not _is_override(word)]
+    sys.argv = [sys.argv[0], *flags, *map(str, config.hydra.overrides.task)]
 
 
 def _is_override(word: str) -> bool:

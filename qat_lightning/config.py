@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 ALLOWED = ("qat_lightning.", "torchmetrics.", "lightning.pytorch.", "torch.optim.")
@@ -95,7 +95,7 @@ class QuantizationConfig:
     activation: Any = None
     rules: dict[str, Any] = field(default_factory=dict)
     attention: Any = None
-    calibration_batches: int = 8
+    calibration_rows: int = 256
 
 
 @dataclass
@@ -153,7 +153,7 @@ _POSITIVE = (
     "data.batch_size", "data.max_length", "data.train_limit", "data.validation_limit", "data.num_labels",
     "stages.teacher.checkpoint_every", "stages.intervene.checkpoint_every", "stages.train.checkpoint_every",
     "stages.teacher.validate_every", "stages.intervene.validate_every", "stages.train.validate_every",
-    "threads", "trainer.accumulate_grad_batches", "quantization.calibration_batches",
+    "threads", "trainer.accumulate_grad_batches", "quantization.calibration_rows",
 )  # fmt: skip
 
 
@@ -256,7 +256,9 @@ def _check_arguments(target: Any, node: Mapping[str, Any], key: str, given: Mapp
     for name in names & set(hints):
         if not isinstance(node[name], Mapping):
             _check_type(node[name], hints[name], f"{key}.{name}")
-    required = {n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    required = {
+        n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     if not node.get("_partial_") and (missing := sorted(required - names - set(given))):
         raise ConfigError(f"{key}.{missing[0]} must be given: {target.__name__} needs it")
 
@@ -286,7 +288,9 @@ def _check_values(config: Plain) -> None:
             if stage[budget] is not None and stage[budget] < 0:
                 raise ConfigError(f"stages.{name}.{budget}={stage[budget]} must be 0 or more")
         if stage["max_steps"] is None and stage["max_epochs"] is None:
-            raise ConfigError(f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)")
+            raise ConfigError(
+                f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
+            )
 
 
 def _create_all(config: Plain, group: str, key: str | None = None) -> dict[str, Any]:
@@ -312,7 +316,8 @@ def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:
         )
     if config["intervention"]:
         raise ConfigError(
-            "intervention needs a teacher and teacher=none: choose intervention=none schedule=none, or teacher=full_precision"
+            "intervention needs a teacher and teacher=none: choose intervention=none schedule=none,"
+            " or teacher=full_precision"
         )
 
 
@@ -328,7 +333,7 @@ def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
 
 
 def _check_layers(config: Plain) -> None:
-    """A loss's layer pairs and an intervention's layers within the model's depth, where the depth is known from files."""
+    """Layer pairs of losses and layers of interventions lie within the model's depth, where files tell that."""
     depth = _depth(config["model"])
     if depth is None:
         return

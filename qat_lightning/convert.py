@@ -70,16 +70,19 @@ def quantize(model: nn.Module, rules: Sequence[Rule], attention: AttentionRule |
     """Put quantizers into `model`, in place; the first rule that matches a part wins. Parameters stay the same objects.
 
     Raises:
-        ValueError: a rule that matches no part of this model, or a part that is neither linear nor an embedding.
+        ValueError: a rule that no part of this model falls to, or a part that is neither linear nor an embedding.
     """
     parts = part_paths(model)
+    winners = {part: rule for part in parts if (rule := _first_match(rules, part)) is not None}
     for rule in rules:
-        if not rule.optional and not any(fnmatchcase(part, rule.parts) for part in parts):
-            raise ValueError(f"rule {rule.parts!r} matches no part of {type(model).__name__}; parts: {_brief(parts)}")
-    for part, path in parts.items():
-        rule = next((rule for rule in rules if fnmatchcase(part, rule.parts)), None)
-        if rule is not None and (rule.weight or rule.input):
-            model.set_submodule(path, _quantized(model.get_submodule(path), rule, part))
+        if not rule.optional and not any(winner is rule for winner in winners.values()):
+            raise ValueError(
+                f"rule {rule.parts!r} matches no part of {type(model).__name__} that an earlier rule has left;"
+                f" parts: {_brief(parts)}"
+            )
+    for part, rule in winners.items():
+        if rule.weight or rule.input:
+            model.set_submodule(parts[part], _quantized(model.get_submodule(parts[part]), rule, part))
     if attention is not None:
         _quantize_attention(model, attention)
     return model
@@ -88,15 +91,19 @@ def quantize(model: nn.Module, rules: Sequence[Rule], attention: AttentionRule |
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Show each quantizer what passes it on these batches, in evaluation mode; earlier quantizers are already on."""
-    training, observe = model.training, Observed(model)
-    model.eval()
+    observe = Observed(model)
     with ExitStack() as hooks:
+        hooks.callback(model.train, model.training)
+        model.eval()
         for module in model.modules():
             if hasattr(module, "calibrate"):
                 hooks.callback(module.register_forward_pre_hook(_show).remove)
         for batch in batches:
             observe(batch)
-    model.train(training)
+
+
+def _first_match(rules: Sequence[Rule], part: str) -> Rule | None:
+    return next((rule for rule in rules if fnmatchcase(part, rule.parts)), None)
 
 
 def _show(quantizer: Any, inputs: tuple[Tensor, ...]) -> None:

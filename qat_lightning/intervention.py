@@ -50,7 +50,9 @@ class Intervention:
                     hooks.callback(module.register_forward_pre_hook(_detach).remove)
             for site in self.replace:
                 if site not in teacher:
-                    raise ValueError(f"the teacher's signals lack {site!r}: observe the teacher with intervention.sites")
+                    raise ValueError(
+                        f"the teacher's signals lack {site!r}: observe the teacher with intervention.sites"
+                    )
                 for layer, module in self._modules(student, site):
                     hooks.callback(module.register_forward_hook(_give(site, teacher[site], layer)).remove)
             yield

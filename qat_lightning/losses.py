@@ -72,6 +72,8 @@ class Match:
     ) -> None:
         self.site, self.distance, self.weight = check_site(site), distance, weight
         self.reduction = _check(reduction, Reduction, "reduction")
+        if layers is not None and not len(layers):
+            raise ValueError("layers=[] matches nothing: name [student, teacher] pairs, or give null for all layers")
         self.layers = None if layers is None else [(int(own), int(other)) for own, other in layers]
         self.sites = (site,)
 
@@ -110,9 +112,7 @@ class SoftCrossEntropy:
 
     sites, needs_teacher = ("logits",), True
 
-    def __init__(
-        self, weight: float = 1.0, classes: Literal["sum", "mean"] = "sum", temperature: float = 1.0
-    ) -> None:
+    def __init__(self, weight: float = 1.0, classes: Literal["sum", "mean"] = "sum", temperature: float = 1.0) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature} must be positive")
         self.weight, self.temperature = weight, temperature

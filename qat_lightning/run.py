@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import yaml
 from lightning.pytorch import seed_everything
@@ -71,7 +72,9 @@ class Run:
     def steps(self, name: str) -> int:
         """Optimizer steps of a stage's budget."""
         stage = self.config["stages"][name]
-        already = self.outcomes["intervene"].steps if stage.get("includes_intervene") and "intervene" in self.outcomes else 0
+        already = (
+            self.outcomes["intervene"].steps if stage.get("includes_intervene") and "intervene" in self.outcomes else 0
+        )
         budget = Budget(stage["max_steps"], stage["max_epochs"], already)
         trainer = self.config["trainer"]
         processes = max(1, _count(trainer["devices"])) * trainer["num_nodes"]
@@ -117,7 +120,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     _quiet()
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
-    console = Console(quiet=rank_zero_only.rank != 0, highlight=False)
+    console = Console(quiet=not _first_process(), highlight=False)
     require_hub(_wanted(config))
     data = build_data(config)
     data.load()
@@ -140,7 +143,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     signals |= {"teacher": _watch(teacher, batch), "student": _watch(student, batch)}
     results = _results(run, student, untrained)
     report = folder / "report.md"
-    if rank_zero_only.rank == 0:
+    if _first_process():
         report = write_report(folder, results, signals, batch, data.tokens(batch))
         # last: a folder with metrics.json is a finished run
         (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -181,7 +184,9 @@ def _results(run: Run, student: nn.Module, untrained: float) -> Plain:
 def _watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
     """The signals that the report shows, on the CPU."""
     device, training = next(model.parameters()).device, model.training
-    signals = Observed(open_attention(model).eval(), PICTURED)({name: value.to(device) for name, value in batch.items()})
+    signals = Observed(open_attention(model).eval(), PICTURED)(
+        {name: value.to(device) for name, value in batch.items()}
+    )
     model.train(training)
     return {site: [signal.float().cpu() for signal in layers] for site, layers in signals.items()}
 
@@ -197,10 +202,15 @@ def _wanted(config: Plain) -> dict[str, str]:
 
 
 def _write_config(config: Plain, folder: Path, command: list[str]) -> None:
-    if rank_zero_only.rank == 0:
+    if _first_process():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         (folder / "overrides.yaml").write_text(yaml.safe_dump(command, allow_unicode=True))
+
+
+def _first_process() -> bool:
+    """Whether this process writes files and speaks, before and after there is a trainer."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _count(devices: Any) -> int:
@@ -220,7 +230,6 @@ def _quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
-
-

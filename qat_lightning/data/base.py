@@ -99,7 +99,7 @@ class TaskData(LightningDataModule):
         self.load()
 
     def train_dataloader(self) -> DataLoader:
-        """Lightning's progress decides where in which epoch the order begins, so a resumed run reads on where it stopped."""
+        """Lightning's progress decides where in which epoch the order begins: a resumed run reads on where it stopped."""
         rank, world_size = self._place()
         batches = EpochBatchSampler(len(self.train_rows), self.batch_size, self.seed, rank, world_size)
         if self.trainer is not None:
@@ -128,8 +128,9 @@ class TaskData(LightningDataModule):
         return math.ceil(len(self.train_rows) / (self.batch_size * world_size))
 
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
-        """The first training batches of a fixed order: the same on every rank."""
-        batches = list(EpochBatchSampler(len(self.train_rows), self.batch_size, seed=0))[:count]
+        """The first `count` training rows of a fixed order: the same for every rank, seed and batch size."""
+        chosen = permutation(len(self.train_rows), 0, 0)[:count]
+        batches = [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
         return [self.collate([self.train_rows[row] for row in rows]) for rows in batches]
 
     def example_batch(self, count: int) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import constants, get_session, scan_cache_dir
-from huggingface_hub.errors import CacheNotFound
+from datasets import config as datasets_config
+from huggingface_hub import constants, get_session
+from huggingface_hub.file_download import repo_folder_name
 
 PATIENCE = 5.0
 """Seconds for the hub to answer one request."""
@@ -20,23 +22,29 @@ def require_hub(wanted: Mapping[str, str]) -> None:
     """Refuse to begin without a model or a data set that neither the disk nor the hub can supply.
 
     Args:
-        wanted: override → hub id or folder, such as {"model.path": "google-bert/bert-base-uncased"}.
+        wanted: override → hub id or folder, such as {"model.path": "google-bert/bert-base-uncased"}. What `data.path`
+            names is a data set, anything else a model.
 
     Raises:
         Unreachable: one message that names all that is missing, and the overrides that supply it.
     """
-    remote = {override: place for override, place in wanted.items() if not Path(place).is_dir()}
-    if folders := {override: place for override, place in remote.items() if _is_path(place)}:
-        override, place = next(iter(folders.items()))
-        raise Unreachable(f"{override}={place!r} is no folder: give the path of one, or a hub id such as owner/name")
-    cached = _cached()
-    missing = {override: place for override, place in remote.items() if place not in cached}
-    if missing and not _hub_answers():
-        things = ", ".join(f"{place!r} ({override})" for override, place in missing.items())
-        remedy = " ".join(f"{override}=FOLDER" for override in missing)
-        raise Unreachable(
-            f"{things}: neither a local folder nor cached, and the hub cannot be reached. Give local folders with: {remedy}"
-        )
+    absent = {override: place for override, place in wanted.items() if not Path(place).is_dir()}
+    paths = {override: place for override, place in absent.items() if _is_path(place)}
+    remote = {
+        override: place
+        for override, place in absent.items()
+        if override not in paths and not _cached(place, "dataset" if override == "data.path" else "model")
+    }
+    if remote and _hub_answers():
+        remote = {}
+    if not (paths or remote):
+        return
+    reasons = [f"{override}={place!r} is no folder" for override, place in paths.items()]
+    if remote:
+        named = ", ".join(f"{override}={place!r}" for override, place in remote.items())
+        reasons.append(f"{named}: neither a local folder nor cached, and the hub cannot be reached")
+    remedy = " ".join(f"{override}=FOLDER" for override in wanted if override in paths or override in remote)
+    raise Unreachable(f"{'; '.join(reasons)}: give {remedy}")
 
 
 def _is_path(place: str) -> bool:
@@ -44,19 +52,31 @@ def _is_path(place: str) -> bool:
     return place.startswith((".", "/", "~")) or place.count("/") > 1
 
 
-def _cached() -> set[str]:
-    try:
-        return {repository.repo_id for repository in scan_cache_dir().repos if repository.size_on_disk > 0}
-    except CacheNotFound:
-        return set()
+def _cached(place: str, kind: str) -> bool:
+    """Some revision lies in the hub's cache, or a data set has been built in that of `datasets`."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=place, repo_type=kind) / "snapshots"
+    if any(folder.glob("*/*")):
+        return True
+    built = Path(datasets_config.HF_DATASETS_CACHE) / place.replace("/", "___")
+    return kind == "dataset" and any(built.glob("*/*"))
 
 
 def _hub_answers() -> bool:
-    """One request, no retry: a library's own retries take half a minute to give up."""
+    """One request without a retry: the libraries' own take half a minute to give up.
+
+    A thread, as the time limit of a request does not cover the look-up of the name.
+    """
     if constants.is_offline_mode():
         return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception:  # whatever the transport raises: it did not answer
-        return False
-    return True
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            answers.append(get_session().head(constants.ENDPOINT, timeout=PATIENCE).status_code < 500)
+        except Exception:  # whatever the transport raises: it did not answer
+            answers.append(False)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return any(answers)

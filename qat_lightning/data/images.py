@@ -23,7 +23,10 @@ class Digits(TaskData):
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         digits = load_digits()
         images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1  # from 0…16
-        rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, digits.target.tolist(), strict=True)]
+        rows = [
+            {"pixel_values": image, "labels": label}
+            for image, label in zip(images, digits.target.tolist(), strict=True)
+        ]
         train, validation = train_test_split(rows, test_size=0.2, random_state=0, stratify=digits.target)
         return train, validation
 

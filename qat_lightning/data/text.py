@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from datasets import ClassLabel, Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import Dataset
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.files import read_split
+from qat_lightning.data.hub import require_hub
+from qat_lightning.data.labels import class_names, class_numbers, scores
 
-READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+CHUNK = 1000
+"""Rows tokenized at once: what a tokenizer remembers of each (offsets, words) takes more memory than the numbers kept."""
 
 
 class TextData(TaskData):
@@ -50,8 +54,11 @@ class TextData(TaskData):
         super().__init__(**common)
         if padding not in ("longest", "max_length"):
             raise ValueError(f"data.padding={padding!r} is unknown: choose longest or max_length")
-        if not 1 <= len(text_columns) <= 2:
-            raise ValueError(f"data.text_columns={list(text_columns)} must name one column, or two for pairs")
+        if isinstance(text_columns, str) or not 1 <= len(text_columns) <= 2:
+            raise ValueError(
+                f"data.text_columns={text_columns!r} must be a list of one column, or of two for pairs: give"
+                " data.text_columns=[…]"
+            )
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.text_columns, self.label_column = list(text_columns), label_column
         self.splits = {"train": train_split, "validation": validation_split}
@@ -60,9 +67,11 @@ class TextData(TaskData):
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         self.tokenizer = self._read_tokenizer()
-        train, validation = (self._read_split(split) for split in ("train", "validation"))
+        train, validation = (read_split(self.path, self.name, split) for split in self.splits.values())
+        for split, name in ((train, "train"), (validation, "validation")):
+            self._check_columns(split, name)
         if not self.regression:
-            self.label_names = self._names(train)
+            self.label_names = class_names(train, self.label_column, self.num_labels)
         return self._encode(train, "train"), self._encode(validation, "validation")
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -70,86 +79,67 @@ class TextData(TaskData):
         batch = self.tokenizer.pad(inputs, padding=self.padding, max_length=self.max_length, return_tensors="pt")
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
-    def tokens(self, batch: Any) -> list[str]:
+    def tokens(self, batch: Mapping[str, Tensor]) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
 
+    def fingerprint(self) -> str:
+        """Of the rows and of their padding, which a loss that averages over it can feel."""
+        padded = f"{self.padding}" + (f" {self.max_length}" if self.padding == "max_length" else "")
+        return hashlib.sha256(f"{super().fingerprint()} {padded}".encode()).hexdigest()
+
     def _read_tokenizer(self) -> Any:
+        require_hub({"data.tokenizer": self.tokenizer_path})
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"no tokenizer in {self.tokenizer_path!r}: give model.path or data.tokenizer a folder that holds one ({error})"
             ) from error
+        if tokenizer.pad_token is None:
+            raise ValueError(
+                f"the tokenizer in {self.tokenizer_path!r} has no padding token: name one in its tokenizer_config.json,"
+                " or give data.tokenizer another"
+            )
         if self.max_length > tokenizer.model_max_length:
             raise ValueError(
-                f"data.max_length={self.max_length} is beyond the model's {tokenizer.model_max_length} positions: give less"
+                f"data.max_length={self.max_length} is beyond the model's {tokenizer.model_max_length} positions: give"
+                f" data.max_length={tokenizer.model_max_length} or less"
             )
         return tokenizer
 
-    def _read_split(self, split: str) -> Dataset:
-        wanted = self.splits[split]
-        try:
-            if Path(self.path).is_dir():
-                return _read_files(Path(self.path), wanted)
-            return load_dataset(self.path, self.name, split=wanted)
-        except (DatasetNotFoundError, DatasetGenerationError, OSError) as error:
-            reason = str(error.__cause__ or error)
-            raise ValueError(f"data.path={self.path!r}: the {wanted} split cannot be read: {reason}") from error
-
-    def _names(self, train: Dataset) -> list[str] | None:
-        """Of the classes, where the labels are names or know theirs; in sorted order where the file gives none."""
-        if self.label_column not in train.column_names:
-            return None
-        feature = train.features[self.label_column]
-        if isinstance(feature, ClassLabel):
-            return list(feature.names)
-        values = train[self.label_column][:]
-        return sorted(set(values)) if values and isinstance(values[0], str) else None
+    def _check_columns(self, split: Dataset, name: str) -> None:
+        columns = {"text_columns": self.text_columns, "label_column": [self.label_column]}
+        for argument, given in columns.items():
+            for column in given:
+                if column not in split.column_names:
+                    raise ValueError(
+                        f"the {name} split of data.path={self.path!r} has no column {column!r}, it has"
+                        f" {', '.join(split.column_names) or 'none'}: name the right one with"
+                        f" data.{argument}={'[…]' if argument == 'text_columns' else '…'}"
+                    )
 
     def _encode(self, split: Dataset, name: str) -> list[Row]:
-        if lacking := [column for column in (*self.text_columns, self.label_column) if column not in split.column_names]:
-            raise ValueError(
-                f"the {name} split of {self.path!r} has no column {lacking[0]!r}: it has {', '.join(split.column_names)};"
-                " name them with data.text_columns=[…] data.label_column=…"
-            )
-        if not len(split):
-            return []
-        texts = [[text or "" for text in split[column][:]] for column in self.text_columns]
-        encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
-        labels = [self._label(value, row, name) for row, value in enumerate(split[self.label_column][:])]
-        return [{key: encoded[key][row] for key in encoded} | {"labels": label} for row, label in enumerate(labels)]
+        labels = self._labels(split, name)
+        rows: list[Row] = []
+        for start in range(0, len(split), CHUNK):
+            chunk = split[start : start + CHUNK]
+            texts = [_texts(chunk[column], column, name) for column in self.text_columns]
+            encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+            count = len(texts[0])
+            rows += [{key: encoded[key][row] for key in encoded} | {"labels": labels[start + row]} for row in range(count)]
+        return rows
 
-    def _label(self, value: Any, row: int, split: str) -> int | float:
-        where = f"row {row} of the {split} split has label {value!r}"
+    def _labels(self, split: Dataset, name: str) -> Sequence[int | float]:
         if self.regression:
-            try:
-                return float(value)
-            except (TypeError, ValueError):
-                raise ValueError(f"{where}, which is no number: data.num_labels=1 asks for a regression") from None
-        if isinstance(value, str):
-            names = self.label_names or []
-            if value not in names:
-                raise ValueError(f"{where}, which the train split does not have: {', '.join(names)}")
-            value = names.index(value)
-        if value is None or int(value) != value or not 0 <= value < self.num_labels:
-            raise ValueError(
-                f"{where}, outside 0…{self.num_labels - 1}: set data.num_labels to the number of classes"
-                " (labels of −1 mark an unlabelled test split, which cannot be used)"
-            )
-        return int(value)
+            return scores(split, self.label_column, name)
+        return class_numbers(split, self.label_column, self.label_names, self.num_labels, name)
 
 
-def _read_files(folder: Path, split: str) -> Dataset:
-    """`train.parquet`, or the only file whose name begins so (`validation_matched.parquet`)."""
-    held = sorted(path for path in folder.iterdir() if path.suffix in READERS)
-    exact = [path for path in held if path.stem == split]
-    found = exact or [path for path in held if path.stem.startswith(split)]
-    if len(found) != 1:
+def _texts(values: Sequence[Any], column: str, split: str) -> list[str]:
+    """A missing text is an empty one."""
+    if wrong := [value for value in values if not isinstance(value, str | None)]:
         raise ValueError(
-            f"data.path={str(folder)!r} holds {'no' if not found else 'several'} {split} files"
-            f" ({', '.join(path.name for path in held) or 'none that can be read'}): it needs {split}.parquet, .csv, .tsv,"
-            " .json or .jsonl; or name another split with data.train_split=… data.validation_split=…"
+            f"column {column!r} of the {split} split holds {wrong[0]!r}, which is no text: name columns of text with"
+            " data.text_columns=[…]"
         )
-    options = {"sep": "\t"} if found[0].suffix == ".tsv" else {}
-    # keep_in_memory: nothing is written beside the user's files
-    return load_dataset(READERS[found[0].suffix], data_files={split: str(found[0])}, split=split, keep_in_memory=True, **options)
+    return [value or "" for value in values]

@@ -29,6 +29,16 @@ class AttentionCore(nn.Module):
 
     PORTS = ("query", "key", "value", "scores", "probs", "context")
     QUANTIZED = ("query", "key", "probs", "value")
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    scores: nn.Module
+    probs: nn.Module
+    context: nn.Module
+    query_quantizer: nn.Module
+    key_quantizer: nn.Module
+    value_quantizer: nn.Module
+    probs_quantizer: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,9 +58,10 @@ class AttentionCore(nn.Module):
         scores = torch.matmul(self.query_quantizer(query), key.transpose(2, 3)) * scaling
         scores = self.scores(scores if mask is None else scores + mask)
         wide = torch.promote_types(scores.dtype, torch.float32)
-        probs = self.probs(functional.softmax(scores, dim=-1, dtype=wide).to(query.dtype))
-        kept = functional.dropout(probs, p=dropout, training=self.training)
-        context = self.context(torch.matmul(self.probs_quantizer(kept), value))
+        # Wide until the product, whatever autocast says: a map in bfloat16 has 3 digits, too few to compare or quantize.
+        probs = self.probs(functional.softmax(scores, dim=-1, dtype=wide))
+        kept = self.probs_quantizer(functional.dropout(probs, p=dropout, training=self.training))
+        context = self.context(torch.matmul(kept.to(value.dtype), value))
         return context.transpose(1, 2).contiguous(), probs
 
 
@@ -75,7 +86,7 @@ def attend(
             f"{type(module).__name__} asks its attention for {', '.join(unknown)}, which the opened attention does not"
             " compute; use a loss and an intervention without attention sites, and no attention quantizers"
         )
-    return module.core(  # type: ignore[operator,no-any-return]
+    return module.core(  # type: ignore[operator]
         query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, dropout
     )
 

@@ -37,7 +37,9 @@ class Quantizer(nn.Module):
         if not low <= bits <= high:
             raise ValueError(f"bits={bits} is outside the range of {type(self).__name__}: choose {low} to {high}")
         if granularity not in get_args(Granularity):
-            raise ValueError(f"granularity={granularity!r} is unknown: choose one of {', '.join(get_args(Granularity))}")
+            raise ValueError(
+                f"granularity={granularity!r} is unknown: choose one of {', '.join(get_args(Granularity))}"
+            )
         if clip is not None and not clip > 0:
             raise ValueError(f"clip={clip} must be positive, or null for none")
         self.bits, self.granularity, self.clip = bits, granularity, clip

@@ -14,7 +14,7 @@ class _ClippedStraightThrough(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, quantized: Tensor, clip: float) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, quantized: Tensor, clip: float) -> Tensor:
         return quantized.view_as(quantized)
 
     @staticmethod
@@ -23,7 +23,7 @@ class _ClippedStraightThrough(torch.autograd.Function):
         ctx.save_for_backward(x.abs() < clip)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
         return gradient * inside, None, None
 

@@ -62,7 +62,9 @@ class QATModule(LightningModule):
         sites = {site for loss in self.losses.values() for site in loss.sites}  # type: ignore[attr-defined]
         self.observe_student = Observed(student, sorted(sites))
         self.answer, self.observe_teacher = Observed(student), _silent
-        self._outside: list[nn.Module] = []  # a list, so that torch does not register the teacher as a part of the module
+        self._outside: list[
+            nn.Module
+        ] = []  # a list, so that torch does not register the teacher as a part of the module
         if teacher is not None:
             self._outside.append(teacher.requires_grad_(False).eval())
             given = {site for intervention in interventions for site in intervention.sites}
@@ -96,7 +98,7 @@ class QATModule(LightningModule):
     def score(self, kind: str, signals: Signals, batch: Batch) -> None:
         logits = signals["logits"][0].float()
         predictions = logits.squeeze(-1) if self.regression else logits.argmax(-1)
-        for name, metric in self.metrics[kind].items():  # type: ignore[operator,union-attr]
+        for name, metric in self.metrics[kind].items():  # type: ignore[operator]
             metric.update(predictions, batch["labels"])
             self.log(f"{kind}/{name}", metric, on_step=False, on_epoch=True, prog_bar=kind == "val")
 

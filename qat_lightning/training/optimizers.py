@@ -30,10 +30,12 @@ class BertAdam(Optimizer):
         weight_decay: float = 0.01,
         clip: float = 1.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "clip": clip})
+        super().__init__(
+            params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "clip": clip}
+        )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -48,7 +50,7 @@ class BertAdam(Optimizer):
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         means = [self.state[parameter]["mean"] for parameter in parameters]
         squares = [self.state[parameter]["square"] for parameter in parameters]
         if group["clip"] > 0:

@@ -55,6 +55,8 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
 
 
 def test_series_leaves_out_what_is_not_finite() -> None:
-    stage = StageHistory("train", 3, [{"step": 0, "a": float("nan")}, {"step": 1, "a": float("inf")}, {"step": 2, "a": 1}])
+    stage = StageHistory(
+        "train", 3, [{"step": 0, "a": float("nan")}, {"step": 1, "a": float("inf")}, {"step": 2, "a": 1}]
+    )
     assert stage.series("a") == ([2], [1])
     assert stage.series("b") == ([], [])

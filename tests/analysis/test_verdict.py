@@ -10,7 +10,13 @@ RUN = {
     "student": 0.912,
     "bits": {"attention.query": 2, "head": 32},
 }
-PERPLEXITY = {"metric": "perplexity", "higher_is_better": False, "teacher": 12.34, "untrained": 1034.2, "student": 13.24}
+PERPLEXITY = {
+    "metric": "perplexity",
+    "higher_is_better": False,
+    "teacher": 12.34,
+    "untrained": 1034.2,
+    "student": 13.24,
+}
 
 
 @pytest.mark.parametrize(
