@@ -106,18 +106,26 @@ def build_module(
 
 
 def build_trainer(
-    config: Plain, stage: str, steps: int, folder: Path, callbacks: Sequence[Callback] = (), record: bool = True
+    config: Plain,
+    stage: str,
+    steps: int,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    validate_every: int = 1,
+    record: bool = True,
 ) -> Trainer:
-    """Lightning's trainer for one stage; without `record` it only scores: no bar, no log, no callback."""
-    budget, trainer = config["stages"][stage], dict(config["trainer"])
-    every, accumulate = budget["validate_every"], trainer["accumulate_grad_batches"]
+    """Lightning's trainer for one stage, validating every so many batches.
+
+    Without `record` it only scores: no bar, no log, no callback.
+    """
+    trainer = dict(config["trainer"])
     bar = trainer.pop("enable_progress_bar") and record
     return Trainer(
         **trainer | {"strategy": _strategy(trainer["strategy"], trainer["devices"])},
         max_steps=steps,
         max_epochs=-1,
-        val_check_interval=None if every is None else every * accumulate,
-        check_val_every_n_epoch=1 if every is None else None,
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=None,  # the data is one pass for the whole stage
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the data's own samplers know the ranks, and resume
         enable_progress_bar=bar,
@@ -151,7 +159,6 @@ def stage_settings(config: Plain, stage: str, steps: int, data: TaskData, previo
         "precision",
         "accumulate_grad_batches",
         "gradient_clip_val",
-        "limit_train_batches",
     )
     chosen = {group: config[group] for group in groups} | {
         "seed": config["seed"],

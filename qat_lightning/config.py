@@ -111,7 +111,6 @@ class TrainerConfig:
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str | None = None
     log_every_n_steps: int = 10
-    limit_train_batches: Any = None
     limit_val_batches: Any = None
     deterministic: bool | None = None
     benchmark: bool | None = None

@@ -76,9 +76,13 @@ class Run:
             self.outcomes["intervene"].steps if stage.get("includes_intervene") and "intervene" in self.outcomes else 0
         )
         budget = Budget(stage["max_steps"], stage["max_epochs"], already)
+        return budget.steps(self.batches_per_epoch, self.config["trainer"]["accumulate_grad_batches"])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of one process, all processes sharing an epoch."""
         trainer = self.config["trainer"]
-        processes = max(1, _count(trainer["devices"])) * trainer["num_nodes"]
-        return budget.steps(self.data.batches_per_epoch(processes), trainer["accumulate_grad_batches"])
+        return self.data.batches_per_epoch(_count(trainer["devices"]) * trainer["num_nodes"])
 
     def score(self, student: nn.Module) -> float:
         """The validation metric of a model as it stands."""
@@ -92,7 +96,9 @@ class Run:
             *build_callbacks(self.config, stage.name),
             *stage.callbacks(self.data.metric, settings["checkpoint_every"]),
         ]
-        trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks)
+        every = settings["validate_every"]
+        batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
+        trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
         outcome = stage.fit(trainer, module, self.data, settings["keep"])
         for logger in trainer.loggers:
             logger.finalize("success")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from qat_lightning.data.samplers import EpochBatchSampler, ShardSampler, permutation
+from qat_lightning.data.samplers import ShardSampler, StageBatchSampler, permutation
 
 Row = Mapping[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Tensor]]
@@ -22,20 +22,24 @@ Collate = Callable[[Sequence[Row]], dict[str, Tensor]]
 class TaskData(LightningDataModule):
     """Batches are `dict[str, Tensor]`: the model's inputs and "labels" (int64 classes, float32 for a regression).
 
-    Subclasses write `read` and `collate`.
+    Subclasses write `read` and `collate`. Rows are read by `load`, or when first asked for.
+
+    Attributes:
+        label_names: of the classes in the order of their numbers, where the data has names.
 
     Args:
         batch_size: rows in a training batch of one process.
         metrics: name → metric, fed (class ids or regression scores, labels).
         metric: the name of the one that counts.
         num_labels: classes; 1 for a regression.
-        train_limit: only so many rows, the first of a fixed seeded permutation; None for all.
+        train_limit: only so many rows, the first of a fixed permutation (the same for every seed); None for all.
         validation_limit: only the first so many rows; None for all.
-        evaluation_batch_size: None for twice the batch size.
+        evaluation_batch_size: rows in a validation batch; None for twice the batch size.
+        num_workers: processes that collate; 0 for none.
         seed: decides the order of the rows.
 
     Raises:
-        ValueError: `metric` is none of `metrics`.
+        ValueError: `metric` is none of `metrics`, or a size below 1.
     """
 
     task = "task"
@@ -56,6 +60,10 @@ class TaskData(LightningDataModule):
         super().__init__()
         if metric not in metrics:
             raise ValueError(f"data.metric={metric!r} is none of data.metrics: {', '.join(metrics)}")
+        sizes = {"batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size, "num_labels": num_labels}
+        for name, value in (sizes | {"train_limit": train_limit, "validation_limit": validation_limit}).items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value} must be 1 or more")
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size or 2 * batch_size
         self.metrics, self.metric, self.num_labels = dict(metrics), metric, num_labels
         self.train_limit, self.validation_limit = train_limit, validation_limit
@@ -66,6 +74,7 @@ class TaskData(LightningDataModule):
 
     @property
     def regression(self) -> bool:
+        """Labels are scores, not classes."""
         return self.num_labels == 1
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
@@ -81,7 +90,11 @@ class TaskData(LightningDataModule):
         return None
 
     def load(self) -> None:
-        """Read both splits, once. Raises ValueError in words for data that cannot be used."""
+        """Read both splits, once.
+
+        Raises:
+            ValueError: in words, for data that cannot be used.
+        """
         if self.train_rows:
             return
         train, validation = self.read()
@@ -99,22 +112,18 @@ class TaskData(LightningDataModule):
         self.load()
 
     def train_dataloader(self) -> DataLoader:
-        """Lightning's progress decides where in which epoch the order begins: a resumed run reads on where it stopped."""
-        rank, world_size = self._place()
-        batches = EpochBatchSampler(len(self.train_rows), self.batch_size, self.seed, rank, world_size)
-        if self.trainer is not None:
-            batches.set_epoch(self.trainer.current_epoch)
-            batches.skip = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready % len(batches)
+        """One pass is a whole stage, so that Lightning's progress is one number: the batches that were processed."""
         return DataLoader(
             self.train_rows,  # type: ignore[arg-type]
-            batch_sampler=batches,
+            batch_sampler=self._train_batches(),
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
         )
 
     def val_dataloader(self) -> DataLoader:
+        """The validation rows in order, each once over all ranks."""
+        self.load()
         return DataLoader(
             self.validation_rows,  # type: ignore[arg-type]
             batch_size=self.evaluation_batch_size,
@@ -125,28 +134,43 @@ class TaskData(LightningDataModule):
         )
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
+        """Training batches that each of `world_size` processes sees in an epoch."""
+        self.load()
         return math.ceil(len(self.train_rows) / (self.batch_size * world_size))
 
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
         """The first `count` training rows of a fixed order: the same for every rank, seed and batch size."""
+        self.load()
         chosen = permutation(len(self.train_rows), 0, 0)[:count]
         batches = [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
         return [self.collate([self.train_rows[row] for row in rows]) for rows in batches]
 
     def example_batch(self, count: int) -> dict[str, Tensor]:
-        """The first validation rows, for pictures."""
+        """The first `count` validation rows, for pictures."""
+        self.load()
         return self.collate([self.validation_rows[row] for row in range(min(count, len(self.validation_rows)))])
 
     def fingerprint(self) -> str:
         """SHA-256 over the encoded rows in use: other data, another tokenizer or another limit gives another one."""
+        self.load()
         digest = hashlib.sha256(f"{self.num_labels}".encode())
         for rows in (self.train_rows, self.validation_rows):
-            digest.update(b"split")
+            digest.update(f"split {len(rows)}".encode())
             for row in rows:
                 for name, value in sorted(row.items()):
-                    digest.update(name.encode())
-                    digest.update(torch.as_tensor(value).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                    tensor = torch.as_tensor(value).contiguous()
+                    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())  # where each value ends
+                    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def _train_batches(self) -> StageBatchSampler:
+        self.load()
+        rank, world_size = self._place()
+        batches, start = None, 0
+        if self.trainer is not None:
+            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return StageBatchSampler(len(self.train_rows), self.batch_size, self.seed, batches, start, rank, world_size)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

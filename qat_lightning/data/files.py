@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import csv
+import json
 from pathlib import Path
-from typing import Any
 
+import pyarrow
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import csv, parquet
 
-from qat_lightning.data.hub import Unreachable, require_hub
+from qat_lightning.data.hub import require_hub
 
-READERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-
-# "NA", "null" and "None" are words and names of classes. A tab-separated line has no quoting: GLUE's have lone quote marks.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    ".csv": {"keep_default_na": False},
-    ".tsv": {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE},
-}
+SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 
 
 def read_split(path: str, name: str | None, split: str) -> Dataset:
-    """The rows of `split`.
+    """The rows of `split`, in memory.
 
     Args:
         path: folder, or hub id of a data set.
@@ -30,42 +25,53 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
     Raises:
         ValueError: nothing there, no or several files of that split, unreadable content, or no hub (`Unreachable`).
     """
+    folder = Path(path)
+    if folder.is_dir():
+        file = _file(folder, split)
+        try:
+            return Dataset(_table(file))
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"{str(file)!r} cannot be read ({_line(error)}): repair it, or give data.path=FOLDER another folder"
+            ) from error
+    require_hub({"data.path": path})
     try:
-        if Path(path).is_dir():
-            return _read_file(_file(Path(path), split), split)
-        require_hub({"data.path": path})
         return load_dataset(path, name, split=split)
-    except (Unreachable, FileProblem):
-        raise
-    except (DatasetGenerationError, OSError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise ValueError(
-            f"data.path={path!r}{f' data.name={name}' if name else ''}: the {split} split cannot be read ({reason}):"
-            " give data.path=FOLDER with whole files"
+            f"the {split} split of data.path={path!r} data.name={name} cannot be read ({_line(error)}): choose another"
+            " data.name=…, another split with data.train_split=… data.validation_split=…, or give data.path=FOLDER"
         ) from error
-
-
-class FileProblem(ValueError):
-    """No file, or no single one, is the split's."""
 
 
 def _file(folder: Path, split: str) -> Path:
     """`train.parquet`, or the only file whose name begins so (`validation_matched.parquet`)."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in READERS)
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     found = [path for path in files if path.stem == split] or [path for path in files if path.stem.startswith(split)]
     if len(found) == 1:
         return found[0]
     problem = "several files" if found else "no file"
     held = ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))) or "nothing"
-    raise FileProblem(
+    raise ValueError(
         f"data.path={str(folder)!r} has {problem} of the {split} split, it holds {held}: give it {split}.parquet"
         " (or .csv, .tsv, .json, .jsonl), or name another split with data.train_split=… data.validation_split=…"
     )
 
 
-def _read_file(file: Path, split: str) -> Dataset:
-    # keep_in_memory, and the cache of `datasets` for the rest: nothing is written beside the user's files
-    options = _OPTIONS.get(file.suffix, {})
-    return load_dataset(
-        READERS[file.suffix], data_files={split: str(file)}, split=split, keep_in_memory=True, **options
-    )
+def _table(file: Path) -> pyarrow.Table:
+    """Read directly: no cache is written, "NA" and "null" stay words, and a line with a column too many is an error."""
+    match file.suffix:
+        case ".parquet":
+            return parquet.read_table(file)
+        case ".csv":
+            return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
+        case ".tsv":  # no quoting: GLUE's hold lone quote marks
+            return csv.read_csv(file, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False))
+    text = file.read_text(encoding="utf-8")
+    if text.lstrip().startswith("["):
+        return pyarrow.Table.from_pylist(json.loads(text))
+    return pyarrow.Table.from_pylist([json.loads(line) for line in text.splitlines() if line.strip()])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())

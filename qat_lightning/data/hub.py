@@ -14,7 +14,7 @@ PATIENCE = 5.0
 """Seconds for the hub to answer one request."""
 
 
-class Unreachable(ValueError):
+class Unreachable(ValueError):  # noqa: N818 (reads as a sentence: raise Unreachable)
     """Neither a local folder, nor cached, nor to be had from the hub."""
 
 

@@ -19,7 +19,7 @@ def class_names(train: Dataset, column: str, num_labels: int) -> list[str] | Non
         ValueError: not `num_labels` of them.
     """
     feature = train.features[column]
-    names = list(feature.names) if isinstance(feature, ClassLabel) else sorted(set(_words(train[column][:])))
+    names = list(feature.names) if isinstance(feature, ClassLabel) else sorted(_words(train[column][:]))
     if names and len(names) != num_labels:
         raise ValueError(
             f"data.num_labels={num_labels}, but column {column!r} has {len(names)} classes ({_listed(names)}): give"
@@ -41,12 +41,28 @@ def class_numbers(split: Dataset, column: str, names: Sequence[str] | None, num_
             f"the {name} split numbers its classes {_listed(own)}, the train split {_listed(names)}: give data.path"
             " files that agree"
         )
+    if names and own is None and any(isinstance(value, int | float) for value in values):
+        raise ValueError(
+            f"the {name} split has numbers for labels, the train split names ({_listed(names)}): give data.path files"
+            " that agree"
+        )
     numbers = {word: number for number, word in enumerate(names or ())}
-    return [_class_number(value, numbers, num_labels, f"row {row} of the {name} split") for row, value in enumerate(values)]
+    return [
+        _class_number(value, numbers, num_labels, f"row {row} of the {name} split") for row, value in enumerate(values)
+    ]
 
 
 def scores(split: Dataset, column: str, name: str) -> list[float]:
-    """The number that a regression predicts, of each row of the split called `name`. Raises ValueError for no number."""
+    """The number that a regression predicts, of each row of the split called `name`.
+
+    Raises:
+        ValueError: no finite number, or the number of a class.
+    """
+    if isinstance(feature := split.features[column], ClassLabel):
+        raise ValueError(
+            f"column {column!r} holds classes ({_listed(feature.names)}), and data.num_labels=1 asks for a regression:"
+            f" give data.num_labels={len(feature.names)}, or another data.label_column"
+        )
     return [_score(value, f"row {row} of the {name} split") for row, value in enumerate(split[column][:])]
 
 
@@ -78,8 +94,8 @@ def _score(value: Any, row: str) -> float:
     )
 
 
-def _words(values: Sequence[Any]) -> list[str]:
-    return [value for value in values if isinstance(value, str)]
+def _words(values: Sequence[Any]) -> set[str]:
+    return {value for value in values if isinstance(value, str) and value}
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,40 +10,55 @@ import torch
 from torch.utils.data import Sampler
 
 
-class EpochBatchSampler(Sampler[list[int]]):
-    """Batches of row numbers from a permutation that (seed, epoch) alone decides.
+class StageBatchSampler(Sampler[list[int]]):
+    """The batches of a whole training stage: batch b is a function of (seed, b), whatever was read before it.
 
-    A global batch holds batch_size · world_size rows and rank r takes its r-th slice, so two processes with batch b see
-    together what one process with batch 2b sees. The last global batch is kept; it is filled up from the permutation's
-    start to a multiple of world_size, so that all ranks take the same number of steps.
+    Batch b belongs to epoch b // (batches an epoch) and each epoch is a permutation that (seed, epoch) alone decides. A
+    global batch holds batch_size · world_size rows and rank r takes its r-th slice, so two processes with batch k see
+    together what one process with batch 2k sees. The last batch of an epoch is kept; it is filled up from the
+    permutation's start to a multiple of world_size, so that all ranks take the same number of steps.
 
-    Attributes:
-        skip: batches to leave out at the start of the next iteration, and of that one only (exact resume). The length
-            stays that of the whole epoch.
+    Args:
+        size: rows of the data.
+        batches: of the whole stage; None for one epoch.
+        start: batches to leave out at the start, those that a resumed run has seen; the length stays that of the stage.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        batches: int | None = None,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is outside 0…{world_size - 1}")
-        self.size, self.batch_size, self.seed, self.rank, self.world_size = size, batch_size, seed, rank, world_size
-        self.epoch, self.skip = 0, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
-        self.epoch = epoch
+        self.size, self.share, self.seed = size, batch_size * world_size, seed
+        self.rank, self.world_size, self.start = rank, world_size, start
+        self.per_epoch = math.ceil(size / self.share)
+        self.batches = self.per_epoch if batches is None else batches
 
     def __len__(self) -> int:
-        return math.ceil(self.size / (self.batch_size * self.world_size))
+        return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        order, share = permutation(self.size, self.seed, self.epoch), self.batch_size * self.world_size
-        skip, self.skip = self.skip, 0
-        for start in range(skip * share, self.size, share):
-            rows = order[start : start + share]
-            short = -len(rows) % self.world_size
-            rows += (order * math.ceil(short / self.size))[:short]
-            each = len(rows) // self.world_size
-            yield rows[self.rank * each : (self.rank + 1) * each]
+        epoch, order = -1, []
+        for batch in range(self.start, self.batches):
+            if batch // self.per_epoch != epoch:
+                epoch = batch // self.per_epoch
+                order = permutation(self.size, self.seed, epoch)
+            yield self._slice(order, batch % self.per_epoch)
+
+    def _slice(self, order: list[int], position: int) -> list[int]:
+        """This rank's rows of the global batch at `position` of an epoch."""
+        rows = order[position * self.share : (position + 1) * self.share]
+        short = -len(rows) % self.world_size
+        rows += (order * math.ceil(short / self.size))[:short]
+        each = len(rows) // self.world_size
+        return rows[self.rank * each : (self.rank + 1) * each]
 
 
 class ShardSampler(Sampler[int]):

@@ -29,7 +29,7 @@ class TextData(TaskData):
         name: configuration on the hub, such as cola; None for none.
         text_columns: one, or two for pairs.
         label_column: whole numbers from 0, names, or numbers for a regression (num_labels=1).
-        tokenizer: hub id or folder.
+        tokenizer: hub id or folder; None is refused when read.
         max_length: tokens; longer rows are cut.
         padding: "longest" of the batch, or "max_length" for all as the papers' code does.
 
@@ -42,7 +42,7 @@ class TextData(TaskData):
         *,
         path: str,
         text_columns: Sequence[str],
-        tokenizer: str,
+        tokenizer: str | None,
         name: str | None = None,
         label_column: str = "label",
         train_split: str = "train",
@@ -83,17 +83,22 @@ class TextData(TaskData):
         return self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
 
     def fingerprint(self) -> str:
-        """Of the rows and of their padding, which a loss that averages over it can feel."""
+        """Also of the padding, which a loss that averages over it can feel."""
         padded = f"{self.padding}" + (f" {self.max_length}" if self.padding == "max_length" else "")
         return hashlib.sha256(f"{super().fingerprint()} {padded}".encode()).hexdigest()
 
     def _read_tokenizer(self) -> Any:
+        if self.tokenizer_path is None:  # model.path=null, as a model of random weights has it
+            raise ValueError(
+                "there is no tokenizer to read texts with: give model.path=FOLDER or data.tokenizer=FOLDER"
+            )
         require_hub({"data.tokenizer": self.tokenizer_path})
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"no tokenizer in {self.tokenizer_path!r}: give model.path or data.tokenizer a folder that holds one ({error})"
+                f"no tokenizer in {self.tokenizer_path!r}: give model.path or data.tokenizer a folder that holds one"
+                f" ({' '.join(str(error).split())})"
             ) from error
         if tokenizer.pad_token is None:
             raise ValueError(
@@ -126,7 +131,9 @@ class TextData(TaskData):
             texts = [_texts(chunk[column], column, name) for column in self.text_columns]
             encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
             count = len(texts[0])
-            rows += [{key: encoded[key][row] for key in encoded} | {"labels": labels[start + row]} for row in range(count)]
+            rows += [
+                {key: encoded[key][row] for key in encoded} | {"labels": labels[start + row]} for row in range(count)
+            ]
         return rows
 
     def _labels(self, split: Dataset, name: str) -> Sequence[int | float]:

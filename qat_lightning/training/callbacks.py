@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from qat_lightning.intervention import Intervention
 from qat_lightning.training.module import QATModule
@@ -29,6 +32,34 @@ class InterventionSchedule(Callback):
 
     def on_train_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
         module.intervention = Intervention()
+
+
+class ResumePoint(Checkpoint):
+    """`last.ckpt`, to go on from: written every so many optimizer steps, between two steps of the optimizer.
+
+    Where a validation follows a batch, it is written after the validation: a checkpoint from before it would lose its
+    score on resume. Must stand after the callbacks whose state it is to hold.
+
+    Args:
+        path: written to a temporary name and renamed, so that it is whole whenever it exists.
+        every: optimizer steps.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch:  # type: ignore[operator]
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if batches % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.path)
 
 
 class SeedEachBatch(Callback):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qat_lightning.data.base import TaskData
+from qat_lightning.training.callbacks import ResumePoint
 from qat_lightning.training.module import QATModule
 
 Settings = dict[str, Any]
@@ -44,7 +45,7 @@ class Budget:
         """Optimizer steps. Raises ValueError for a budget that the earlier stages have used up."""
         given = [] if self.max_steps is None else [self.max_steps]
         if self.max_epochs is not None:
-            given.append(self.max_epochs * math.ceil(batches_per_epoch / accumulate))
+            given.append(math.ceil(self.max_epochs * batches_per_epoch / accumulate))
         steps = min(given) - self.already
         if steps < 0 or (steps == 0 and self.already):
             raise ValueError(
@@ -105,13 +106,16 @@ class Stage:
         student.load_state_dict(load_file(self.weights))
 
     def callbacks(self, metric: str, every: int) -> list[Callback]:
-        """`last.ckpt` every so many steps, to go on from; `best.ckpt` by the validation metric; the time spent."""
-        common: dict[str, Any] = {"dirpath": self.scratch, "enable_version_counter": False}
-        return [
-            ModelCheckpoint(**common, filename="last", every_n_train_steps=every),
-            ModelCheckpoint(**common, filename="best", monitor=f"val/{metric}", mode="max", save_weights_only=True),
-            Timer(),
-        ]
+        """The time spent; `best.ckpt` by the validation metric; `last.ckpt` every so many steps, to go on from."""
+        best = ModelCheckpoint(
+            self.scratch,
+            filename="best",
+            monitor=f"val/{metric}",
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+        return [Timer(), best, ResumePoint(self.scratch / "last.ckpt", every)]
 
     def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep: Keep) -> Outcome:
         """Train to the module's steps or on from the last checkpoint, keep the best or the last weights, write both files."""

@@ -1,0 +1,38 @@
+"""Small whole runs for the tests: a two-layer model, random rows, a few steps a stage."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from qat_lightning.cli import CONF
+from qat_lightning.config import check, resolve
+from qat_lightning.run import run
+
+SMALL = (
+    "model=tiny",
+    "data=random_text",
+    "data.rows=24",
+    "data.batch_size=8",
+    "stages.teacher.max_steps=4",
+    "stages.intervene.max_steps=6",
+    "stages.intervene.validate_every=2",
+    "stages.train.max_steps=14",
+    "stages.train.max_epochs=null",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+    "threads=1",
+    "optimizer.lr=1e-3",
+)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolve(compose("config", overrides=[*SMALL, *overrides]))
+    check(config)
+    return config
+
+
+def small_run(folder: Path, *overrides: str) -> dict[str, Any]:
+    return run(composed(*overrides), folder, list(overrides))
