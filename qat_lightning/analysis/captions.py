@@ -12,8 +12,8 @@ ATTENTION = (
 )
 
 
-def curves(stages: Collection[str]) -> str:
-    """Args: stages: those of the run; what is said fits them."""
+def curves(stages: Collection[str], teacher: bool) -> str:
+    """Args: stages: those of the run; what is said fits them. teacher: the run had one."""
     parts = ["Above: the training loss, each logged value (thin) and the running mean (thick)."]
     if "teacher" in stages:
         parts.append("The teacher's own training (grey) minimizes another loss, so the two heights do not compare.")
@@ -25,9 +25,8 @@ def curves(stages: Collection[str]) -> str:
     parts.append("Below: the validation metric; filled markers are the score of the trained model itself.")
     if "intervene" in stages:
         parts.append("Hollow markers on a dashed line are teacher-assisted: not the student's own score.")
-    parts.append(
-        "The closer the student comes to the teacher's level, and the earlier, the better (arXiv:2302.11812 Fig. 3c)."
-    )
+    if teacher:
+        parts.append("The closer to the teacher's level, and the earlier, the better (arXiv:2302.11812 Fig. 3c).")
     return " ".join(parts)
 
 
@@ -39,5 +38,5 @@ def errors(measured: Mapping[str, Sequence[float]]) -> str:
         " a flat line means that it is not (arXiv:2302.11812 Fig. 2b)."
     )
     if any(error == 0 for line in measured.values() for error in line):
-        said += " An error of exactly 0 (nothing quantized so far) has no place on a logarithmic axis."
+        said += " An error of exactly 0 (nothing quantized so far) is left out of a logarithmic axis."
     return said

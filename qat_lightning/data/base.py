@@ -113,6 +113,7 @@ class TaskData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """One pass is a whole stage, so that Lightning's progress is one number: the batches that were processed."""
+        self.load()
         return DataLoader(
             self.train_rows,  # type: ignore[arg-type]
             batch_sampler=self._train_batches(),
@@ -164,12 +165,13 @@ class TaskData(LightningDataModule):
         return digest.hexdigest()
 
     def _train_batches(self) -> StageBatchSampler:
-        self.load()
         rank, world_size = self._place()
         batches, start = None, 0
         if self.trainer is not None:
+            if self.trainer.max_steps < 0:
+                raise ValueError("the Trainer needs max_steps: one pass over the training loader is a whole stage")
             batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         return StageBatchSampler(len(self.train_rows), self.batch_size, self.seed, batches, start, rank, world_size)
 
     def _place(self) -> tuple[int, int]:

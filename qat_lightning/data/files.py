@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 from datasets import Dataset, load_dataset
@@ -67,10 +68,18 @@ def _table(file: Path) -> pyarrow.Table:
             return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
         case ".tsv":  # no quoting: GLUE's hold lone quote marks
             return csv.read_csv(file, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False))
-    text = file.read_text(encoding="utf-8")
+    return pyarrow.Table.from_pylist(_objects(file.read_text(encoding="utf-8-sig")))
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """Of a JSON list, or of one object in each line."""
     if text.lstrip().startswith("["):
-        return pyarrow.Table.from_pylist(json.loads(text))
-    return pyarrow.Table.from_pylist([json.loads(line) for line in text.splitlines() if line.strip()])
+        rows = json.loads(text)
+    else:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if wrong := [row for row in rows if not isinstance(row, dict)]:
+        raise ValueError(f"{wrong[0]!r} is no object with a value for each column")
+    return rows
 
 
 def _line(error: Exception) -> str:

@@ -146,7 +146,7 @@ def _texts(values: Sequence[Any], column: str, split: str) -> list[str]:
     """A missing text is an empty one."""
     if wrong := [value for value in values if not isinstance(value, str | None)]:
         raise ValueError(
-            f"column {column!r} of the {split} split holds {wrong[0]!r}, which is no text: name columns of text with"
+            f"column {column!r} of the {split} split holds {wrong[0]!r}, which is no text in UTF-8: name columns of text with"
             " data.text_columns=[…]"
         )
     return [value or "" for value in values]

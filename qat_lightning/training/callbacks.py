@@ -35,7 +35,7 @@ class InterventionSchedule(Callback):
 
 
 class ResumePoint(Checkpoint):
-    """`last.ckpt`, to go on from: written every so many optimizer steps, between two steps of the optimizer.
+    """`last.ckpt`, to go on from: written every so many optimizer steps, and at the end.
 
     Where a validation follows a batch, it is written after the validation: a checkpoint from before it would lose its
     score on resume. Must stand after the callbacks whose state it is to hold.
@@ -55,6 +55,9 @@ class ResumePoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        trainer.save_checkpoint(self.path)
 
     def _save(self, trainer: Trainer) -> None:
         batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1

@@ -70,7 +70,7 @@ class QATModule(LightningModule):
             given = {site for intervention in interventions for site in intervention.sites}
             self.observe_teacher = Observed(teacher, sorted(sites | given))
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         teacher = self.teach(batch)
         with self.intervention.by(teacher, self.student):
             student = self.observe_student(batch)
@@ -82,7 +82,7 @@ class QATModule(LightningModule):
         self.log("lr", self.learning_rate)
         return total
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The student's own score; while an intervention is at work, the teacher-assisted one beside it."""
         self.score("val", self.answer(batch), batch)
         if self.intervention.sites:

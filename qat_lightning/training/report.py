@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from matplotlib.figure import Figure
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -16,11 +17,9 @@ from rich.text import Text
 from qat_lightning.analysis import captions, markdown
 from qat_lightning.analysis.errors import layer_errors, sample_map, valid_tokens
 from qat_lightning.analysis.history import StageHistory, read_history
+from qat_lightning.analysis.plots import attention_map_plot, layer_error_plot, training_curves
 from qat_lightning.analysis.verdict import verdict
 from qat_lightning.signals import Batch, Signals
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["StageHistory", "read_history", "summary_table", "write_report"]
 
@@ -92,23 +91,16 @@ def _outcome(results: Mapping[str, Any]) -> list[str]:
 
 
 def _training(folder: Path, results: Mapping[str, Any]) -> list[str]:
-    from qat_lightning.analysis.plots import training_curves  # here: matplotlib is slow to import
-
     history = read_history(folder, results["steps"])
     stages = ["## Training", markdown.table(["stage", "steps", "time", "per step"], markdown.stage_rows(results))]
     if not any(stage.rows for stage in history):
         return [*stages, "No curves: the run folder holds no `logs/<stage>/metrics.csv`."]
     figure = training_curves(history, results["metric"], results.get("teacher"), results.get("untrained"))
-    return [
-        *stages,
-        _picture(folder, figure, "training", "Loss and metric over the steps"),
-        captions.curves(results["steps"]),
-    ]
+    picture = _picture(folder, figure, "training", "Loss and metric over the steps")
+    return [*stages, picture, captions.curves(results["steps"], teacher=results.get("teacher") is not None)]
 
 
 def _layers(folder: Path, signals: Mapping[str, Signals], batch: Batch) -> list[str]:
-    from qat_lightning.analysis.plots import layer_error_plot
-
     title, teacher = "## Error of each layer", signals.get("teacher") or {}
     compared = {
         NAMES[name]: signals[name] for name in ("untrained", "student") if "hidden" in (signals.get(name) or {})
@@ -124,8 +116,6 @@ def _layers(folder: Path, signals: Mapping[str, Signals], batch: Batch) -> list[
 
 
 def _attention(folder: Path, signals: Mapping[str, Signals], batch: Batch, tokens: Sequence[str] | None) -> list[str]:
-    from qat_lightning.analysis.plots import attention_map_plot
-
     title = "## Attention maps"
     maps = {
         NAMES[name]: [sample_map(layer, batch) for layer in signals[name][MAPS]]
@@ -135,7 +125,7 @@ def _attention(folder: Path, signals: Mapping[str, Signals], batch: Batch, token
     if not maps:
         return [title, f"Not captured: no model gave its `{MAPS}`."]
     valid = valid_tokens(batch)
-    if tokens is not None and valid is not None and len(tokens) != len(valid):
+    if tokens is not None and valid is not None and len(tokens) == batch["attention_mask"].shape[1]:
         tokens = [tokens[position] for position in valid.tolist()]
     picture = _picture(
         folder, attention_map_plot(maps, tokens), "attention_maps", "Attention maps, a column for each model"

@@ -51,10 +51,21 @@ def test_own_and_assisted_scores_and_levels_look_different() -> None:
     assert lines["quantized, not trained: 0.100"].get_ydata()[0] == 0.1
 
 
-def test_the_legend_names_what_is_drawn_and_only_that() -> None:
+def test_the_legends_name_what_is_drawn_and_only_that() -> None:
     figure = training_curves([stage("train", 50, 1.0, val=0.8)], "accuracy")
-    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    legends = [
+        [text.get_text() for text in owner.get_texts()] for owner in (figure.axes[0].get_legend(), *figure.legends)
+    ]
     assert legends == [["student (sum of the losses)"], ["student's own"]]
+
+
+def test_the_teachers_beginnings_do_not_press_the_rest_together() -> None:
+    rows = [{"step": float(step), "val/accuracy": score} for step, score in enumerate((0.1, 0.2, 0.95, 0.9))]
+    history = [StageHistory("teacher", 4, rows), stage("train", 9, 1.0, val=0.8)]
+    low, high = training_curves(history, "accuracy", teacher=0.9, untrained=0.6).axes[1].get_ylim()
+    assert 0.5 < low < 0.6
+    assert 0.95 < high < 1.0
+    assert training_curves(history[:1], "accuracy").axes[1].get_ylim()[0] < 0.1  # a run that only makes a teacher
 
 
 @pytest.mark.parametrize(("last", "scale"), [(19.0, "linear"), (21.0, "log")])
@@ -77,7 +88,7 @@ def test_stage_names_do_not_overlap(steps: tuple[int, int, int]) -> None:
 def test_curves_without_rows_or_stages_are_empty() -> None:
     for history in ([], [StageHistory("train", 5, [])], [StageHistory("export", 0, [])]):
         figure = training_curves(history, "accuracy")
-        assert figure.axes[0].get_legend() is None
+        assert not figure.axes[0].get_legend().get_texts()
         figure.draw_without_rendering()
 
 
@@ -129,6 +140,18 @@ def test_tokens_are_named_as_they_are_written() -> None:
         attention_map_plot({"student": maps(3)}, names[:4])
 
 
+def test_tokens_are_of_one_size_and_do_not_overlap() -> None:
+    figure = attention_map_plot({"teacher": maps(3, tokens=64), "student": maps(3, tokens=64)}, ["word"] * 64)
+    figure.draw_without_rendering()
+    for left in figure.axes[0:6:2]:
+        boxes = [label.get_window_extent() for label in left.get_yticklabels()]
+        # a line of text is a little higher than its letters
+        assert all(
+            lower.y1 - lower.y0 < 1.3 * abs(upper.y0 - lower.y0) for upper, lower in zip(boxes, boxes[1:], strict=False)
+        )
+    assert len({label.get_fontsize() for left in figure.axes[0:6:2] for label in left.get_yticklabels()}) == 1
+
+
 def test_of_many_tokens_only_some_are_named() -> None:
     axes = attention_map_plot({"student": maps(1, tokens=100)}, [str(index) for index in range(100)]).axes
     labels = [label.get_text() for label in axes[0].get_yticklabels()]
@@ -143,7 +166,7 @@ def test_models_of_different_depth_are_named_by_place() -> None:
 
 def test_figures_belong_to_no_global_state(tmp_path: Path) -> None:
     code = (
-        "import sys; import qat_lightning.analysis, qat_lightning.training.report\n"
+        "import sys; import qat_lightning, qat_lightning.analysis\n"
         "assert 'matplotlib' not in sys.modules, 'imported with the package'\n"
         "from qat_lightning.analysis.plots import layer_error_plot\n"
         f"layer_error_plot({{'student': [1.0, 2.0]}}).savefig({str(tmp_path / 'figure.png')!r})\n"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from qat_lightning.analysis.history import StageHistory
 from qat_lightning.analysis.plots.style import (
@@ -20,6 +22,7 @@ from qat_lightning.analysis.plots.style import (
     tidy,
 )
 
+ASSISTED = "teacher-assisted (not the student's own)"
 WIDTH = 9.0
 CHARACTER = 0.085
 """Inches; the width of a character in a stage's name, to tell whether two names would overlap."""
@@ -44,13 +47,15 @@ def training_curves(
         _draw_loss(loss, stage, start)
         _draw_scores(score, stage, start, metric)
     _draw_levels(score, {"teacher": teacher, "quantized, not trained": untrained})
+    _leave_out_beginnings(score)
     logarithmic = scale_by_span(loss, (value for stage in history for value in stage.series("train/loss")[1]))
     loss.set_ylabel("training loss" + " (log scale)" * logarithmic, fontsize=NORMAL)
     score.set_ylabel(f"{metric} (validation)", fontsize=NORMAL)
     score.set_xlabel("optimizer step, counted over all stages", fontsize=NORMAL)
     _mark_stages((loss, score), history, starts)
-    for axes in (loss, score):
-        _legend(axes)
+    loss.legend(*_named(loss), fontsize=SMALL, loc="best", framealpha=0.85, edgecolor="none")
+    # Outside: five names would hide the curves.
+    figure.legend(*_named(score), fontsize=SMALL, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -60,6 +65,8 @@ def _draw_loss(axes: Axes, stage: StageHistory, start: int) -> None:
     colour = TEACHER if of_teacher else STUDENT
     name = "teacher's own training (another loss: the task's)" if of_teacher else "student (sum of the losses)"
     smooth = _running_mean(values, window=min(51, len(values) // 12))
+    if not values:
+        return
     places = [start + step for step in steps]
     axes.plot(places, values, color=colour, linewidth=0.7, alpha=0.3)
     axes.plot(places, smooth, color=colour, linewidth=1.7, label=name)
@@ -68,15 +75,22 @@ def _draw_loss(axes: Axes, stage: StageHistory, start: int) -> None:
 def _draw_scores(axes: Axes, stage: StageHistory, start: int, metric: str) -> None:
     of_teacher = stage.name == "teacher"
     colour, marker = (TEACHER, "D") if of_teacher else (STUDENT, "o")
-    steps, values = stage.series(f"val/{metric}")
-    name = "teacher, during its own training" if of_teacher else "student's own"
-    axes.plot([start + step for step in steps], values, color=colour, marker=marker, markersize=3.5, label=name)
-    steps, values = stage.series(f"val_assisted/{metric}")
-    places = [start + step for step in steps]
-    name = "teacher-assisted (not the student's own)"
-    axes.plot(
-        places, values, color=STUDENT, linestyle="--", marker="o", markersize=5, markerfacecolor="white", label=name
-    )
+    own: dict[str, Any] = {"label": "teacher, during its own training" if of_teacher else "student's own"}
+    assisted: dict[str, Any] = {"label": ASSISTED, "linestyle": "--", "markersize": 4.5, "markerfacecolor": "white"}
+    for column, form in ((f"val/{metric}", own), (f"val_assisted/{metric}", assisted)):
+        steps, values = stage.series(column)
+        if values:
+            common: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5}
+            axes.plot([start + step for step in steps], values, **(common | form))
+
+
+def _leave_out_beginnings(axes: Axes) -> None:
+    """Heights for all but the first half of the teacher's own training, which would press the rest together."""
+    lines = [(line.get_color(), np.ravel(line.get_ydata())) for line in axes.lines]
+    if any(colour == STUDENT for colour, _ in lines):
+        held = np.concatenate([line[len(line) // 2 if colour == TEACHER else 0 :] for colour, line in lines])
+        margin = 0.08 * np.ptp(held) or 0.01
+        axes.set_ylim(held.min() - margin, held.max() + margin)
 
 
 def _draw_levels(axes: Axes, levels: dict[str, float | None]) -> None:
@@ -103,12 +117,10 @@ def _mark_stages(panels: tuple[Axes, Axes], history: Sequence[StageHistory], sta
     panels[0].set_xlim(-0.01 * total, max(1.01 * total, 1))
 
 
-def _legend(axes: Axes) -> None:
-    """Each name once, and only those with data."""
-    handles = {str(line.get_label()): line for line in axes.lines if np.size(line.get_ydata())}
-    named = {name: line for name, line in handles.items() if not name.startswith("_")}
-    if named:
-        axes.legend(list(named.values()), list(named), fontsize=SMALL, loc="best", framealpha=0.85, edgecolor="none")
+def _named(axes: Axes) -> tuple[list[Line2D], list[str]]:
+    """The lines that a legend names, each name once."""
+    lines = {str(line.get_label()): line for line in axes.lines if not str(line.get_label()).startswith("_")}
+    return list(lines.values()), list(lines)
 
 
 def _running_mean(values: Sequence[float], window: int) -> Sequence[float]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from qat_lightning.analysis.plots.style import NORMAL, SMALL, look, new_figure
@@ -44,7 +47,8 @@ def attention_map_plot(
         grid[row][0].set_ylabel(_row_name(row, depths), fontsize=NORMAL)
     for position, name in enumerate(shown):
         grid[0][position].set_title(name, fontsize=NORMAL + 1, color=look(name, position)[0], fontweight="bold")
-        _name_tokens(grid[-1][position], grid[0][0], tokens)
+    if tokens is not None:
+        _name_tokens(grid, tokens)
     figure.supxlabel("attends to (key)", fontsize=NORMAL)
     figure.supylabel("token (query)", fontsize=NORMAL)
     return figure
@@ -71,20 +75,23 @@ def _row_name(row: int, depths: Mapping[str, int]) -> str:
 def _draw_row(figure: Figure, row: list[Axes], panels: list[Tensor]) -> None:
     top = max(float(panel.max()) for panel in panels)
     for axes, panel in zip(row, panels, strict=True):
-        image = axes.imshow(panel.numpy(), cmap="cividis", vmin=0.0, vmax=top, interpolation="nearest")
+        image = axes.imshow(panel.numpy(), cmap="viridis", vmin=0.0, vmax=top, interpolation="nearest")
         axes.tick_params(labelsize=SMALL - 1)
-    bar = figure.colorbar(image, ax=row, shrink=0.85, pad=0.015)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    bar = figure.colorbar(image, ax=row, shrink=0.85, pad=0.015, ticks=MaxNLocator(5))
     bar.ax.tick_params(labelsize=SMALL - 1)
     bar.set_label("probability", fontsize=SMALL)
 
 
-def _name_tokens(bottom: Axes, left: Axes, tokens: Sequence[str] | None) -> None:
-    if tokens is None:
-        return
+def _name_tokens(grid: Any, tokens: Sequence[str]) -> None:
+    """Keys below the last row, queries beside the first column."""
     room = PANEL * 0.9 * POINTS_PER_INCH / len(tokens)
-    every = max(1, -int(-SMALLEST_FONT // room))
+    every = max(1, math.ceil(SMALLEST_FONT / room))
     places, names = range(0, len(tokens), every), list(tokens)[::every]
-    font = min(SMALL, room * every * 0.95)
     # parse_math=False: a text's dollar signs are no formulas
-    bottom.set_xticks(places, names, rotation=90, fontsize=font, parse_math=False)
-    left.set_yticks(places, names, fontsize=font, parse_math=False)
+    form: dict[str, Any] = {"fontsize": min(SMALL, room * every * 0.95), "parse_math": False}
+    for axes in grid[-1]:
+        axes.set_xticks(places, names, rotation=90, **form)
+    for axes in grid[:, 0]:
+        axes.set_yticks(places, names, **form)

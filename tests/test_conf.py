@@ -1,0 +1,89 @@
+"""Every experiment trains a few batches, on a tiny model and random data; what a run leaves behind."""
+
+import json
+
+import pytest
+import yaml
+
+from qat_lightning.cli import CONF
+from tests.training.runs import small_run
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_trains(tmp_path, experiment):
+    results = small_run(tmp_path, f"+experiment={experiment}", "model=tiny", "data=random_text", "optimizer.lr=1e-3")
+    assert results["experiment"] == experiment
+    assert results["status"] == "finished"
+    assert 0 <= results["student"] <= 1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("teacher=none", "losses=task", "intervention=none", "schedule=none"),
+        ("quantization=none",),
+        ("quantization=uniform_w8a8", "losses=logits"),
+        ("quantization=uniform_w4a8", "quantization.activation.scale=static"),
+        ("schedule=inverted", "optimizer=bert_adam"),
+        ("schedule=stochastic", "scheduler=constant"),
+        ("intervention=output", "schedule=output"),
+        ("intervention=context", "schedule=context"),
+        ("intervention=map", "schedule=map", "losses.hidden.reduction=reference"),
+        ("~losses.output", "losses.scores.weight=0", "intervention.map.at=[0]"),
+        ("callbacks=early_stopping", "callbacks.early_stopping.patience=1"),
+        ("trainer.precision=bf16-mixed",),
+    ],
+    ids=" ".join,
+)
+def test_method_is_one_override_away(tmp_path, method):
+    results = small_run(tmp_path, *method)
+    assert results["status"] == "finished"
+    if "quantization=none" in method:
+        assert results["untrained"] == results["teacher"]
+        assert results["bytes"]["ratio"] == 1
+
+
+def test_run_folder(tmp_path):
+    results = small_run(tmp_path, "losses.hidden.weight=0.5")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == results
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints", "config.yaml", "logs", "metrics.json", "overrides.yaml", "plots", "report.md",
+    }  # fmt: skip
+    keys = {
+        "experiment", "task", "metric", "higher_is_better", "teacher", "untrained", "student", "seed", "steps", "seconds",
+        "bytes", "bits", "student_hash", "status",
+    }  # fmt: skip
+    assert keys <= set(results)
+    assert results["steps"] == {"teacher": 4, "intervene": 6, "train": 8}, "intervene and train share train's budget"
+    assert results["bytes"]["float32"] > results["bytes"]["packed"]
+    assert results["bytes"]["checkpoint"] > results["bytes"]["float32"], "weights and two moments"
+    assert results["bits"]["attention.query"] == 2
+    assert len(results["student_hash"]) == 64
+    assert yaml.safe_load((tmp_path / "overrides.yaml").read_text()) == ["losses.hidden.weight=0.5"]
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 1
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 3
+    assert "**student**" in (tmp_path / "report.md").read_text()
+
+
+def test_same_seed_same_bits_other_seed_other_bits(tmp_path):
+    first, second = (small_run(tmp_path / name)["student_hash"] for name in ("first", "second"))
+    other = small_run(tmp_path / "other", "seed=2")["student_hash"]
+    assert first == second != other
+
+
+def test_image_family_runs_too(tmp_path):
+    images = (
+        "model=vit_digits", "data=random_images", "data.channels=1", "data.size=8", "data.rows=16",
+        "model.architecture.num_hidden_layers=2",
+    )  # fmt: skip
+    results = small_run(tmp_path, *images)
+    assert results["task"] == "random images"
+    assert results["steps"]["train"] == 8
+
+
+def test_intervene_budget_that_uses_up_the_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"used up by the 6 steps .*stages\.train\.max_epochs"):
+        small_run(tmp_path, "stages.train.max_steps=6")
+    assert not (tmp_path / "metrics.json").exists()

@@ -1,0 +1,147 @@
+"""The module of one stage: who is trained, who is watched, what is logged, what is saved."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_student, build_trainer
+from qat_lightning.intervention import Intervention
+from tests.training.runs import composed
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    config = composed()
+    data = build_data(config)
+    data.load()
+    teacher = build_model(config, data)
+    return config, data, teacher, build_student(config, copy.deepcopy(teacher), data)
+
+
+def fitted(config, data, stage, steps, student, teacher, folder) -> tuple[Trainer, object]:
+    module = build_module(config, stage, steps, student, data, teacher)
+    trainer = build_trainer(config, stage, steps, folder, build_callbacks(config, stage), validate_every=2)
+    trainer.fit(module, datamodule=data)
+    return trainer, module
+
+
+def test_teacher_is_in_no_state_optimizer_or_parameter_list(parts):
+    config, data, teacher, student = parts
+    module = build_module(config, "train", 4, student, data, teacher)
+    teachers = {parameter.data_ptr() for parameter in teacher.parameters()}
+    optimizer = module.configure_optimizers()["optimizer"]
+    trained = {parameter.data_ptr() for group in optimizer.param_groups for parameter in group["params"]}
+    assert not teachers & trained
+    assert not teachers & {parameter.data_ptr() for parameter in module.parameters()}
+    assert all(name.startswith("student.") for name in module.state_dict())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_teacher_is_bit_identical_after_training_and_in_evaluation_mode(parts, tmp_path):
+    config, data, teacher, student = parts
+    before = copy.deepcopy(teacher.state_dict())
+    fitted(config, data, "train", 4, student, teacher, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert not teacher.training
+
+
+def test_biases_and_normalization_get_no_weight_decay(parts):
+    config, data, teacher, student = parts
+    groups = build_module(config, "train", 4, student, data, teacher).configure_optimizers()["optimizer"].param_groups
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    undecayed = [names[id(parameter)] for parameter in groups[1]["params"]]
+    assert all(name.endswith("bias") or "LayerNorm" in name for name in undecayed)
+    assert len(undecayed) + len(groups[0]["params"]) == len(names)
+
+
+def test_weight_zero_is_neither_computed_nor_captured(parts):
+    config, data, teacher, student = parts
+    for name in ("scores", "output"):
+        config["losses"][name]["weight"] = 0.0
+    module = build_module(config, "train", 4, student, data, teacher)
+    assert set(module.losses) == {"logits", "hidden"}
+    assert set(module.observe_student.paths) == {"hidden"}
+    assert set(module.observe_teacher.paths) == {"hidden"}
+
+
+def test_attention_that_nobody_reads_stays_on_its_fast_path(parts):
+    config, data, teacher, _ = parts
+    for name in ("scores", "output"):
+        config["losses"][name]["weight"] = 0.0
+    build_module(config, "train", 4, copy.deepcopy(teacher), data, teacher)
+    assert teacher.config._attn_implementation == "sdpa"
+
+
+def test_student_without_a_teacher_asks_for_none(parts):
+    config, data, _, student = parts
+    module = build_module(config, "teacher", 4, student, data)
+    assert module.teach(data.example_batch(2)) == {}
+
+
+# TI-O never trains W_V and W_O (arXiv:2302.11812, released code): neither a gradient, nor weight decay, nor momentum moves them
+@pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
+def test_what_an_intervention_does_not_train_is_bit_identical_after_it(tmp_path, optimizer):
+    config = composed("intervention=output", "schedule=output", f"optimizer={optimizer}", "optimizer.weight_decay=0.5")
+    data = build_data(config)
+    data.load()
+    teacher = build_model(config, data)
+    student = build_student(config, copy.deepcopy(teacher), data)
+    before = copy.deepcopy(student.state_dict())
+    fitted(config, data, "intervene", 5, student, teacher, tmp_path)
+    after = student.state_dict()
+    untrained = [name for name in before if "self.value." in name or "attention.output.dense." in name]
+    assert len(untrained) == 2 * 2 * 2
+    assert all(torch.equal(before[name], after[name]) for name in untrained)
+    trained = ["attention.self.query.weight", "intermediate.dense.weight", "attention.output.LayerNorm.weight"]
+    assert all(not torch.equal(before[name], after[name]) for name in before if name.endswith(tuple(trained)))
+
+
+def test_assisted_and_own_score_are_both_logged_only_while_intervening(parts, tmp_path):
+    config, data, teacher, student = parts
+    trainer, module = fitted(config, data, "intervene", 4, copy.deepcopy(student), teacher, tmp_path)
+    assert {"val/accuracy", "val_assisted/accuracy"} <= set(trainer.callback_metrics)
+    assert module.intervention.sites == ()
+    trainer, _ = fitted(config, data, "train", 4, student, teacher, tmp_path)
+    assert "val/accuracy" in trainer.callback_metrics
+    assert "val_assisted/accuracy" not in trainer.callback_metrics
+
+
+def test_assisted_score_of_a_full_precision_student_at_any_weights_is_its_teachers_under_output(parts):
+    """Replacing every attention output leaves only the feed-forward path to differ: equal weights, equal logits."""
+    config, data, teacher, _ = parts
+    student, batch = copy.deepcopy(teacher).eval(), data.example_batch(4)
+    module = build_module(config, "intervene", 4, student, data, teacher)
+    module.intervention = Intervention(["attention.projection"])
+    signals = module.teach(batch)
+    with torch.no_grad(), module.intervention.by(signals, student):
+        assert torch.equal(module.answer(batch)["logits"][0], signals["logits"][0])
+
+
+def test_evaluation_after_the_intervention_never_runs_the_teacher(parts, monkeypatch):
+    config, data, teacher, student = parts
+    module = build_module(config, "train", 4, student, data, teacher)
+    monkeypatch.setattr(module, "observe_teacher", lambda batch: pytest.fail("the teacher was run"))
+    monkeypatch.setattr(module, "log", lambda *arguments, **keywords: None)
+    module.validation_step(data.example_batch(4), 0)
+    assert module.metrics["val"]["accuracy"].compute() >= 0
+
+
+def test_intervention_follows_the_schedule_by_steps_not_batches(parts, tmp_path):
+    config, data, teacher, student = parts
+    config["trainer"]["accumulate_grad_batches"] = 2
+    module, seen = build_module(config, "intervene", 6, student, data, teacher), []
+    step = module.training_step
+
+    def training_step(batch, batch_idx):
+        seen.append(module.intervention.sites[0])
+        return step(batch, batch_idx)
+
+    module.training_step = training_step
+    trainer = build_trainer(config, "intervene", 6, tmp_path, build_callbacks(config, "intervene"), validate_every=100)
+    trainer.fit(module, datamodule=data)
+    output, context, probs = "attention.projection", "attention.context", "attention.probs"
+    assert seen == [output] * 2 + [context] * 2 + [probs] * 8

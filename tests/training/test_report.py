@@ -1,0 +1,200 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+from rich.console import Console, RenderableType
+
+from qat_lightning.convert import open_attention
+from qat_lightning.signals import Observed, Signals
+from qat_lightning.training.report import StageHistory, read_history, summary_table, write_report
+from tests.models import LENGTHS, tiny_batch, tiny_model
+
+RESULTS: dict[str, Any] = {
+    "experiment": "ti_bert_base",
+    "task": "cola",
+    "metric": "matthews",
+    "higher_is_better": True,
+    "teacher": 0.5810,
+    "untrained": 0.0123,
+    "student": 0.5575,
+    "seed": 42,
+    "steps": {"teacher": 4, "intervene": 2, "train": 3},
+    "seconds": {"teacher": 8.0, "intervene": 6.5, "train": 3723.0},
+    "bytes": {"float32": 437_931_008, "packed": 29_430_912, "ratio": 14.88, "checkpoint": 3 * 437_931_008},
+    "bits": {"embeddings.word": 2, "attention.query": 2, "head": 32},
+    "assisted": 0.5799,
+    "student_hash": "ab12" * 16,
+    "status": "finished",
+    "versions": {"torch": "2.13.0"},
+}
+PICTURES = {"training", "layer_errors", "attention_maps"}
+
+
+@pytest.fixture(scope="module")
+def signals() -> dict[str, Signals]:
+    return {name: run("bert", seed) for seed, name in enumerate(("teacher", "untrained", "student"))}
+
+
+@torch.no_grad()
+def run(family: str, seed: int, **changes: object) -> Signals:
+    model = open_attention(tiny_model(family, seed, **changes))
+    return Observed(model, ["hidden", "attention.probs"])(tiny_batch(family))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with logs: three stages, the last one resumed."""
+    logs = {
+        "teacher": "step,train/loss,val/matthews\n0,2,\n1,1.5,\n2,1.2,\n3,1,0.58\n",
+        "intervene": "step,train/loss,val/matthews,val_assisted/matthews\n0,9,,\n1,8,0.3,0.57\n",
+        "train": "step,train/loss,val/matthews\n0,7,\n1,6,0.4\n2,99,\n",
+        "train.1": "step,train/loss,val/matthews\n2,5,0.5575\n",
+    }
+    for name, text in logs.items():
+        (tmp_path / "logs" / name).mkdir(parents=True)
+        (tmp_path / "logs" / name / "metrics.csv").write_text(text)
+    (tmp_path / "overrides.yaml").write_text("- +experiment=ti_bert_base\n- data.path='a b'\n")
+    return tmp_path
+
+
+def write(folder: Path, signals: dict[str, Signals], tokens: list[str] | None = None, **changes: object) -> str:
+    path = write_report(folder, RESULTS | changes, signals, tiny_batch("bert"), tokens)
+    assert path == folder / "report.md"
+    return path.read_text(encoding="utf-8")
+
+
+def pictures(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "plots").glob("*.png")}
+
+
+def test_the_report_says_what_came_out(folder: Path, signals: dict[str, Signals]) -> None:
+    text = write(folder, signals)
+    assert text.startswith("# `ti_bert_base` on cola\n\n**The ternary student keeps 96.0 % of the teacher's matthews")
+    assert "| teacher | 0.5810 | 417.6 MiB | 1× |" in text
+    assert "| quantized, not trained | 0.0123 | 28.07 MiB | 14.88× |" in text
+    assert "| **student** | **0.5575** | **28.07 MiB** | **14.88×** |" in text
+    assert "took 1.224 GiB" in text
+    assert "| 2 | `embeddings.word`, `attention.query` |\n| 32 | `head` |" in text
+    assert "| teacher | 4 | 8.0 s | 2000 ms |" in text
+    assert "| train | 3 | 1 h 2 min | 1241000 ms |" in text
+    assert f"`{RESULTS['student_hash']}`" in text
+    assert "python -m qat_lightning +experiment=ti_bert_base 'data.path='\"'\"'a b'\"'\"''" in text
+    assert "torch 2.13.0" in text
+
+
+def test_the_pictures_are_drawn_and_linked(folder: Path, signals: dict[str, Signals]) -> None:
+    text = write(folder, signals)
+    assert pictures(folder) == PICTURES
+    for name in PICTURES:
+        assert f"](plots/{name}.png)" in text
+        pixels = imread(folder / "plots" / f"{name}.png")
+        assert min(pixels.shape[:2]) > 300
+        assert 600 < pixels.shape[1] < 1400
+        assert pixels[..., :3].std() > 0.05  # not a blank page
+
+
+def test_the_errors_of_the_layers_are_told_in_numbers(folder: Path, signals: dict[str, Signals]) -> None:
+    text = write(folder, signals | {"student": signals["teacher"]})
+    lines = [line for line in text.splitlines() if line.startswith(("| 0 (embeddings)", "| 1 |", "| 2 |"))]
+    assert [line.split("|")[-2].strip() for line in lines if "embeddings.word" not in line] == ["0", "0", "0"]
+    assert "An error of exactly 0" in text
+    assert "An error of exactly 0" not in write(folder, signals)
+
+
+def test_the_assisted_score_is_never_the_result(folder: Path, signals: dict[str, Signals]) -> None:
+    (line,) = [line for line in write(folder, signals).splitlines() if "0.5799" in line]
+    assert "**teacher-assisted, not the student's own**" in line
+    without = write(folder, signals, assisted=None, steps={"train": 3})
+    assert "assisted" not in without
+    assert "0.5799" not in shown(summary_table(RESULTS, None))
+
+
+def test_a_run_without_a_teacher(folder: Path, signals: dict[str, Signals]) -> None:
+    text = write(
+        folder,
+        {"student": signals["student"]},
+        teacher=None,
+        untrained=None,
+        assisted=None,
+        steps={"train": 3},
+        seconds={},
+    )
+    assert "a run without a teacher" in text
+    assert "| teacher |" not in text
+    assert "not trained" not in text
+    assert "teacher's level" not in text
+    assert "Not measured: there was no teacher" in text
+    assert pictures(folder) == {"training", "attention_maps"}
+
+
+def test_a_run_without_logs_and_signals(tmp_path: Path) -> None:
+    text = write(tmp_path, {}, bits={}, versions={}, seconds={})
+    assert "No curves" in text
+    assert "Not captured" in text
+    assert "```bash" not in text
+    assert "## Bits" not in text
+    assert pictures(tmp_path) == set()
+
+
+def test_a_student_of_another_depth_has_no_layer_errors(folder: Path, signals: dict[str, Signals]) -> None:
+    text = write(folder, {"teacher": run("bert", 0, num_hidden_layers=4), "student": signals["student"]})
+    assert "Not measured: hidden: the student's signals (3 of shape" in text
+    assert pictures(folder) == {"training", "attention_maps"}
+
+
+def test_images_have_no_padding_and_no_tokens(folder: Path) -> None:
+    given = {name: run("vit", seed) for seed, name in enumerate(("teacher", "untrained", "student"))}
+    write_report(folder, RESULTS, given, tiny_batch("vit"))
+    assert pictures(folder) == PICTURES
+
+
+def test_tokens_come_with_or_without_padding(folder: Path, signals: dict[str, Signals]) -> None:
+    batch = {name: value.flip(0) for name, value in tiny_batch("bert").items()}  # the first sample is the shortest
+    given = {name: {site: [x.flip(0) for x in all_] for site, all_ in own.items()} for name, own in signals.items()}
+    drawn = []
+    for tokens in (["[CLS]", "$", "[SEP]"], ["[CLS]", "$", "[SEP]"] + ["[PAD]"] * (max(LENGTHS) - min(LENGTHS))):
+        write_report(folder, RESULTS, given, batch, tokens)
+        drawn.append(imread(folder / "plots" / "attention_maps.png"))
+    assert (drawn[0] == drawn[1]).all()
+    with pytest.raises(ValueError, match="4 tokens"):
+        write_report(folder, RESULTS, given, batch, ["a", "b", "c", "d"])
+
+
+def test_the_history_is_that_of_the_logs(folder: Path) -> None:
+    history = read_history(folder, RESULTS["steps"])
+    assert [(stage.name, stage.steps, stage.series("train/loss")[1]) for stage in history] == [
+        ("teacher", 4, [2, 1.5, 1.2, 1]),
+        ("intervene", 2, [9, 8]),
+        ("train", 3, [7, 6, 5]),
+    ]
+    assert isinstance(history[0], StageHistory)
+
+
+def shown(table: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_the_terminal_table_fits_80_columns() -> None:
+    text = shown(summary_table(RESULTS, Path("/runs/2026-01-01/report.md")))
+    rows = {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if "  " in line.strip()}
+    assert rows["model"][1:3] == ["matthews", "↑"]
+    assert rows["quantized, not trained"][-4:] == ["0.0123", "28.07", "MiB", "14.88×"]
+    assert rows["student"] == ["student", "0.5575", "28.07", "MiB", "14.88×"]
+    assert rows["train"] == ["train", "3", "1", "h", "2", "min", "1241000", "ms"]
+    assert "report: /runs/2026-01-01/report.md" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_terminal_table_without_a_teacher() -> None:
+    text = shown(
+        summary_table(RESULTS | {"teacher": None, "untrained": None, "higher_is_better": False, "steps": {}}, None)
+    )
+    assert "matthews ↓" in text
+    assert "not trained" not in text
+    assert "report:" not in text
