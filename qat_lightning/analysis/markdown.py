@@ -52,6 +52,17 @@ def sizes(results: Results) -> str:
     return lines
 
 
+def selection(results: Results) -> str:
+    """Which of the train stage's weights were kept, where the last ones scored otherwise; else empty."""
+    last = results.get("student_last_step")
+    if last is None or last == results["student"]:
+        return ""
+    return (
+        "The student's weights are those that scored best on the validation split during training, as in the papers;"
+        f" those of the last step scored {score(last)}."
+    )
+
+
 def assisted(results: Results) -> str:
     """The score of the intervene stage, never to be taken for a result; empty where there was none."""
     if results.get("assisted") is None:

@@ -140,10 +140,10 @@ class TaskData(LightningDataModule):
         return math.ceil(len(self.train_rows) / (self.batch_size * world_size))
 
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
-        """The first `count` training rows of a fixed order: the same for every rank, seed and batch size."""
+        """The first `count` training rows of a fixed order, in batches of 32: the same for every rank, seed, batch size."""
         self.load()
         chosen = permutation(len(self.train_rows), 0, 0)[:count]
-        batches = [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
+        batches = [chosen[start : start + 32] for start in range(0, len(chosen), 32)]
         return [self.collate([self.train_rows[row] for row in rows]) for rows in batches]
 
     def example_batch(self, count: int) -> dict[str, Tensor]:

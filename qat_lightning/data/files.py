@@ -73,10 +73,9 @@ def _table(file: Path) -> pyarrow.Table:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     """Of a JSON list, or of one object in each line."""
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-    else:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    whole = text.lstrip().startswith("[")
+    # split, not splitlines: a JSON text may hold Unicode's own line ends
+    rows = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
     if wrong := [row for row in rows if not isinstance(row, dict)]:
         raise ValueError(f"{wrong[0]!r} is no object with a value for each column")
     return rows

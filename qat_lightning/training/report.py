@@ -87,7 +87,8 @@ def _outcome(results: Mapping[str, Any]) -> list[str]:
     rows[-1] = [f"**{cell}**" for cell in rows[-1]]
     models = markdown.table(["model", f"{results['metric']} {arrow} (validation)", "bytes", "ratio"], rows)
     widths = ["## Bits", markdown.bits(results)] if results.get("bits") else []
-    return ["## Result", models, markdown.sizes(results), markdown.assisted(results), *widths]
+    notes = [markdown.selection(results), markdown.sizes(results), markdown.assisted(results)]
+    return ["## Result", models, *notes, *widths]
 
 
 def _training(folder: Path, results: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,7 @@ def test_tokens_are_of_one_size_and_do_not_overlap() -> None:
     for left in figure.axes[0:6:2]:
         boxes = [label.get_window_extent() for label in left.get_yticklabels()]
         # a line of text is a little higher than its letters
-        assert all(
-            lower.y1 - lower.y0 < 1.3 * abs(upper.y0 - lower.y0) for upper, lower in zip(boxes, boxes[1:], strict=False)
-        )
+        assert all(lower.y1 - lower.y0 < 1.3 * abs(upper.y0 - lower.y0) for upper, lower in pairwise(boxes))
     assert len({label.get_fontsize() for left in figure.axes[0:6:2] for label in left.get_yticklabels()}) == 1
 
 

@@ -10,7 +10,8 @@ from transformers import BertTokenizerFast
 
 from qat_lightning.data import TextData
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the a cat dog sat ran good bad film is not very".split()
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS += ["the", "a", "cat", "dog", "sat", "ran", "good", "bad", "film", "is", "not", "very"]
 MODEL_MAX_LENGTH = 16
 
 

@@ -115,7 +115,9 @@ def test_a_folder_without_the_file_is_told_with_what_it_holds(tmp_path, names, w
 )
 def test_content_that_cannot_be_read_is_told_with_the_file(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}' cannot be read \(.*({words}).*\): repair it, or give data\.path") as error:
+    with pytest.raises(
+        ValueError, match=rf"{name}' cannot be read \(.*({words}).*\): repair it, or give data\.path"
+    ) as error:
         read_split(str(tmp_path), None, "train")
     assert "\n" not in str(error.value)
 

@@ -33,7 +33,7 @@ def answering(monkeypatch, status: int) -> Iterator[list[str]]:
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):  # noqa: N802 (http.server's name)
+        def do_HEAD(self):
             asked.append(self.path)
             self.send_response(status)
             self.end_headers()
@@ -91,7 +91,10 @@ def test_a_path_that_is_no_folder_is_named_as_such_beside_the_rest(place):
 
 
 def test_a_path_that_is_no_folder_is_refused_though_the_hub_answers(monkeypatch):
-    with answering(monkeypatch, 200), pytest.raises(Unreachable, match=r"'/no/such' is no folder: give data\.path=FOLDER"):
+    with (
+        answering(monkeypatch, 200),
+        pytest.raises(Unreachable, match=r"'/no/such' is no folder: give data\.path=FOLDER"),
+    ):
         require_hub(BOTH | {"data.path": "/no/such"})
 
 

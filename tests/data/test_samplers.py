@@ -45,7 +45,9 @@ def test_one_process_reads_every_row_once_an_epoch(size, batch_size, seed):
 def test_ranks_see_together_what_one_process_with_the_whole_batch_sees(size, batch_size, seed, world_size):
     batches = 2 * -(-size // (batch_size * world_size))  # two epochs
     alone = list(StageBatchSampler(size, batch_size * world_size, seed, batches))
-    ranks = [list(StageBatchSampler(size, batch_size, seed, batches, 0, rank, world_size)) for rank in range(world_size)]
+    ranks = [
+        list(StageBatchSampler(size, batch_size, seed, batches, 0, rank, world_size)) for rank in range(world_size)
+    ]
     assert [len(rank) for rank in ranks] == [batches] * world_size
     for whole, *slices in zip(alone, *ranks, strict=True):
         together = list(itertools.chain(*slices))

@@ -112,6 +112,12 @@ def test_the_assisted_score_is_never_the_result(folder: Path, signals: dict[str,
     assert "0.5799" not in shown(summary_table(RESULTS, None))
 
 
+def test_the_report_says_that_the_best_weights_were_kept(folder: Path, signals: dict[str, Signals]) -> None:
+    assert "those of the last step scored 0.5321" in write(folder, signals, student_last_step=0.5321)
+    assert "last step" not in write(folder, signals, student_last_step=RESULTS["student"])
+    assert "last step" not in write(folder, signals)
+
+
 def test_a_run_without_a_teacher(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(
         folder,

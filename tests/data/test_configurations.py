@@ -1,0 +1,150 @@
+"""conf/data: columns, lengths and official metrics of every task; each is made and reads rows."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from qat_lightning.cli import CONF
+from qat_lightning.config import check, create, resolve
+from qat_lightning.data import TaskData
+
+ONE, PAIR = ["sentence"], ["sentence1", "sentence2"]
+# task: columns as in nyu-mll/glue, num_labels, max_length, batch_size, metrics with the primary one first
+GLUE = {
+    "cola": (ONE, 2, 64, 16, ["matthews"]),
+    "sst2": (ONE, 2, 64, 32, ["accuracy"]),
+    "mrpc": (PAIR, 2, 128, 32, ["accuracy", "f1"]),
+    "stsb": (PAIR, 1, 128, 32, ["pearson", "spearman"]),
+    "qqp": (["question1", "question2"], 2, 128, 32, ["accuracy", "f1"]),
+    "mnli": (["premise", "hypothesis"], 3, 128, 32, ["accuracy"]),
+    "qnli": (["question", "sentence"], 2, 128, 32, ["accuracy"]),
+    "rte": (PAIR, 2, 128, 32, ["accuracy"]),
+    "wnli": (PAIR, 2, 128, 32, ["accuracy"]),
+}
+# tp 2, fp 1, tn 1, fn 0: accuracy 3/4; F1 2·2/(2·2+1+0); Matthews (2·1−1·0)/√(3·2·2·1)
+CLASSES = {"accuracy": 0.75, "f1": 0.8, "matthews": 2 / 12**0.5}
+# deviations (−3 −2 −1 6) and (−1.5 −.5 .5 1.5): Pearson 14/√(50·5); the ranks agree
+SCORES = {"pearson": 14 / 250**0.5, "spearman": 1.0}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", overrides=list(overrides)))["data"]
+
+
+def value(metric, predictions, labels):
+    metric.update(torch.tensor(predictions), torch.tensor(labels))
+    return float(metric.compute())
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glue_task_is_as_published(task):
+    config = composed(f"data={task}")
+    columns, num_labels, max_length, batch_size, metrics = GLUE[task]
+    assert config["path"] == "nyu-mll/glue"
+    assert config["name"] == task
+    assert config["text_columns"] == columns
+    assert config["label_column"] == "label"
+    assert (config["num_labels"], config["max_length"], config["batch_size"]) == (num_labels, max_length, batch_size)
+    assert config["metric"] == metrics[0]
+    assert set(config["metrics"]) == set(metrics)
+    assert config["validation_split"] == ("validation_matched" if task == "mnli" else "validation")
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_metrics_have_hand_computed_values(task):
+    data = create(composed(f"data={task}"), "data")
+    for name, metric in data.metrics.items():
+        if task == "stsb":
+            assert value(metric, [1.0, 2.0, 3.0, 10.0], [1.0, 2.0, 3.0, 4.0]) == pytest.approx(SCORES[name], abs=1e-5)
+        else:
+            assert value(metric, [1, 1, 1, 0], [1, 1, 0, 0]) == pytest.approx(CLASSES[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["mnli", "digits", "random_text", "random_images"])
+def test_accuracy_counts_rows_not_classes(choice):
+    metric = create(composed(f"data={choice}"), "data").metrics["accuracy"]
+    assert value(metric, [0, 0, 0, 0], [0, 0, 0, 1]) == 0.75  # the mean over classes would be 0.5
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glue_task_reads_a_local_folder(task, tokenizer, tmp_path):
+    columns, num_labels, *_ = GLUE[task]
+    for split in ("train", "validation"):
+        rows = "\n".join(",".join(["the cat"] * len(columns) + [str(row % num_labels)]) for row in range(4))
+        (tmp_path / f"{split}.csv").write_text(",".join([*columns, "label"]) + f"\n{rows}\n")
+    places = (
+        f"data.path={tmp_path}",
+        f"model.path={tokenizer}",
+        "data.max_length=16",
+        "data.validation_split=validation",
+    )
+    data = create(composed(f"data={task}", *places), "data")
+    assert isinstance(data, TaskData)
+    batch = data.example_batch(4)
+    assert batch["labels"].dtype == (torch.float32 if task == "stsb" else torch.int64)
+    assert batch["input_ids"].shape == (4, 4 if len(columns) == 1 else 7)
+    assert data.task == task
+
+
+@pytest.mark.parametrize(
+    ("choice", "num_labels", "metrics"),
+    [("text", 6, {"accuracy"}), ("text_regression", 1, {"pearson", "spearman"})],
+)
+def test_any_text_set(choice, num_labels, metrics, tokenizer, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("q,y\n" + "".join(f"a cat,{row}\n" for row in range(6)))
+    places = (f"data.path={tmp_path}", f"model.path={tokenizer}", "data.max_length=16")
+    names = ("data.text_columns=[q]", "data.label_column=y", f"data.num_labels={num_labels}")
+    data = create(composed(f"data={choice}", *places, *names), "data")
+    assert set(data.metrics) == metrics
+    assert data.example_batch(6)["labels"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("choice", "input_shape"),
+    [("digits", (4, 1, 8, 8)), ("random_images", (4, 3, 224, 224)), ("random_text", None)],
+)
+def test_sets_that_need_nothing(choice, input_shape):
+    batch = create(composed(f"data={choice}"), "data").example_batch(4)
+    if input_shape:
+        assert batch["pixel_values"].shape == input_shape
+    else:
+        assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert batch["labels"].shape == (4,)
+
+
+MISSING = ("data.path=x", "data.text_columns=[x]", "data.num_labels=3")
+NAMES = {
+    "batch_size",
+    "evaluation_batch_size",
+    "num_labels",
+    "num_workers",
+    "metric",
+    "train_limit",
+    "validation_limit",
+}
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "data").glob("[a-z]*.yaml")))
+def test_every_choice_spells_out_what_users_override(choice):
+    generic = choice in ("glue", "text", "text_regression")
+    config = composed(f"data={choice}", "seed=7", *(MISSING if generic else ()))
+    assert set(config) >= NAMES
+    assert config["seed"] == 7
+    if "path" in config:
+        assert set(config) >= {"name", "tokenizer", "max_length", "padding", "label_column", "train_split"}
+
+
+def test_every_file_says_what_it_is_and_those_of_tasks_how_to_run_them():
+    for path in (CONF / "data").glob("*.yaml"):
+        what, how = path.read_text().splitlines()[:2]
+        assert what.startswith("# "), path
+        assert path.stem in ("_text", "glue", "digits") or f"data={path.stem}" in how, path
+
+
+@pytest.mark.parametrize("choice", ["random_text", "random_images"])
+def test_random_sets_run_as_their_headers_say(choice):
+    header = (CONF / "data" / f"{choice}.yaml").read_text().splitlines()[1]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        check(resolve(compose("config", overrides=header.split("-m qat_lightning")[1].split())))
