@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qat_lightning.signals import Batch, Signals
-from qat_lightning.sites import AXES, check_site
+from qat_lightning.signals import Batch, Signals, what_counts
+from qat_lightning.sites import check_site
 
 Reduction = Literal["masked", "reference"]
 Distance = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -139,16 +139,6 @@ class Task:
         if labels.is_floating_point():
             return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
         return functional.cross_entropy(logits, labels)
-
-
-def what_counts(site: str, batch: Batch) -> Tensor | None:
-    """What is not padding, boolean, broadcastable to the site's signal; None where nothing is padded or no token axis."""
-    mask, axes = batch.get("attention_mask"), AXES[site]
-    if mask is None or "N" not in axes:
-        return None
-    tokens = mask.bool()
-    queries = tokens.reshape(tokens.shape[0], *(tokens.shape[1] if axis == "N" else 1 for axis in axes[1:]))
-    return queries & tokens[:, None, None, :] if axes.endswith("M") else queries
 
 
 def wide(x: Tensor) -> Tensor:

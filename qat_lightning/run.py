@@ -16,6 +16,7 @@ import datasets
 import torch
 import yaml
 from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor, nn
@@ -102,6 +103,8 @@ class Run:
         outcome = stage.fit(trainer, module, self.data, settings["keep"])
         for logger in trainer.loggers:
             logger.finalize("success")
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # the next stage is a W&B run of its own
         self.console.print(f"[bold]{stage.name}[/]: {self._told(outcome)}")
 
     def _announce(self, name: str, steps: int, stage: Stage) -> None:

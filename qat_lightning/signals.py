@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qat_lightning.sites import site_paths
+from qat_lightning.sites import AXES, site_paths
 
 Batch = Mapping[str, Tensor]
 Signals = dict[str, list[Tensor]]
@@ -41,6 +41,16 @@ class Observed:
                     hooks.callback(handle.remove)
             output = self.model(**{name: batch[name] for name in self.inputs if name in batch})
         return signals | {"logits": [output.logits]}
+
+
+def what_counts(site: str, batch: Batch) -> Tensor | None:
+    """What is not padding, boolean, broadcastable to the site's signal; None where nothing is padded or no token axis."""
+    mask, axes = batch.get("attention_mask"), AXES[site]
+    if mask is None or "N" not in axes:
+        return None
+    tokens = mask.bool()
+    queries = tokens.reshape(tokens.shape[0], *(tokens.shape[1] if axis == "N" else 1 for axis in axes[1:]))
+    return queries & tokens[:, None, None, :] if axes.endswith("M") else queries
 
 
 def _keep(captured: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:

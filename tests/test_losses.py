@@ -19,9 +19,8 @@ from qat_lightning.losses import (
     Task,
     mean_squared_error,
     score_mean_squared_error,
-    what_counts,
 )
-from qat_lightning.signals import Observed
+from qat_lightning.signals import Observed, what_counts
 from qat_lightning.sites import AXES
 from tests.models import LAYERS, LENGTHS, pad_batch, tiny_batch, tiny_model
 

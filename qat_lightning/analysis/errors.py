@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat_lightning.signals import Batch, Signals
-from qat_lightning.sites import AXES, check_site
+from qat_lightning.signals import Batch, Signals, what_counts
+from qat_lightning.sites import check_site
 
 
 def layer_errors(student: Signals, teacher: Signals, batch: Batch, site: str = "hidden") -> list[float]:
@@ -26,7 +26,7 @@ def layer_errors(student: Signals, teacher: Signals, batch: Batch, site: str = "
             f"{site}: the student's signals ({_shapes(own)}) and the teacher's ({_shapes(other)}) differ in number or"
             " shape, so they cannot be compared layer by layer"
         )
-    counts = _what_counts(AXES[site], batch)
+    counts = what_counts(site, batch)
     return [_mean_squared_error(*pair, counts) for pair in zip(own, other, strict=True)]
 
 
@@ -34,16 +34,6 @@ def _mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None)
     squares = (student.detach().float() - teacher.detach().float()).square()
     # Selected, not multiplied by the mask: a masked score may be -inf, and its error not a number.
     return float((squares if counts is None else squares[counts.to(squares.device).expand_as(squares)]).mean())
-
-
-def _what_counts(axes: str, batch: Batch) -> Tensor | None:
-    """What is not padding, broadcastable to the signal; as in `losses`, which is on the same floor and not imported."""
-    mask = batch.get("attention_mask")
-    if mask is None or "N" not in axes:
-        return None
-    tokens = mask.bool()
-    queries = tokens.view(len(tokens), *(-1 if axis == "N" else 1 for axis in axes[1:]))
-    return queries & tokens[:, None, None, :] if axes.endswith("M") else queries
 
 
 def _shapes(signals: list[Tensor]) -> str:

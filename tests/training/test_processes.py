@@ -59,6 +59,8 @@ def test_loss_curve_of_two_processes_is_that_of_one_with_the_double_batch(tmp_pa
     for stage, rows in one.items():
         for step, (alone, together) in enumerate(zip(rows, two[stage], strict=True)):
             for name in alone if watched is None else [watched]:
-                assert together[name] == pytest.approx(alone[name], rel=tolerance, abs=tolerance), f"{stage} {step} {name}"
+                assert together[name] == pytest.approx(alone[name], rel=tolerance, abs=tolerance), (
+                    f"{stage} {step} {name}"
+                )
     scores = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert scores[0]["teacher"] == scores[1]["teacher"], "each validation row is counted once"

@@ -1,0 +1,123 @@
+"""The command line as a user meets it: exit codes, messages, time, and what is left on the disk."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.runs import SMALL
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(folder: Path, *words: str, **environment: str) -> tuple[subprocess.CompletedProcess, float]:
+    """`python -m qat_lightning` in an empty folder; the ended process and its seconds."""
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", "qat_lightning", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+        | environment,
+        timeout=240,
+        check=False,
+    )
+    return ended, time.monotonic() - start
+
+
+# Neither hub (a closed port) nor cache (an empty home) nor local files
+@pytest.mark.parametrize("experiment", ["ti_bert_large", "ti_bert_base", "ti_minilm_l6", "ternarybert_base"])
+def test_without_hub_and_files_it_says_what_is_missing_and_which_overrides_supply_it(tmp_path, experiment):
+    ended, seconds = call(tmp_path, f"+experiment={experiment}", HF_HOME=str(tmp_path / "cache"))
+    assert ended.returncode == 1
+    assert seconds < 15
+    message = ended.stderr
+    assert "model.path=FOLDER" in message
+    assert "data.path=FOLDER" in message
+    assert "nyu-mll/glue" in message
+    assert "Traceback" not in message
+    assert len(message.strip().splitlines()) == 2
+    assert not list(tmp_path.rglob("metrics.json"))
+    assert not list(tmp_path.rglob("config.yaml")), "no run folder that looks begun"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["losses.scores.wieght=3"], "unknown key 'losses.scores.wieght': did you mean 'weight'?"),
+        (["sed=3"], "unknown key 'sed': did you mean 'seed'?"),
+        (["seed=three"], "seed: Value 'three' of type 'str' could not be converted to Integer"),
+        (["teacher=big"], "expected one of [full_precision, none]"),
+        (["model=bert_bse"], "bert_base"),
+        (["losses.hidden.layers=[[0,99]]"], "losses.hidden.layers holds [0, 99]"),
+        (["quantization.activation.bits=12"], "choose 2 to 8"),
+        (["losses.hidden._target_=os.system"], "not allowed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_ends_in_one_message_and_exit_code_1(tmp_path, words, message):
+    ended, seconds = call(tmp_path, *words)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert ended.stderr.startswith("qat_lightning: ")
+    assert "Traceback" not in ended.stderr
+    assert seconds < 10  # some two seconds on a machine of its own
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_traceback_on_request(tmp_path):
+    ended, _ = call(tmp_path, "seed=three", HYDRA_FULL_ERROR="1")
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr
+
+
+def test_configuration_is_printed_without_importing_torch(tmp_path):
+    ended, _ = call(tmp_path, "+experiment=ti_bert_large", "--cfg", "job", PYTHONPROFILEIMPORTTIME="1")
+    assert ended.returncode == 0
+    config = yaml.safe_load(ended.stdout)
+    assert config["model"]["path"] == "google-bert/bert-large-uncased"
+    assert config["stages"]["intervene"]["max_steps"] == 60
+    imported = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "transformers"}
+
+
+def test_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path):
+    ended, _ = call(tmp_path, "seed=1,2", "--multirun", *SMALL, "hydra.sweep.dir=sweep")
+    assert ended.returncode == 0, ended.stderr
+    runs = sorted((tmp_path / "sweep").glob("*/config.yaml"))
+    assert [yaml.safe_load(path.read_text())["seed"] for path in runs] == [1, 2]
+    assert all((path.parent / "metrics.json").is_file() for path in runs)
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+
+
+@pytest.mark.slow
+def test_sweep_of_runs_with_two_processes_leaves_no_second_folder(tmp_path):
+    two = ("trainer.devices=2", "trainer.strategy=ddp")
+    ended, _ = call(tmp_path, "--multirun", "seed=1,2", *SMALL, *two, "hydra.sweep.dir=sweep")
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/metrics.json")) == ["0", "1"]
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+
+
+def test_users_own_configurations_are_found(tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "gentle.yaml").write_text("# @package _global_\nexperiment: gentle\nseed: 9\n")
+    ended, _ = call(tmp_path, "--config-dir", "mine", "+experiment=gentle", "--cfg", "job")
+    assert ended.returncode == 0, ended.stderr
+    assert yaml.safe_load(ended.stdout)["seed"] == 9
+
+
+def test_weights_and_biases_works_offline_without_an_account(tmp_path):
+    run = ("hydra.run.dir=run", "logger=wandb", "logger.wandb.offline=true")
+    ended, _ = call(tmp_path, *SMALL, *run, WANDB_SILENT="true", WANDB_MODE="offline")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    stages = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(stages) == 3, "one W&B run a stage"
