@@ -58,13 +58,20 @@ def test_words_that_other_readers_take_for_missing_stay_words(tmp_path, suffix, 
 
 
 def test_lone_quote_marks_of_tab_separated_files_swallow_no_rows(tmp_path):
-    split = read_split(put(tmp_path, "train.tsv", 'sentence\tlabel\nthe "cat\t1\na dog\t0\n'), None, "train")
-    assert split["sentence"][:] == ['the "cat', "a dog"]
+    split = read_split(put(tmp_path, "train.tsv", 'sentence\tlabel\n"the cat\t1\na "dog\t0\n'), None, "train")
+    assert split["sentence"][:] == ['"the cat', 'a "dog']
 
 
 def test_quoted_commas_and_line_ends_of_csv_are_text(tmp_path):
     split = read_split(put(tmp_path, "train.csv", 'sentence,label\n"a cat, a\ndog",1\n'), None, "train")
     assert split.to_list() == [{"sentence": "a cat, a\ndog", "label": 1}]
+
+
+def test_line_ends_within_a_text_do_no_harm_in_a_file_read_in_several_pieces(tmp_path):
+    text = "a cat\n" * 200
+    content = "sentence,label\n" + f'"{text}",1\n' * 1500  # 1.8 MB; pieces are of 1 MiB
+    split = read_split(put(tmp_path, "train.csv", content), None, "train")
+    assert split["sentence"][:] == [text] * 1500
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):

@@ -72,8 +72,10 @@ def test_it_is_a_value_error():
     assert issubclass(Unreachable, ValueError)
 
 
-def test_folders_need_no_hub(tmp_path):
-    require_hub({"model.path": str(tmp_path), "data.path": str(tmp_path)})
+def test_folders_need_no_hub_and_ask_none(tmp_path, monkeypatch):
+    with answering(monkeypatch, 200) as asked:
+        require_hub({"model.path": str(tmp_path), "data.path": str(tmp_path)})
+    assert not asked
 
 
 def test_only_what_is_missing_is_named(tmp_path):
@@ -133,8 +135,10 @@ def test_a_hub_that_is_down_does_not_count_as_reached(monkeypatch):
 
 
 def test_offline_mode_asks_nobody(monkeypatch):
+    asked = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with answering(monkeypatch, 200) as asked, pytest.raises(Unreachable):
+    monkeypatch.setattr(hub, "get_session", lambda: asked.append("session"))
+    with pytest.raises(Unreachable):
         require_hub(BOTH)
     assert not asked
 

@@ -178,6 +178,11 @@ NO_TEXT = r"column 'sentence' of the train split holds 3, which is no text .*dat
             {"num_labels": 1},
             r"row 1 of the train split has label (nan|None), which is no",
         ),
+        (
+            "sentence,label\na,1\nb,inf\n",
+            {"num_labels": 1},
+            r"row 1 of the train split has label inf, which is no number",
+        ),
         ("sentence,label\na,1\nb,2\n", {}, r"row 1 .*label 2, outside 0…1: set data\.num_labels"),
         ("sentence,label\na,1\nb,-1\n", {}, r"row 1 .*label -1, outside 0…1: .*unlabelled test split"),
         ("sentence,label\na,1\nb,0.5\n", {}, r"row 1 .*label 0\.5, outside 0…1"),

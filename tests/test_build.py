@@ -1,0 +1,108 @@
+"""Models from folders and from architectures; what is refused about them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+
+from qat_lightning.build import build_data, build_model, build_student
+from qat_lightning.config import ConfigError
+from qat_lightning.packing import bits
+from tests.training.runs import composed, small_run
+
+ARCHITECTURE = dict(
+    vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+    max_position_embeddings=64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def fine_tuned(tmp_path):
+    """A folder with a model that has a head for three classes."""
+    folder = tmp_path / "model"
+    BertForSequenceClassification(BertConfig(**ARCHITECTURE, num_labels=3)).save_pretrained(folder)
+    return folder
+
+
+def built(*overrides: str):
+    config = composed(*overrides)
+    return build_model(config, build_data(config))
+
+
+def test_weights_of_a_folder_are_taken_over_head_included(fine_tuned):
+    model = built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3")
+    saved = load_file(fine_tuned / "model.safetensors")
+    assert set(saved) == set(model.state_dict())
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+
+
+def test_random_weights_of_the_folders_architecture(fine_tuned):
+    model = built(f"model.path={fine_tuned}", "model.pretrained=false", "data.num_labels=3")
+    saved = load_file(fine_tuned / "model.safetensors")
+    assert model.config.hidden_size == 32
+    assert not torch.equal(model.classifier.weight, saved["classifier.weight"])
+
+
+def test_configured_architecture_without_any_file():
+    model = built("model=bert_large", "model.pretrained=false", "+model.architecture.hidden_dropout_prob=0.25",
+                  "model.architecture.num_hidden_layers=1")  # fmt: skip
+    assert model.config.hidden_size == 1024
+    assert model.config.hidden_dropout_prob == 0.25
+
+
+def test_head_of_another_number_of_classes_is_refused(fine_tuned):
+    with pytest.raises(ConfigError, match=r"model\.path=.*cannot be loaded.*"):
+        built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=5")
+
+
+def test_pickled_weights_are_refused(fine_tuned):
+    (fine_tuned / "model.safetensors").unlink()
+    torch.save({}, fine_tuned / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"model\.path=.*cannot be loaded"):
+        built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3")
+
+
+def test_missing_path_is_named():
+    with pytest.raises(ConfigError, match=r"model\.path must be given"):
+        built("model.pretrained=true")
+
+
+def test_family_without_a_table_is_refused_before_training(tmp_path):
+    small = GPT2Config(vocab_size=128, n_embd=32, n_layer=1, n_head=4, n_positions=64, num_labels=2, pad_token_id=0)
+    GPT2ForSequenceClassification(small).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"'gpt2'; known: bert, roberta"):
+        built(f"model.path={tmp_path / 'model'}", "model.pretrained=true")
+
+
+def test_given_teacher_is_taken_as_it_is(tmp_path, fine_tuned):
+    given = (f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3", "stages.teacher.max_steps=0")
+    results = small_run(tmp_path / "run", *given)
+    assert results["steps"]["teacher"] == 0
+    teacher, saved = load_file(tmp_path / "run/checkpoints/teacher.safetensors"), load_file(fine_tuned / "model.safetensors")
+    assert all(torch.equal(teacher[name], saved[name]) for name in saved)
+
+
+def test_ternary_coverage_is_the_papers():
+    config = composed()
+    data = build_data(config)
+    data.load()
+    widths = bits(build_student(config, build_model(config, data), data))
+    assert {kind for kind, width in widths.items() if width == 2} == {
+        "embeddings.word", "attention.query", "attention.key", "attention.value", "attention.projection",
+        "feedforward.in", "feedforward.out", "pooler",
+    }  # fmt: skip
+    assert {kind for kind, width in widths.items() if width == 32} == {
+        "embeddings.position", "embeddings.token_type", "head",
+    }  # fmt: skip
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path, fine_tuned):
+    canary = tmp_path / "canary"
+    (fine_tuned / "evil.py").write_text(f"open({str(canary)!r}, 'w').write('run')")
+    described = json.loads((fine_tuned / "config.json").read_text())
+    described["auto_map"] = {"AutoModelForSequenceClassification": "evil.Evil", "AutoConfig": "evil.Evil"}
+    (fine_tuned / "config.json").write_text(json.dumps(described))
+    built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3")
+    assert not canary.exists()
