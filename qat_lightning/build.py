@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -27,7 +26,7 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.intervention import Intervention
 from qat_lightning.losses import Task
 from qat_lightning.sites import family
-from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch
+from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings
 
@@ -131,7 +130,7 @@ def build_trainer(
         enable_progress_bar=bar,
         enable_model_summary=False,
         enable_checkpointing=record,
-        callbacks=[*callbacks, *([RichProgressBar(leave=False)] if bar else [])],
+        callbacks=[*callbacks, *([StageBar(stage)] if bar else [])],
         logger=_loggers(config, stage, folder) if record else False,
         default_root_dir=folder,
     )

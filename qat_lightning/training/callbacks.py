@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
 from qat_lightning.intervention import Intervention
@@ -63,6 +64,25 @@ class ResumePoint(Checkpoint):
         batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if batches % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
+
+
+class StageBar(TQDMProgressBar):
+    """One bar for a stage: its name, its steps, the loss and the student's own score; none for the validations in it."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(refresh_rate=10, leave=False)
+        self.stage = stage
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(self.stage)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        return Tqdm(disable=True)
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        shown = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in shown.items() if name != "v_num"}
 
 
 class SeedEachBatch(Callback):

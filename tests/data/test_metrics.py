@@ -1,4 +1,4 @@
-"""The tasks' metrics over several batches, on ties, and where a formula divides by zero; test_configurations has the rest."""
+"""The metrics over several batches, on ties, and where a formula divides by zero; test_configurations has the rest."""
 
 import pytest
 import torch

@@ -8,6 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertTokenizerFast
 
 from qat_lightning.data import Digits
+from qat_lightning.data import text as text_module
 from tests.data.conftest import MODEL_MAX_LENGTH, WORDS
 
 ROWS = "sentence,label\nthe cat sat,1\nthe dog,0\nthe film is not very good,1\n"
@@ -36,6 +37,16 @@ def test_calibration_rows_are_of_the_training_split_mixed_and_no_more_than_there
     assert 5 <= sum(labels) <= 15
     assert not any((batch["input_ids"] == WORDS.index("film")).any() for batch in batches)
     assert sum(len(batch["labels"]) for batch in text().calibration_batches(999)) == 100
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_each_text_keeps_its_label_however_many_are_tokenized_at_once(text, write, monkeypatch, chunk):
+    write("sentence,label\nthe,0\na,1\ncat,2\ndog,3\nsat,4\n")
+    monkeypatch.setattr(text_module, "CHUNK", chunk)
+    data = text(num_labels=5)
+    batch = data.example_batch(5)
+    assert data.tokenizer.convert_ids_to_tokens(batch["input_ids"][:, 1]) == ["the", "a", "cat", "dog", "sat"]
+    assert batch["labels"].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -62,7 +62,7 @@ def test_rows_are_the_same_however_many_are_tokenized_at_once(text, write, monke
     write(ROWS)
     whole = text()
     whole.load()
-    monkeypatch.setattr(text_module, "CHUNK", 2)
+    monkeypatch.setattr(text_module, "CHUNK", 1)
     chunked = text()
     chunked.load()
     assert chunked.train_rows == whole.train_rows
