@@ -163,7 +163,12 @@ def stage_settings(config: Plain, stage: str, steps: int, data: TaskData, previo
         "seed": config["seed"],
         "trainer": {name: config["trainer"][name] for name in trainer},
         f"stages.{stage}": {name: config["stages"][stage][name] for name in ("lr", "validate_every", "keep")},
-        "data": {"content": data.fingerprint(), "batch_size": data.batch_size, "metric": data.metric},
+        "data": {
+            "content": data.fingerprint(),
+            "batch_size": data.batch_size,
+            "metric": data.metric,
+            "order": data.seed,
+        },
         "steps": steps,
         "previous stage": previous,
     }

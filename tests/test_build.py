@@ -80,7 +80,10 @@ def test_given_teacher_is_taken_as_it_is(tmp_path, fine_tuned):
     given = (f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3", "stages.teacher.max_steps=0")
     results = small_run(tmp_path / "run", *given)
     assert results["steps"]["teacher"] == 0
-    teacher, saved = load_file(tmp_path / "run/checkpoints/teacher.safetensors"), load_file(fine_tuned / "model.safetensors")
+    teacher, saved = (
+        load_file(tmp_path / "run/checkpoints/teacher.safetensors"),
+        load_file(fine_tuned / "model.safetensors"),
+    )
     assert all(torch.equal(teacher[name], saved[name]) for name in saved)
 
 

@@ -74,7 +74,7 @@ def _class_number(value: Any, numbers: dict[str, int], num_labels: int, row: str
                 " data.label_column another column, or data.path files that agree"
             )
         return numbers[value]
-    if not isinstance(value, int | float) or value not in range(num_labels):
+    if value not in range(num_labels):
         raise ValueError(
             f"{row} has label {value!r}, outside 0…{num_labels - 1}: set data.num_labels to the number of classes,"
             " 1 for a regression (labels of −1 mark an unlabelled test split, which cannot be used)"

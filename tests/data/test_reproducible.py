@@ -49,6 +49,14 @@ def test_each_text_keeps_its_label_however_many_are_tokenized_at_once(text, writ
     assert batch["labels"].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_whole_numbers_written_with_a_point_are_classes(text, write):
+    """As pandas writes a column that once had a gap."""
+    write("sentence,label\na,1.0\nb,0.0\n")
+    labels = text().example_batch(2)["labels"]
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_a_limited_training_split_mixes_the_classes_of_a_sorted_file(text, write, seed):
     write(SORTED)
