@@ -12,10 +12,10 @@ from qat_lightning.config import ConfigError
 from qat_lightning.packing import bits
 from tests.training.runs import composed, small_run
 
-ARCHITECTURE = dict(
-    vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-    max_position_embeddings=64,
-)  # fmt: skip
+ARCHITECTURE = {
+    "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_glue_task_from_local_files(tmp_path, task, metric):
 @needs_shared
 def test_regression_on_a_set_with_columns_of_its_own(tmp_path):
     columns = ("data=text_regression", f"data.path={SHARED / 'data' / 'sick'}", "data.label_column=relatedness_score")
-    names = [column for column in ("sentence1", "sentence2")]
+    names = ["sentence1", "sentence2"]
     results = whole_run(tmp_path, *SMALL, *columns, f"data.text_columns=[{','.join(names)}]")
     assert results["metric"] == "pearson"
     assert -1 <= results["student"] <= 1
