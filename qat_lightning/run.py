@@ -62,7 +62,7 @@ class Run:
         self.previous = stage.fingerprint
         if stage.outcome is not None:
             stage.load(student)
-            self.console.print(f"[bold]{name}[/]: finished before, not run again ({self._told(stage.outcome)})")
+            self.say(f"[bold]{name}[/]: finished before, not run again ({self._told(stage.outcome)})")
         else:
             self._announce(name, steps, stage)
             self._fit(stage, steps, student, teacher)
@@ -90,6 +90,10 @@ class Run:
         trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
         return own_score(trainer, build_module(self.config, "teacher", 0, student, self.data), self.data)
 
+    def say(self, words: str) -> None:
+        """A line for the terminal, however long; from the first process only."""
+        self.console.print(words, soft_wrap=True)
+
     def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
         settings = self.config["stages"][stage.name]
         module = build_module(self.config, stage.name, steps, student, self.data, teacher)
@@ -105,13 +109,13 @@ class Run:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # the next stage is a W&B run of its own
-        self.console.print(f"[bold]{stage.name}[/]: {self._told(outcome)}")
+        self.say(f"[bold]{stage.name}[/]: {self._told(outcome)}")
 
     def _announce(self, name: str, steps: int, stage: Stage) -> None:
         if stage.unfinished is not None:
-            self.console.print(f"[bold]{name}[/]: going on from {stage.unfinished} ({steps} steps in all)")
+            self.say(f"[bold]{name}[/]: going on from {stage.unfinished} ({steps} steps in all)")
         elif steps:
-            self.console.print(f"[bold]{name}[/]: {steps} steps …")
+            self.say(f"[bold]{name}[/]: {steps} steps …")
 
     def _told(self, outcome: Outcome) -> str:
         told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {outcome.score:.4f}"
@@ -142,7 +146,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
     untrained, signals = run.score(student), {"untrained": _watch(student, batch)}
-    console.print(f"[bold]quantized[/], not trained: {data.metric} {untrained:.4f}")
+    run.say(f"[bold]quantized[/], not trained: {data.metric} {untrained:.4f}")
 
     distilled = teacher if config["teacher"] == "full_precision" else None
     if config["intervention"] and run.steps("intervene") > 0:

@@ -1,0 +1,17 @@
+"""Typed schema of a run, checks across its fields, and the one place that turns configuration into objects."""
+
+from qat_lightning.config.checks import check
+from qat_lightning.config.schema import ConfigError, Plain, register_schema, resolve
+from qat_lightning.config.targets import ALLOWED, check_targets, create, suggest
+
+__all__ = [
+    "ALLOWED",
+    "ConfigError",
+    "Plain",
+    "check",
+    "check_targets",
+    "create",
+    "register_schema",
+    "resolve",
+    "suggest",
+]

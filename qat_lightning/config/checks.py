@@ -1,0 +1,131 @@
+"""What can be known to be wrong across the fields of a configuration, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from qat_lightning.config.schema import ConfigError, Plain, Teacher
+from qat_lightning.config.targets import check_targets, check_type, create, suggest
+
+_DATA_TYPES: Mapping[str, Any] = {
+    "path": str | None, "name": str | None, "tokenizer": str | None, "label_column": str, "text_columns": list[str],
+    "batch_size": int, "evaluation_batch_size": int | None, "max_length": int, "num_labels": int, "num_workers": int,
+    "train_limit": int | None, "validation_limit": int | None, "metric": str, "seed": int, "rows": int, "length": int,
+}  # fmt: skip
+"""The data modules' classes import Lightning, which takes seconds; these types are known without."""
+
+_POSITIVE = (
+    "data.batch_size", "data.max_length", "data.train_limit", "data.validation_limit", "data.num_labels",
+    "stages.teacher.checkpoint_every", "stages.intervene.checkpoint_every", "stages.train.checkpoint_every",
+    "stages.teacher.validate_every", "stages.intervene.validate_every", "stages.train.validate_every",
+    "threads", "trainer.accumulate_grad_batches", "quantization.calibration_rows",
+)  # fmt: skip
+
+
+def check(config: Plain) -> None:
+    """All that can be known to be wrong before data and models are loaded, in a second or two.
+
+    Raises:
+        ConfigError: naming the key and the valid choices.
+    """
+    _check_values(config)
+    losses = _create_all(config, "losses")
+    interventions = _create_all(config, "intervention")
+    for group in ("schedule", "scheduler"):
+        if config[group]:
+            create(config[group], group)
+    check_targets(config["optimizer"], "optimizer")
+    _create_all({"rules": config["quantization"]["rules"]}, "rules", "quantization.rules")
+    for key, quantizer in _quantizers(config["quantization"]):
+        create(quantizer | {"_partial_": False}, key)
+    _check_teacher(config, losses)
+    _check_schedule(config, interventions)
+    _check_layers(config)
+
+
+def _check_values(config: Plain) -> None:
+    for name, annotation in _DATA_TYPES.items():
+        if name in config["data"]:
+            check_type(config["data"][name], annotation, f"data.{name}")
+    for key in _POSITIVE:
+        value = OmegaConf.select(OmegaConf.create(config), key)
+        if value is not None and value < 1:
+            raise ConfigError(f"{key}={value} must be 1 or more")
+    for name, stage in config["stages"].items():
+        for budget in ("max_steps", "max_epochs"):
+            if stage[budget] is not None and stage[budget] < 0:
+                raise ConfigError(f"stages.{name}.{budget}={stage[budget]} must be 0 or more")
+        if stage["max_steps"] is None and stage["max_epochs"] is None:
+            raise ConfigError(
+                f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
+            )
+
+
+def _create_all(config: Plain, group: str, key: str | None = None) -> dict[str, Any]:
+    return {name: create(node, f"{key or group}.{name}") for name, node in config[group].items()}
+
+
+def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:
+    """Each quantizer node of the rules and the attention, under its key."""
+    for name, rule in quantization["rules"].items():
+        yield from ((f"quantization.rules.{name}.{slot}", rule[slot]) for slot in ("weight", "input") if rule.get(slot))
+    for slot in ("query", "key", "probs", "value"):
+        if quantization["attention"] and quantization["attention"].get(slot):
+            yield f"quantization.attention.{slot}", quantization["attention"][slot]
+
+
+def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:
+    if config["teacher"] != Teacher.none.name:
+        return
+    needing = [name for name, loss in losses.items() if loss.weight != 0 and loss.needs_teacher]
+    if needing:
+        raise ConfigError(
+            f"losses.{needing[0]} needs a teacher and teacher=none: choose losses=task, or teacher=full_precision"
+        )
+    if config["intervention"]:
+        raise ConfigError(
+            "intervention needs a teacher and teacher=none: choose intervention=none schedule=none,"
+            " or teacher=full_precision"
+        )
+
+
+def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
+    if bool(config["intervention"]) != bool(config["schedule"]):
+        given, other = ("intervention", "schedule") if config["intervention"] else ("schedule", "intervention")
+        raise ConfigError(f"{given} is set and {other} is not: choose {other}=… as well, or {given}=none")
+    if not config["schedule"]:
+        return
+    unknown = [name for name in create(config["schedule"], "schedule").names if name not in interventions]
+    if unknown:
+        raise ConfigError(f"schedule names intervention {unknown[0]!r}: {suggest(unknown[0], interventions)}")
+
+
+def _check_layers(config: Plain) -> None:
+    """Layer pairs of losses and layers of interventions lie within the model's depth, where files tell that."""
+    depth = _depth(config["model"])
+    if depth is None:
+        return
+    for name, loss in config["losses"].items():
+        last = depth if loss.get("site") == "hidden" else depth - 1
+        beyond = [pair for pair in loss.get("layers") or [] if not all(0 <= layer <= last for layer in pair)]
+        if beyond:
+            raise ConfigError(
+                f"losses.{name}.layers holds {beyond[0]}, but the model has {depth} layers:"
+                f" {loss.get('site')} can be 0 to {last}"
+            )
+    for name, intervention in config["intervention"].items():
+        if beyond := [layer for layer in intervention.get("at") or [] if not 0 <= layer < depth]:
+            raise ConfigError(f"intervention.{name}.at holds {beyond[0]}, but the model's layers are 0 to {depth - 1}")
+
+
+def _depth(model: Plain) -> int | None:
+    """The number of layers, from a local folder's config.json or the configured architecture."""
+    described = model["architecture"]
+    if model["path"] and (local := Path(model["path"]) / "config.json").is_file():
+        described = json.loads(local.read_text())
+    return next((described[key] for key in ("num_hidden_layers", "n_layers", "n_layer") if key in described), None)

@@ -1,0 +1,143 @@
+"""The typed schema: Hydra refuses a mistyped key or a wrong type while it composes."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+Plain = dict[str, Any]
+"""A resolved configuration: dictionaries, lists, strings, numbers."""
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration, told in one message with the remedy."""
+
+
+class Teacher(Enum):
+    """Where the student's signals are matched against: the model it was quantized from, or nothing (plain QAT)."""
+
+    full_precision = "full_precision"
+    none = "none"
+
+
+class Keep(Enum):
+    """The weights that a stage hands on: best on the validation split, or last."""
+
+    best = "best"
+    last = "last"
+
+
+class Kind(Enum):
+    """What the model reads."""
+
+    text = "text"
+    image = "image"
+
+
+@dataclass
+class ModelConfig:
+    """path: hub id or folder · architecture: fields of the transformers configuration, for pretrained=false."""
+
+    path: str | None = None
+    pretrained: bool = True
+    kind: Kind = Kind.text
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class StageConfig:
+    """Budgets in optimizer steps and epochs; lr: this stage's own (else optimizer.lr)."""
+
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    lr: float | None = None
+    validate_every: int | None = None
+    checkpoint_every: int = 500
+    keep: Keep = Keep.best
+
+
+@dataclass
+class TrainStageConfig(StageConfig):
+    """includes_intervene: the budget counts the intervene stage's steps (arXiv:2302.11812: steps(1) + steps(2) = N)."""
+
+    includes_intervene: bool = False
+
+
+@dataclass
+class StagesConfig:
+    teacher: StageConfig = field(default_factory=StageConfig)
+    intervene: StageConfig = field(default_factory=StageConfig)
+    train: TrainStageConfig = field(default_factory=TrainStageConfig)
+
+
+@dataclass
+class QuantizationConfig:
+    """rules: name → Rule, the first that matches wins · attention: an AttentionRule, or null."""
+
+    weight: Any = None
+    embedding: Any = None
+    activation: Any = None
+    rules: dict[str, Any] = field(default_factory=dict)
+    attention: Any = None
+    calibration_rows: int = 256
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's own names; see its Trainer. Budgets and validation belong to `stages`."""
+
+    accelerator: str = "auto"
+    devices: Any = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+    log_every_n_steps: int = 10
+    limit_val_batches: Any = None
+    deterministic: bool | None = None
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    enable_progress_bar: bool = True
+    profiler: str | None = None
+
+
+@dataclass
+class RunConfig:
+    """threads: CPU threads of torch; None leaves torch's own choice."""
+
+    experiment: str = "run"
+    seed: int = 1
+    threads: int | None = None
+    teacher: Teacher = Teacher.full_precision
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: dict[str, Any] = field(default_factory=dict)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    losses: dict[str, Any] = field(default_factory=dict)
+    intervention: dict[str, Any] = field(default_factory=dict)
+    schedule: Any = None
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    stages: StagesConfig = field(default_factory=StagesConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra as `schema`, the first entry of a configuration's defaults list."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def resolve(config: DictConfig) -> Plain:
+    """Interpolations resolved, enumerations as their names. Raises ConfigError for a value that must be given."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=…' for key in missing)}")
+    plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return typing.cast(Plain, plain)

@@ -1,0 +1,102 @@
+"""Configuration → objects, and only those of an allowlist: the one call of Hydra's instantiate."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import instantiate
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from qat_lightning.config.schema import ConfigError
+
+ALLOWED = ("qat_lightning.", "torchmetrics.", "lightning.pytorch.", "torch.optim.")
+"""Where a `_target_` may live; checked on the resolved object, since a dotted path can be an alias."""
+
+
+def create(node: Any, key: str, **given: Any) -> Any:
+    """The object that a `_target_` node describes; `given` are arguments that configuration cannot hold.
+
+    Raises:
+        ConfigError: a target outside `ALLOWED`, an argument that it does not know, a value of another type or one that
+            the object refuses.
+    """
+    check_targets(node, key, given)
+    try:
+        return instantiate(node, _convert_="all", **given)
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError | TypeError):
+            raise ConfigError(f"{key}: {cause}") from error
+        raise
+
+
+def check_targets(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
+    """Every `_target_` below `node`: allowed, known arguments, plain values of the annotated types."""
+    if isinstance(node, list | tuple):
+        for index, child in enumerate(node):
+            check_targets(child, f"{key}.{index}")
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        _check_arguments(_locate(node["_target_"], key), node, key, given or {})
+    for name, child in node.items():
+        check_targets(child, f"{key}.{name}")
+
+
+def suggest(wrong: str, choices: typing.Iterable[str]) -> str:
+    """`did you mean 'weight'? choices: …` for a mistyped name."""
+    choices = sorted(str(choice) for choice in choices)
+    near = difflib.get_close_matches(wrong, choices, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"choices: {', '.join(choices) or 'none'}"
+
+
+def _locate(target: Any, key: str) -> Any:
+    """The allowed class or function of that dotted path, checked by where it is really defined."""
+    refused = ConfigError(f"{key}._target_={target!r} is not allowed: only {', '.join(f'{p}*' for p in ALLOWED)}")
+    if not isinstance(target, str) or not target.startswith(ALLOWED):
+        raise refused
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}._target_={target!r} does not exist: {error}") from error
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not f"{found.__module__}.".startswith(ALLOWED):
+        raise refused
+    return found
+
+
+def _check_arguments(target: Any, node: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(target).parameters
+    names = {name for name in node if not (name.startswith("_") and name.endswith("_"))}
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if (unknown := sorted(names - set(parameters))) and not open_ended:
+        raise ConfigError(f"{key}.{unknown[0]} is no argument of {target.__name__}: {suggest(unknown[0], parameters)}")
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # an annotation that cannot be evaluated says nothing about the value
+        hints = {}
+    for name in names & set(hints):
+        if not isinstance(node[name], Mapping):
+            check_type(node[name], hints[name], f"{key}.{name}")
+    required = {
+        n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    if not node.get("_partial_") and (missing := sorted(required - names - set(given))):
+        raise ConfigError(f"{key}.{missing[0]} must be given: {target.__name__} needs it")
+
+
+def check_type(value: Any, annotation: Any, key: str) -> None:
+    """Refuse a plain value that the annotation does not admit."""
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except Exception:  # not an annotation that pydantic can judge
+        return
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{key}={value!r}: {error.errors()[0]['msg'].lower()}") from error
