@@ -145,8 +145,10 @@ def build_callbacks(config: Plain, stage: str) -> list[Callback]:
     return [*callbacks, *_nodes(config, "callbacks").values()]
 
 
-def stage_settings(config: Plain, stage: str, steps: int, data: TaskData, previous: str | None) -> Settings:
-    """Dotted key → value of all that decides the stage's result, and so its fingerprint."""
+def stage_settings(
+    config: Plain, stage: str, steps: int, data: TaskData, content: str, previous: str | None
+) -> Settings:
+    """Dotted key → value of all that decides the stage's result, and so its fingerprint; content is the data's."""
     groups = ["model", "optimizer", "scheduler", "callbacks"]
     if stage != "teacher":
         groups += ["quantization", "losses", "teacher"]
@@ -164,7 +166,7 @@ def stage_settings(config: Plain, stage: str, steps: int, data: TaskData, previo
         "trainer": {name: config["trainer"][name] for name in trainer},
         f"stages.{stage}": {name: config["stages"][stage][name] for name in ("lr", "validate_every", "keep")},
         "data": {
-            "content": data.fingerprint(),
+            "content": content,
             "batch_size": data.batch_size,
             "metric": data.metric,
             "order": data.seed,

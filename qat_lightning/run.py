@@ -50,6 +50,7 @@ class Run:
     config: Plain
     folder: Path
     data: TaskData
+    content: str  # the data's fingerprint
     console: Console
     outcomes: dict[str, Outcome]
     previous: str | None = None  # fingerprint of the stage before
@@ -57,7 +58,7 @@ class Run:
     def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
         """Train `student` through one stage, or take over what an earlier start of this run has finished."""
         steps = self.steps(name)
-        settings = stage_settings(self.config, name, steps, self.data, self.previous)
+        settings = stage_settings(self.config, name, steps, self.data, self.content, self.previous)
         stage = Stage(name, self.folder, settings)
         self.previous = stage.fingerprint
         if stage.outcome is not None:
@@ -139,7 +140,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     data.load()
     _write_config(config, folder, command)
     seed_everything(config["seed"], verbose=False)
-    run = Run(config, folder, data, console, {})
+    run = Run(config, folder, data, data.fingerprint(), console, {})
     batch = data.example_batch(8)
 
     teacher = build_model(config, data)
