@@ -72,11 +72,9 @@ class Run:
         self.outcomes[name] = outcome
 
     def steps(self, name: str) -> int:
-        """Optimizer steps of a stage's budget."""
+        """Optimizer steps of a stage's budget. Raises ValueError where the intervene stage leaves none for training."""
         stage = self.config["stages"][name]
-        already = (
-            self.outcomes["intervene"].steps if stage.get("includes_intervene") and "intervene" in self.outcomes else 0
-        )
+        already = self.steps("intervene") if stage.get("includes_intervene") and self.config["intervention"] else 0
         budget = Budget(stage["max_steps"], stage["max_epochs"], already)
         return budget.steps(self.batches_per_epoch, self.config["trainer"]["accumulate_grad_batches"])
 
@@ -143,6 +141,8 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     run = Run(config, folder, data, data.fingerprint(), console, {})
     batch = data.example_batch(8)
 
+    for stage in config["stages"]:
+        run.steps(stage)  # a budget that cannot be met is told now, not after the stages before it
     teacher = build_model(config, data)
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)

@@ -86,4 +86,4 @@ def test_image_family_runs_too(tmp_path):
 def test_intervene_budget_that_uses_up_the_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"used up by the 6 steps .*stages\.train\.max_epochs"):
         small_run(tmp_path, "stages.train.max_steps=6")
-    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "checkpoints").exists(), "told before any stage is run"

@@ -84,6 +84,13 @@ def test_missing_value_is_named_with_the_override_that_gives_it():
         resolve(config)
 
 
+def test_all_that_a_text_set_needs_is_asked_for_at_once():
+    with pytest.raises(
+        ConfigError, match=r"data\.path, data\.text_columns, data\.num_labels must be given: add data\.path=…"
+    ):
+        composed("data=text")
+
+
 @pytest.mark.parametrize(
     "target",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -137,7 +138,16 @@ def register_schema() -> None:
 
 def resolve(config: DictConfig) -> Plain:
     """Interpolations resolved, enumerations as their names. Raises ConfigError for a value that must be given."""
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    if missing := list(_missing(OmegaConf.to_container(config, resolve=False))):
         raise ConfigError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=…' for key in missing)}")
     plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     return typing.cast(Plain, plain)
+
+
+def _missing(node: Any, key: str = "") -> Iterator[str]:
+    """Keys whose value is `???`, found without following interpolations: those that point to a missing value would raise."""
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _missing(child, f"{key}.{name}" if key else str(name))
+    elif node == "???":
+        yield key
