@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,7 +16,20 @@ from torchmetrics import Metric
 from qat_lightning.intervention import Intervention
 from qat_lightning.signals import Batch, Observed, Signals
 
-Loss = Callable[[Signals, Signals, Batch], Tensor]
+
+class Loss(Protocol):
+    """What `qat_lightning.losses` holds; a user's own needs no more than this."""
+
+    weight: float
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """What both models are watched at."""
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """A scalar."""
+
+
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
@@ -52,14 +65,14 @@ class QATModule(LightningModule):
     ) -> None:
         super().__init__()
         self.student, self.steps, self.regression, self.weight_decay = student, steps, regression, weight_decay
-        self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}  # type: ignore[attr-defined]
+        self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
         self.make_optimizer, self.factor = optimizer, scheduler
         self.metrics = nn.ModuleDict({
             "val": nn.ModuleDict(copy.deepcopy(dict(metrics))),
             "val_assisted": nn.ModuleDict(copy.deepcopy(dict(metrics))),
         })  # fmt: skip
         self.intervention = Intervention()  # the knob
-        sites = {site for loss in self.losses.values() for site in loss.sites}  # type: ignore[attr-defined]
+        sites = {site for loss in self.losses.values() for site in loss.sites}
         self.observe_student = Observed(student, sorted(sites))
         self.answer, self.observe_teacher = Observed(student), _silent
         self._outside: list[
@@ -74,7 +87,7 @@ class QATModule(LightningModule):
         teacher = self.teach(batch)
         with self.intervention.by(teacher, self.student):
             student = self.observe_student(batch)
-        terms = {name: loss.weight * loss(student, teacher, batch) for name, loss in self.losses.items()}  # type: ignore[attr-defined]
+        terms = {name: loss.weight * loss(student, teacher, batch) for name, loss in self.losses.items()}
         total = torch.stack(list(terms.values())).sum()
         # sync_dist: the curve is the mean over all processes, not one process's part of it
         self.log("train/loss", total, prog_bar=True, sync_dist=True)
