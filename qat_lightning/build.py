@@ -20,10 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from qat_lightning.config import ConfigError, Plain, create
+from qat_lightning.config import ConfigError, Plain, create, create_all
 from qat_lightning.convert import calibrate, open_attention_for, quantize
 from qat_lightning.data.base import TaskData
-from qat_lightning.intervention import Intervention
 from qat_lightning.losses import Task
 from qat_lightning.sites import family
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
@@ -69,7 +68,7 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
 
 def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:
     """Put the configured quantizers into `teacher` (hand over a copy); calibrate what is static on training batches."""
-    rules = [create(rule, f"quantization.rules.{name}") for name, rule in config["quantization"]["rules"].items()]
+    rules = list(create_all(config["quantization"]["rules"], "quantization.rules").values())
     attention = config["quantization"]["attention"]
     student = quantize(teacher, rules, create(attention, "quantization.attention") if attention else None)
     calibrate(student, data.calibration_batches(config["quantization"]["calibration_rows"]))
@@ -81,8 +80,8 @@ def build_module(
 ) -> QATModule:
     """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it."""
     fine_tuning = stage == "teacher"
-    losses = {"task": Task()} if fine_tuning else _nodes(config, "losses")
-    interventions = _nodes(config, "intervention") if stage == "intervene" else {}
+    losses = {"task": Task()} if fine_tuning else create_all(config["losses"], "losses")
+    interventions = create_all(config["intervention"], "intervention") if stage == "intervene" else {}
     sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
     replaced = {site for intervention in interventions.values() for site in intervention.sites}
     for model in (student, teacher):
@@ -141,8 +140,8 @@ def build_callbacks(config: Plain, stage: str) -> list[Callback]:
     callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
     if stage == "intervene":
         schedule = create(config["schedule"], "schedule")
-        callbacks.append(InterventionSchedule(_interventions(config), schedule))
-    return [*callbacks, *_nodes(config, "callbacks").values()]
+        callbacks.append(InterventionSchedule(create_all(config["intervention"], "intervention"), schedule))
+    return [*callbacks, *create_all(config["callbacks"], "callbacks").values()]
 
 
 def stage_settings(
@@ -184,14 +183,6 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
-def _nodes(config: Plain, group: str) -> dict[str, Any]:
-    return {name: create(node, f"{group}.{name}") for name, node in config[group].items()}
-
-
-def _interventions(config: Plain) -> dict[str, Intervention]:
-    return _nodes(config, "intervention")
-
-
 def _auto(kind: str) -> Any:
     return {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}[kind]
 
@@ -221,7 +212,7 @@ def _loggers(config: Plain, stage: str, folder: Path) -> list[Logger]:
         part += 1
         version = f"{stage}.{part}"
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=20)]
-    for logger in _nodes(config, "logger").values():
+    for logger in create_all(config["logger"], "logger").values():
         named = {"name": f"{config['experiment']}-{stage}", "group": folder.name, "save_dir": folder}
         loggers.append(logger(**named) if isinstance(logger, partial) else logger)
     return loggers

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qat_lightning.nn import AttentionCore, QuantEmbedding, QuantLinear
 from qat_lightning.nn.attention import IMPLEMENTATION, register
 from qat_lightning.signals import Batch, Observed
-from qat_lightning.sites import CORE_SITES, attention_paths, part_paths
+from qat_lightning.sites import CORE_SITES, attention_paths, part_kind, part_paths
 
 MakeQuantizer = Callable[[], nn.Module]
 
@@ -133,5 +133,5 @@ def _quantize_attention(model: nn.Module, rule: AttentionRule) -> None:
 
 def _brief(parts: Iterable[str]) -> str:
     """The part names with the layers folded: `layers.*.attention.query` once."""
-    folded = (f"layers.*.{part.split('.', 2)[2]}" if part.startswith("layers.") else part for part in parts)
+    folded = (f"layers.*.{part_kind(part)}" if part.startswith("layers.") else part for part in parts)
     return ", ".join(dict.fromkeys(folded))

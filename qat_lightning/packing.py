@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.sites import part_paths
+from qat_lightning.sites import part_kind, part_paths
 
 FLOAT_BYTES = 4
 
@@ -49,9 +49,8 @@ def bits(model: nn.Module) -> dict[str, int]:
     """
     widths: dict[str, Counter[int]] = {}
     for part, path in part_paths(model).items():
-        kind = part.split(".", 2)[2] if part.startswith("layers.") else part
         quantizer = getattr(model.get_submodule(path), "weight_quantizer", None)
-        widths.setdefault(kind, Counter())[int(getattr(quantizer, "bits", 32))] += 1
+        widths.setdefault(part_kind(part), Counter())[int(getattr(quantizer, "bits", 32))] += 1
     return {kind: counted.most_common(1)[0][0] for kind, counted in widths.items()}
 
 

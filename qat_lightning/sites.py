@@ -177,6 +177,11 @@ def part_paths(model: nn.Module) -> dict[str, str]:
     return {name: path for name, path in parts.items() if _exists(model, path)}
 
 
+def part_kind(part: str) -> str:
+    """The part's name without its layer: `layers.3.attention.query` → `attention.query`."""
+    return part.split(".", 2)[2] if part.startswith("layers.") else part
+
+
 def _base(model: nn.Module) -> str:
     """The dotted prefix of the base model inside `model`; empty for a base model itself."""
     prefix = getattr(model, "base_model_prefix", "")

@@ -2,7 +2,7 @@
 
 from qat_lightning.config.checks import check
 from qat_lightning.config.schema import ConfigError, Plain, register_schema, resolve
-from qat_lightning.config.targets import ALLOWED, check_targets, create, suggest
+from qat_lightning.config.targets import ALLOWED, check_targets, create, create_all, suggest
 
 __all__ = [
     "ALLOWED",
@@ -11,6 +11,7 @@ __all__ = [
     "check",
     "check_targets",
     "create",
+    "create_all",
     "register_schema",
     "resolve",
     "suggest",

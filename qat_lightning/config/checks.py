@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qat_lightning.config.schema import ConfigError, Plain, Teacher
-from qat_lightning.config.targets import check_targets, check_type, create, suggest
+from qat_lightning.config.targets import check_targets, check_type, create, create_all, suggest
 
 _DATA_TYPES: Mapping[str, Any] = {
     "path": str | None, "name": str | None, "tokenizer": str | None, "label_column": str, "text_columns": list[str],
@@ -34,13 +34,13 @@ def check(config: Plain) -> None:
         ConfigError: naming the key and the valid choices.
     """
     _check_values(config)
-    losses = _create_all(config, "losses")
-    interventions = _create_all(config, "intervention")
+    losses = create_all(config["losses"], "losses")
+    interventions = create_all(config["intervention"], "intervention")
     for group in ("schedule", "scheduler"):
         if config[group]:
             create(config[group], group)
     check_targets(config["optimizer"], "optimizer")
-    _create_all({"rules": config["quantization"]["rules"]}, "rules", "quantization.rules")
+    create_all(config["quantization"]["rules"], "quantization.rules")
     for key, quantizer in _quantizers(config["quantization"]):
         create(quantizer | {"_partial_": False}, key)
     _check_teacher(config, losses)
@@ -64,10 +64,6 @@ def _check_values(config: Plain) -> None:
             raise ConfigError(
                 f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
             )
-
-
-def _create_all(config: Plain, group: str, key: str | None = None) -> dict[str, Any]:
-    return {name: create(node, f"{key or group}.{name}") for name, node in config[group].items()}
 
 
 def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:

@@ -35,6 +35,11 @@ def create(node: Any, key: str, **given: Any) -> Any:
         raise
 
 
+def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Named nodes → named objects; `key` is where the nodes stand."""
+    return {name: create(node, f"{key}.{name}") for name, node in nodes.items()}
+
+
 def check_targets(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
     """Every `_target_` below `node`: allowed, known arguments, plain values of the annotated types."""
     if isinstance(node, list | tuple):

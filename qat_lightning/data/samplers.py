@@ -76,6 +76,11 @@ class ShardSampler(Sampler[int]):
 
 def permutation(size: int, seed: int, epoch: int) -> list[int]:
     """0…size−1 in an order that depends on nothing but (seed, epoch)."""
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     return torch.randperm(size, generator=generator).tolist()
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for torch that depends on all the numbers, on every machine alike; neighbours give unrelated ones."""
+    digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:7], "big")

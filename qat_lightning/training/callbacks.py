@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
 
+from qat_lightning.data.samplers import seed_of
 from qat_lightning.intervention import Intervention
 from qat_lightning.training.module import QATModule
 
@@ -93,5 +93,4 @@ class SeedEachBatch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         number = trainer.fit_loop.epoch_loop.total_batch_idx
-        digest = hashlib.sha256(f"{self.seed}/{number}/{trainer.global_rank}".encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+        torch.manual_seed(seed_of(self.seed, number, trainer.global_rank))

@@ -129,7 +129,7 @@ class Stage:
         outcome = Outcome(
             steps=trainer.global_step,
             seconds=round(_find(trainer, Timer).time_elapsed("train"), 3),
-            score=max(last_score, self._take_best(trainer, module, last_score)) if keep == "best" else last_score,
+            score=self._take_best(trainer, module, last_score) if keep == "best" else last_score,
             last_score=last_score,
             assisted=None if assisted is None else float(assisted),
             checkpoint_bytes=_bytes(self.scratch / "last.ckpt"),
@@ -139,7 +139,7 @@ class Stage:
         return outcome
 
     def _take_best(self, trainer: Trainer, module: QATModule, last_score: float) -> float:
-        """The best weights into the module, if they score more than the last; returns the best score."""
+        """The best weights into the module, if they score more than the last; returns the score of what is kept."""
         best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None) is not None), None)
         score = getattr(best, "best_model_score", None)
         if score is None or float(score) <= last_score:
