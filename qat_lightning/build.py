@@ -14,7 +14,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -22,12 +24,19 @@ from transformers import (
 
 from qat_lightning.config import ConfigError, Plain, create, create_all
 from qat_lightning.convert import calibrate, open_attention_for, quantize
-from qat_lightning.data.base import TaskData
+from qat_lightning.data.base import Head, TaskData
 from qat_lightning.losses import Task
 from qat_lightning.sites import family
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings
+
+HEADS: Mapping[Head, Any] = {
+    "text_classification": AutoModelForSequenceClassification,
+    "image_classification": AutoModelForImageClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+    "causal_language_model": AutoModelForCausalLM,
+}
 
 
 def build_data(config: Plain) -> TaskData:
@@ -43,15 +52,17 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
 
     Weights are read from safetensors only, and no code that comes with a model is run.
     """
-    model, auto = config["model"], _auto(config["model"]["kind"])
+    model, auto = config["model"], HEADS[data.head]
     if not model["pretrained"]:
         described = _described(model, num_labels=data.num_labels)
+        _check_head(described, data.head)
         return auto.from_config(described, trust_remote_code=False)
     if model["path"] is None:
         raise ConfigError(
             "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
         )
     try:
+        _check_head(AutoConfig.from_pretrained(model["path"], trust_remote_code=False), data.head)
         loaded = auto.from_pretrained(
             model["path"],
             num_labels=data.num_labels,
@@ -93,12 +104,12 @@ def build_module(
         student=student,
         losses=losses,
         metrics=data.metrics,
+        predict=data.predict,
         optimizer=create(optimizer, "optimizer"),
         scheduler=create(config["scheduler"], "scheduler"),
         steps=steps,
         teacher=teacher,
         interventions=list(interventions.values()),
-        regression=data.regression,
         weight_decay=config["optimizer"].get("weight_decay", 0.0),
     )
 
@@ -183,8 +194,11 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
-def _auto(kind: str) -> Any:
-    return {"text": AutoModelForSequenceClassification, "image": AutoModelForImageClassification}[kind]
+def _check_head(described: PretrainedConfig, head: Head) -> None:
+    if type(described) not in HEADS[head]._model_mapping:
+        raise ConfigError(
+            f"a {described.model_type} model has no head for {head.replace('_', ' ')}: choose another model=… or data=…"
+        )
 
 
 def _described(model: Plain, num_labels: int) -> PretrainedConfig:

@@ -98,7 +98,7 @@ class Run:
         module = build_module(self.config, stage.name, steps, student, self.data, teacher)
         callbacks = [
             *build_callbacks(self.config, stage.name),
-            *stage.callbacks(self.data.metric, settings["checkpoint_every"]),
+            *stage.callbacks(self.data, settings["checkpoint_every"]),
         ]
         every = settings["validate_every"]
         batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
@@ -172,7 +172,7 @@ def _results(run: Run, student: nn.Module, untrained: float) -> Plain:
         "experiment": run.config["experiment"],
         "task": run.data.task,
         "metric": run.data.metric,
-        "higher_is_better": True,
+        "higher_is_better": run.data.higher_is_better,
         "teacher": run.outcomes["teacher"].score,
         "untrained": untrained,
         "student": last.score,

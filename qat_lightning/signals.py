@@ -13,7 +13,10 @@ from qat_lightning.sites import AXES, site_paths
 
 Batch = Mapping[str, Tensor]
 Signals = dict[str, list[Tensor]]
-"""Site → one tensor for each layer; "logits" → [logits]."""
+"""Site → one tensor for each layer; "logits" → one for each head of the model: [logits], or [start, end] positions."""
+
+LOGITS = ("logits", "start_logits", "end_logits")
+"""What transformers calls the outputs of its heads."""
 
 
 class Observed:
@@ -40,7 +43,7 @@ class Observed:
                     handle = self.model.get_submodule(path).register_forward_hook(_keep(signals[site]), prepend=True)
                     hooks.callback(handle.remove)
             output = self.model(**{name: batch[name] for name in self.inputs if name in batch})
-        return signals | {"logits": [output.logits]}
+        return signals | {"logits": [output[name] for name in LOGITS if name in output]}
 
 
 def what_counts(site: str, batch: Batch) -> Tensor | None:

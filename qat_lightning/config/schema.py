@@ -33,20 +33,12 @@ class Keep(Enum):
     last = "last"
 
 
-class Kind(Enum):
-    """What the model reads."""
-
-    text = "text"
-    image = "image"
-
-
 @dataclass
 class ModelConfig:
     """path: hub id or folder · architecture: fields of the transformers configuration, for pretrained=false."""
 
     path: str | None = None
     pretrained: bool = True
-    kind: Kind = Kind.text
     architecture: dict[str, Any] = field(default_factory=dict)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,21 +15,26 @@ from torchmetrics import Metric
 
 from qat_lightning.data.samplers import ShardSampler, StageBatchSampler, permutation
 
+Head = Literal["text_classification", "image_classification", "question_answering", "causal_language_model"]
 Row = Mapping[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Tensor]]
 
 
 class TaskData(LightningDataModule):
-    """Batches are `dict[str, Tensor]`: the model's inputs and "labels" (int64 classes, float32 for a regression).
+    """Batches are `dict[str, Tensor]`: the model's inputs, "labels", and whatever `predict` needs of its own.
 
-    Subclasses write `read` and `collate`. Rows are read by `load`, or when first asked for.
+    "labels" are int64 classes (B,), float32 scores (B,) for a regression, start and end positions (B, 2) for question
+    answering, or the token that follows each token (B, N), −100 where none does, for a language model. Names that are
+    no argument of the model never reach it. Subclasses write `read` and `collate`. Rows are read by `load`, or when
+    first asked for.
 
     Attributes:
+        head: the kind of model that answers this data.
         label_names: of the classes in the order of their numbers, where the data has names.
 
     Args:
         batch_size: rows in a training batch of one process.
-        metrics: name → metric, fed (class ids or regression scores, labels).
+        metrics: name → metric, fed what `predict` returns.
         metric: the name of the one that counts.
         num_labels: classes; 1 for a regression.
         train_limit: only so many rows, the first of a fixed permutation (the same for every seed); None for all.
@@ -43,6 +48,7 @@ class TaskData(LightningDataModule):
     """
 
     task = "task"
+    head: Head = "text_classification"
 
     def __init__(
         self,
@@ -77,6 +83,11 @@ class TaskData(LightningDataModule):
         """Labels are scores, not classes."""
         return self.num_labels == 1
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the metric that counts; one that does not say (a correlation) is taken for yes."""
+        return self.metrics[self.metric].higher_is_better is not False
+
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         """Training and validation rows, encoded: input name → numbers, and "labels"."""
         raise NotImplementedError(f"{type(self).__name__} must define read()")
@@ -84,6 +95,15 @@ class TaskData(LightningDataModule):
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """One batch of rows."""
         raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
+
+    def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the metrics are fed: (class ids (B,) or regression scores (B,), labels).
+
+        Args:
+            logits: of each head of the model, float32.
+        """
+        (scores,) = logits
+        return scores.squeeze(-1) if self.regression else scores.argmax(-1), batch["labels"]
 
     def tokens(self, batch: Mapping[str, Tensor]) -> list[str] | None:
         """The words of the batch's first row, for a picture; None for an image."""

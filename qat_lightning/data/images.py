@@ -18,7 +18,7 @@ class Digits(TaskData):
     pixel_values (B, 1, 8, 8) in [−1, 1]. A fifth is held out, stratified by class, the same for every seed.
     """
 
-    task = "digits"
+    task, head = "digits", "image_classification"
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         digits = load_digits()

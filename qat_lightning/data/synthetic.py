@@ -52,7 +52,7 @@ class RandomText(TaskData):
 class RandomImages(TaskData):
     """Normal pixels. Args: rows of each split, channels, size (height and width in pixels)."""
 
-    task = "random images"
+    task, head = "random images", "image_classification"
 
     def __init__(self, *, rows: int = 64, channels: int = 3, size: int = 224, **common: Any) -> None:
         super().__init__(**common)

@@ -30,6 +30,7 @@ class Loss(Protocol):
         """A scalar."""
 
 
+Predict = Callable[[Sequence[Tensor], Batch], tuple[Tensor, Tensor]]
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
@@ -40,13 +41,13 @@ class QATModule(LightningModule):
         student: trained; its attention must be open where a loss or an intervention reads inside it.
         losses: name → (student signals, teacher signals, batch) → scalar, with `.weight` and `.sites`. Weight 0 means
             neither computed nor captured.
-        metrics: name → metric, fed (class ids or regression scores, labels).
+        metrics: name → metric, fed what `predict` returns.
+        predict: (logits of each head, batch) → (predictions, targets).
         optimizer: called with the parameter groups.
         scheduler: (step, steps) → factor on the learning rate.
         steps: optimizer steps that this module will be trained for.
         teacher: frozen; held outside the module tree, so it is in no checkpoint, optimizer or gradient bucket.
         interventions: those that a callback may set as `self.intervention`; the teacher is asked for their sites too.
-        regression: the single logit is the prediction.
         weight_decay: for matrices; biases and normalization get none (arXiv:2009.12812, released code).
     """
 
@@ -55,16 +56,16 @@ class QATModule(LightningModule):
         student: nn.Module,
         losses: Mapping[str, Loss],
         metrics: Mapping[str, Metric],
+        predict: Predict,
         optimizer: MakeOptimizer,
         scheduler: Callable[[int, int], float],
         steps: int,
         teacher: nn.Module | None = None,
         interventions: Sequence[Intervention] = (),
-        regression: bool = False,
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__()
-        self.student, self.steps, self.regression, self.weight_decay = student, steps, regression, weight_decay
+        self.student, self.steps, self.predict, self.weight_decay = student, steps, predict, weight_decay
         self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
         self.make_optimizer, self.factor = optimizer, scheduler
         self.metrics = nn.ModuleDict({
@@ -109,10 +110,9 @@ class QATModule(LightningModule):
         return self.observe_teacher(batch)
 
     def score(self, kind: str, signals: Signals, batch: Batch) -> None:
-        logits = signals["logits"][0].float()
-        predictions = logits.squeeze(-1) if self.regression else logits.argmax(-1)
+        predictions, targets = self.predict([logits.float() for logits in signals["logits"]], batch)
         for name, metric in self.metrics[kind].items():  # type: ignore[operator]
-            metric.update(predictions, batch["labels"])
+            metric.update(predictions, targets)
             self.log(f"{kind}/{name}", metric, on_step=False, on_epoch=True, prog_bar=kind == "val")
 
     def configure_optimizers(self) -> Any:

@@ -105,13 +105,13 @@ class Stage:
         """The finished stage's weights into `student`."""
         student.load_state_dict(load_file(self.weights))
 
-    def callbacks(self, metric: str, every: int) -> list[Callback]:
+    def callbacks(self, data: TaskData, every: int) -> list[Callback]:
         """The time spent; `best.ckpt` by the validation metric; `last.ckpt` every so many steps, to go on from."""
         best = ModelCheckpoint(
             self.scratch,
             filename="best",
-            monitor=f"val/{metric}",
-            mode="max",
+            monitor=f"val/{data.metric}",
+            mode="max" if data.higher_is_better else "min",
             save_weights_only=True,
             enable_version_counter=False,
         )
@@ -129,7 +129,7 @@ class Stage:
         outcome = Outcome(
             steps=trainer.global_step,
             seconds=round(_find(trainer, Timer).time_elapsed("train"), 3),
-            score=self._take_best(trainer, module, last_score) if keep == "best" else last_score,
+            score=self._take_best(trainer, module, data, last_score) if keep == "best" else last_score,
             last_score=last_score,
             assisted=None if assisted is None else float(assisted),
             checkpoint_bytes=_bytes(self.scratch / "last.ckpt"),
@@ -138,11 +138,11 @@ class Stage:
         self._finish(trainer, module.student, outcome)
         return outcome
 
-    def _take_best(self, trainer: Trainer, module: QATModule, last_score: float) -> float:
-        """The best weights into the module, if they score more than the last; returns the score of what is kept."""
+    def _take_best(self, trainer: Trainer, module: QATModule, data: TaskData, last_score: float) -> float:
+        """The best weights into the module, if they score better than the last; returns the score of what is kept."""
         best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None) is not None), None)
         score = getattr(best, "best_model_score", None)
-        if score is None or float(score) <= last_score:
+        if score is None or not (score > last_score if data.higher_is_better else score < last_score):
             return last_score
         state = torch.load(self.scratch / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
