@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from qat_lightning.quantizers.ste import straight_through
 
-Granularity = Literal["tensor", "row"]
-"""How much shares one scale: the whole tensor, or each vector along the last dimension (an output channel of a
-linear weight, one token's row of an embedding table, one token's features of an activation)."""
+Granularity = Literal["tensor", "row", "group"]
+"""How much shares one scale: the whole tensor; each vector along the last dimension (an output channel of a linear weight,
+one token's row of an embedding table, one token's features of an activation); or each `group_size` neighbours in it."""
 
 
 class Quantizer(nn.Module):
@@ -24,14 +24,24 @@ class Quantizer(nn.Module):
         granularity: what shares a scale, see `Granularity`.
         clip: inputs are clamped to [−clip, clip] first; None leaves them. The papers use 2.5 for weights and
             activations alike (arXiv:2009.12812, released code).
+        group_size: elements of a group, with granularity "group"; it must divide the last dimension.
 
     Raises:
-        ValueError: bits outside the quantizer's range, an unknown granularity, a clip that is not positive.
+        ValueError: bits outside the quantizer's range, an unknown granularity, a clip that is not positive, a group size
+            that is missing or does not divide.
     """
 
     bits_range: tuple[int, int] = (1, 8)
+    rows_are_independent = True
+    """Whether each row, where rows do not share a scale, can be quantized without the others at hand."""
 
-    def __init__(self, bits: int, granularity: Granularity = "tensor", clip: float | None = 2.5) -> None:
+    def __init__(
+        self,
+        bits: int,
+        granularity: Granularity = "tensor",
+        clip: float | None = 2.5,
+        group_size: int | None = None,
+    ) -> None:
         super().__init__()
         low, high = self.bits_range
         if not low <= bits <= high:
@@ -42,29 +52,56 @@ class Quantizer(nn.Module):
             )
         if clip is not None and not clip > 0:
             raise ValueError(f"clip={clip} must be positive, or null for none")
-        self.bits, self.granularity, self.clip = bits, granularity, clip
+        if (granularity == "group") != (group_size is not None) or (group_size is not None and group_size < 1):
+            raise ValueError(
+                f"granularity={granularity} with group_size={group_size}: granularity=group needs a group_size of 1 or more,"
+                " and no other takes one"
+            )
+        self.bits, self.granularity, self.clip, self.group_size = bits, granularity, clip, group_size
+        self.enabled = True  # a knob: switched off, x passes as it is
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Integers (held in a floating dtype), scale and offset, broadcastable: `forward(x) == (codes - offset) * scale`."""
+        """Integers (held in a floating dtype), scale and offset, broadcastable: `forward(x) == (codes - offset) * scale`.
+
+        With granularity "group" the last dimension is split in two, (groups, group_size).
+        """
         raise NotImplementedError(f"{type(self).__name__} must define codes(x)")
 
     def calibrate(self, x: Tensor) -> None:
         """Learn what is static from data; nothing to learn here. Called again, it joins what it has seen."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
         with torch.no_grad():
             codes, scale, offset = self.codes(x)
-            quantized = (codes - offset) * scale
+            quantized = ((codes - offset) * scale).reshape(x.shape)
         return straight_through(x, quantized.to(x.dtype), self.clip)
 
-    def clipped(self, x: Tensor) -> Tensor:
-        """x in float32 (float64 stays), clamped to ±clip."""
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    def prepared(self, x: Tensor) -> Tensor:
+        """x in float32 (float64 stays), clamped to ±clip, its last dimension split into groups where there are any."""
+        x = self.grouped(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
+    def grouped(self, x: Tensor) -> Tensor:
+        """(…, E) → (…, groups, group_size) with granularity "group", else x itself."""
+        if self.group_size is None:
+            return x
+        if x.shape[-1] % self.group_size:
+            raise ValueError(
+                f"group_size={self.group_size} does not divide the last dimension of a tensor of shape {tuple(x.shape)}"
+            )
+        return x.unflatten(-1, (-1, self.group_size))
+
     def shared(self, x: Tensor) -> list[int]:
-        """The dimensions over which one scale is shared."""
-        return [-1] if self.granularity == "row" else list(range(x.dim()))
+        """The dimensions of `prepared` values over which one scale is shared."""
+        return list(range(x.dim())) if self.granularity == "tensor" else [-1]
+
+    def scales(self, shape: torch.Size) -> int:
+        """How many scales a tensor of this shape takes."""
+        elements = shape.numel()
+        return {"tensor": 1, "row": elements // shape[-1]}.get(self.granularity, elements // (self.group_size or 1))
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, granularity={self.granularity}, clip={self.clip}"
+        group = "" if self.group_size is None else f" of {self.group_size}"
+        return f"bits={self.bits}, granularity={self.granularity}{group}, clip={self.clip}"

@@ -35,3 +35,39 @@ def straight_through(x: Tensor, quantized: Tensor, clip: float | None) -> Tensor
     with the boundary as in the released code.
     """
     return _ClippedStraightThrough.apply(x, quantized.detach(), float("inf") if clip is None else clip)
+
+
+class _LearnedStep(torch.autograd.Function):
+    """Saves its inputs, which live on anyway, and works the codes out again in the backward pass."""
+
+    @staticmethod
+    def forward(x: Tensor, step: Tensor, low: float, high: float, clip: bool, factor: float) -> Tensor:
+        return (x / step).round().clamp(low, high) * step
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, step, *ctx.constants = inputs
+        ctx.save_for_backward(x, step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        x, step = ctx.saved_tensors
+        low, high, clip, factor = ctx.constants
+        scaled = x / step
+        inside = (scaled >= low) & (scaled <= high)
+        slope = scaled.round().clamp(low, high) - scaled * inside
+        of_step = (gradient * slope).sum_to_size(step.shape) * factor
+        return gradient * inside if clip else gradient, of_step, None, None, None, None
+
+
+def learned_step(x: Tensor, step: Tensor, low: float, high: float, clip: bool, factor: float = 1.0) -> Tensor:
+    """v̂ = s·round(clip(v/s, low, high)) with a gradient for the step size too.
+
+    ∂v̂/∂s = round(v/s) − v/s inside low … high, low below it, high above it; ∂v̂/∂v = 1 inside and, with `clip`, 0 outside.
+    Source: LSQ, arXiv:1902.08153 §2.1.
+
+    Args:
+        step: positive, broadcastable to x.
+        factor: on the gradient of the step.
+    """
+    return _LearnedStep.apply(x, step, low, high, clip, factor)

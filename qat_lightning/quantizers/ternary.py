@@ -21,14 +21,20 @@ class TernaryQuantizer(Quantizer):
 
     bits_range = (2, 2)
 
-    def __init__(self, granularity: Granularity = "tensor", clip: float | None = 2.5, threshold: float = 0.7) -> None:
-        super().__init__(bits=2, granularity=granularity, clip=clip)
+    def __init__(
+        self,
+        granularity: Granularity = "tensor",
+        clip: float | None = 2.5,
+        threshold: float = 0.7,
+        group_size: int | None = None,
+    ) -> None:
+        super().__init__(2, granularity, clip, group_size)
         if not threshold >= 0:
             raise ValueError(f"threshold={threshold} must not be negative")
         self.threshold = threshold
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights = self.clipped(x)
+        weights = self.prepared(x)
         magnitude, shared = weights.abs(), self.shared(x)
         kept = magnitude > self.threshold * magnitude.mean(shared, keepdim=True)
         # The smallest count is 1 so that a group without a kept weight gets α = 0 and not 0/0.

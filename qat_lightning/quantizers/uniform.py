@@ -33,8 +33,9 @@ class UniformQuantizer(Quantizer):
         granularity: Granularity = "tensor",
         clip: float | None = 2.5,
         scale: Literal["dynamic", "static"] = "dynamic",
+        group_size: int | None = None,
     ) -> None:
-        super().__init__(bits=bits, granularity=granularity, clip=clip)
+        super().__init__(bits, granularity, clip, group_size)
         if scale not in ("dynamic", "static"):
             raise ValueError(f"scale={scale!r} is unknown: choose dynamic or static")
         self.static, self.calibrated = scale == "static", False
@@ -46,12 +47,12 @@ class UniformQuantizer(Quantizer):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         if self.static:
-            seen = self.clipped(x).abs().amax().to(self.maximum)
+            seen = self.prepared(x).abs().amax().to(self.maximum)
             self.maximum.copy_(torch.maximum(self.maximum, seen) if self.calibrated else seen)
             self.calibrated = True
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.clipped(x)
+        x = self.prepared(x)
         largest_code = 2 ** (self.bits - 1) - 1
         maximum = self.maximum.to(x.dtype) if self.static else x.abs().amax(self.shared(x), keepdim=True)
         # The floor keeps Q/m finite; below it everything rounds to code 0, so zeros stay zeros.
