@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qat_lightning.signals import Signals
-from qat_lightning.sites import check_site, site_paths
+from qat_lightning.sites import CORE_SITES, INPUT_SITES, check_site, entrances, layer_pairs, layer_paths, site_paths
 
 
 class Intervention:
@@ -25,15 +25,19 @@ class Intervention:
         detach: the sites whose module gets a detached input.
         at: only these layers (0 is the first); None for all.
 
+    Where the teacher is deeper, each layer takes the signal that `layer_pairs` says.
+
     Raises:
         ValueError: an unknown site; a layer that the student does not have; a teacher without that signal or with
-            another shape.
+            another shape; a family that computes query, key and value in one layer (GPT-2), for TI-M.
     """
 
     def __init__(
         self, replace: Sequence[str] = (), detach: Sequence[str] = (), at: Sequence[int] | None = None
     ) -> None:
         self.replace = tuple(check_site(site) for site in replace)
+        if inputs := INPUT_SITES.intersection(self.replace):
+            raise ValueError(f"site {min(inputs)!r} is an input, which cannot be replaced: choose attention.projection")
         self.detach = tuple(check_site(site) for site in detach)
         self.at = None if at is None else tuple(at)
 
@@ -45,37 +49,53 @@ class Intervention:
     @contextmanager
     def by(self, teacher: Signals, student: nn.Module) -> Iterator[None]:
         with ExitStack() as hooks:
-            for site in self.detach:
-                for _, module in self._modules(student, site):
-                    hooks.callback(module.register_forward_pre_hook(_detach).remove)
+            for paths in entrances(student, self.detach):
+                for layer in self._layers(len(paths)):
+                    hooks.callback(student.get_submodule(paths[layer]).register_forward_pre_hook(_detach).remove)
             for site in self.replace:
                 if site not in teacher:
                     raise ValueError(
                         f"the teacher's signals lack {site!r}: observe the teacher with intervention.sites"
                     )
-                for layer, module in self._modules(student, site):
-                    hooks.callback(module.register_forward_hook(_give(site, teacher[site], layer)).remove)
+                paths = site_paths(student, site)
+                pairs = layer_pairs(site, len(paths), len(teacher[site]))
+                for layer in self._layers(len(paths)):
+                    signal = teacher[site][pairs[layer][1]]
+                    hook = _give(site, signal, layer)
+                    hooks.callback(student.get_submodule(paths[layer]).register_forward_hook(hook).remove)
             yield
 
-    def _modules(self, student: nn.Module, site: str) -> list[tuple[int, nn.Module]]:
-        paths = site_paths(student, site)
-        layers = range(len(paths)) if self.at is None else self.at
-        if beyond := [layer for layer in layers if not 0 <= layer < len(paths)]:
-            raise ValueError(f"intervention at layer {beyond[0]}: the student's layers are 0 to {len(paths) - 1}")
-        return [(layer, student.get_submodule(paths[layer])) for layer in layers]
+    def check(self, student: nn.Module) -> None:
+        """Whether `student`'s family can do this; attention need not be open.
+
+        Raises:
+            ValueError: in words, if not.
+        """
+        depth = len(layer_paths(student))
+        self._layers(depth)
+        entrances(student, self.detach)
+        for site in self.replace:
+            if site not in CORE_SITES:
+                site_paths(student, site)
+
+    def _layers(self, depth: int) -> Sequence[int]:
+        layers = range(depth) if self.at is None else self.at
+        if beyond := [layer for layer in layers if not 0 <= layer < depth]:
+            raise ValueError(f"intervention at layer {beyond[0]}: the student's layers are 0 to {depth - 1}")
+        return layers
 
 
 def _detach(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
 
 
-def _give(site: str, signals: list[Tensor], layer: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _give(site: str, signal: Tensor, layer: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(module: nn.Module, inputs: Any, own: Tensor) -> Tensor:
-        if layer >= len(signals) or signals[layer].shape != own.shape:
+        if signal.shape != own.shape:
             raise ValueError(
-                f"the teacher has no signal of the student's shape {tuple(own.shape)} at {site!r} of layer {layer}:"
-                " an intervention needs a teacher of the student's depth and width"
+                f"the teacher has no signal of the student's shape {tuple(own.shape)} at {site!r} of layer {layer}, but"
+                f" {tuple(signal.shape)}: an intervention needs a teacher of the student's width"
             )
-        return signals[layer].detach().to(own.dtype)
+        return signal.detach().to(own.dtype)
 
     return hook

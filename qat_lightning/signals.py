@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from qat_lightning.sites import AXES, site_paths
+from qat_lightning.sites import AXES, INPUT_SITES, site_paths
 
 Batch = Mapping[str, Tensor]
 Signals = dict[str, list[Tensor]]
@@ -39,9 +40,7 @@ class Observed:
         with ExitStack() as hooks:
             for site, paths in self.paths.items():
                 for path in paths:
-                    # prepend: see the student's own signal, before an intervention puts the teacher's in its place
-                    handle = self.model.get_submodule(path).register_forward_hook(_keep(signals[site]), prepend=True)
-                    hooks.callback(handle.remove)
+                    hooks.callback(_watch(self.model.get_submodule(path), site, signals[site]).remove)
             output = self.model(**{name: batch[name] for name in self.inputs if name in batch})
         return signals | {"logits": [output[name] for name in LOGITS if name in output]}
 
@@ -56,8 +55,12 @@ def what_counts(site: str, batch: Batch) -> Tensor | None:
     return queries & tokens[:, None, None, :] if axes.endswith("M") else queries
 
 
-def _keep(captured: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+def _watch(module: nn.Module, site: str, captured: list[Tensor]) -> RemovableHandle:
+    """prepend: see the model's own signal, before an intervention puts the teacher's in its place."""
+    if site in INPUT_SITES:
+        return module.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]), prepend=True)
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         captured.append(output[0] if isinstance(output, tuple) else output)
 
-    return hook
+    return module.register_forward_hook(keep, prepend=True)

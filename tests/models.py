@@ -13,7 +13,15 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
     ViTConfig,
@@ -23,6 +31,7 @@ from transformers import (
 TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert")
 IMAGE_FAMILIES = ("vit", "deit")
 FAMILIES = TEXT_FAMILIES + IMAGE_FAMILIES
+DECODERS = ("gpt2", "llama", "mistral", "qwen2")
 
 LAYERS, HEADS, WIDTH, INNER, CLASSES = 2, 4, 32, 48, 3
 VOCABULARY, POSITIONS, PAD = 80, 24, 1
@@ -50,6 +59,11 @@ _DISTILBERT = {
     "initializer_range": _SPREAD,
     "num_labels": CLASSES,
 }
+_GPT2 = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_inner": INNER, "n_positions": POSITIONS}
+_GPT2 |= {"vocab_size": VOCABULARY, "initializer_range": _SPREAD, "use_cache": False}
+_LLAMA = {"num_key_value_heads": 2, "intermediate_size": INNER, "use_cache": False}
+_LLAMA |= {name: _ENCODER[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")} | _TEXT
+_LLAMA |= {"initializer_range": _SPREAD}
 _MAKERS = {
     "bert": (BertConfig, BertForSequenceClassification, _ENCODER | _TEXT),
     "roberta": (RobertaConfig, RobertaForSequenceClassification, _ENCODER | _TEXT),
@@ -57,6 +71,10 @@ _MAKERS = {
     "distilbert": (DistilBertConfig, DistilBertForSequenceClassification, _DISTILBERT | _TEXT),
     "vit": (ViTConfig, ViTForImageClassification, _ENCODER | _IMAGES),
     "deit": (DeiTConfig, DeiTForImageClassification, _ENCODER | _IMAGES),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, _GPT2),
+    "llama": (LlamaConfig, LlamaForCausalLM, _LLAMA),
+    "mistral": (MistralConfig, MistralForCausalLM, _LLAMA),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, _LLAMA),
 }
 
 
@@ -85,11 +103,11 @@ def tiny_batch(family: str, seed: int = 0, lengths: tuple[int, ...] = LENGTHS) -
         return {"pixel_values": torch.randn(len(lengths), 3, IMAGE, IMAGE, generator=generator), "labels": labels}
     attention_mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     input_ids = torch.randint(PAD + 1, VOCABULARY, attention_mask.shape, generator=generator)
-    return {
-        "input_ids": input_ids.where(attention_mask.bool(), torch.tensor(PAD)),
-        "attention_mask": attention_mask,
-        "labels": labels,
-    }
+    input_ids = input_ids.where(attention_mask.bool(), torch.tensor(PAD))
+    if family in DECODERS:
+        labels = torch.cat([input_ids[:, 1:], torch.full((len(lengths), 1), -100)], 1)
+        labels = labels.where(torch.cat([attention_mask[:, 1:], torch.zeros(len(lengths), 1)], 1).bool(), -100)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def pad_batch(batch: dict[str, Tensor], columns: int) -> dict[str, Tensor]:

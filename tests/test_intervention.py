@@ -180,7 +180,9 @@ def refuse(teacher: Signals, site: str, message: str) -> None:
 
 def test_a_shallower_teacher_is_refused() -> None:
     teacher = {site: tensors[:1] for site, tensors in teacher_signals().items()}
-    refuse(teacher, "attention.probs", r"at 'attention.probs' of layer 1: an intervention needs a teacher of .*depth")
+    refuse(
+        teacher, "attention.probs", "the student has 2 signals and the teacher 1, .*an intervention needs a multiple"
+    )
 
 
 def test_a_narrower_teacher_is_refused() -> None:

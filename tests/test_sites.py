@@ -8,8 +8,31 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from qat_lightning.convert import open_attention
 from qat_lightning.signals import Observed
-from qat_lightning.sites import AXES, CORE_SITES, FAMILIES, attention_paths, family, layer_paths, part_paths, site_paths
-from tests.models import CLASSES, HEADS, INNER, LAYERS, LENGTHS, TEXT_FAMILIES, WIDTH, tiny_batch, tiny_model
+from qat_lightning.sites import (
+    AXES,
+    CORE_SITES,
+    FAMILIES,
+    FUSED,
+    attention_paths,
+    entrances,
+    family,
+    layer_paths,
+    part_paths,
+    site_paths,
+)
+from tests.models import (
+    CLASSES,
+    DECODERS,
+    HEADS,
+    INNER,
+    LAYERS,
+    LENGTHS,
+    TEXT_FAMILIES,
+    VOCABULARY,
+    WIDTH,
+    tiny_batch,
+    tiny_model,
+)
 from tests.models import FAMILIES as TESTED
 
 # 16×16 pixels in patches of 8, one class token; DeiT has a distillation token as well
@@ -17,7 +40,50 @@ TOKENS = dict.fromkeys(TEXT_FAMILIES, max(LENGTHS)) | {"vit": 5, "deit": 6}
 
 
 def test_every_family_is_tested() -> None:
-    assert set(FAMILIES) == set(TESTED)
+    assert set(FAMILIES) == {*TESTED, *DECODERS}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_sites_of_a_decoder(name: str) -> None:
+    """Grouped heads make keys and values narrower; GPT-2 has query, key and value in one layer."""
+    sites = [site for site in AXES if name != "gpt2" or site not in FUSED]
+    signals = Observed(open_attention(tiny_model(name)), sites)(tiny_batch(name))
+    samples, tokens, narrow = len(LENGTHS), max(LENGTHS), WIDTH // HEADS * 2
+    shapes = dict.fromkeys(AXES, (samples, tokens, WIDTH)) | {"logits": (samples, tokens, VOCABULARY)}
+    shapes |= dict.fromkeys(("attention.key", "attention.value"), (samples, tokens, narrow))
+    shapes |= dict.fromkeys(("attention.scores", "attention.probs"), (samples, HEADS, tokens, tokens))
+    shapes["attention.context"] = (samples, HEADS, tokens, WIDTH // HEADS)
+    counts = dict.fromkeys(AXES, LAYERS) | {"hidden": LAYERS + 1, "logits": 1}
+    for site in sites:
+        assert [tensor.shape for tensor in signals[site]] == [shapes[site]] * counts[site], site
+    probs = signals["attention.probs"][0]
+    assert not probs.triu(1).any(), "a token looks at none after it"
+    torch.testing.assert_close(probs.sum(-1)[0], torch.ones(HEADS, tokens))
+
+
+def test_gpt2_has_no_query_of_its_own() -> None:
+    with pytest.raises(
+        ValueError, match=r"gpt2 model has no site 'attention.query'.*one layer; sites: hidden, .*probs"
+    ):
+        site_paths(tiny_model("gpt2"), "attention.query")
+
+
+def test_what_a_gradient_must_not_enter() -> None:
+    assert [len(paths) for paths in entrances(tiny_model("bert"), ["attention.query", "attention.key"])] == [2, 2]
+    gpt2 = tiny_model("gpt2")
+    fused = ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
+    assert entrances(gpt2, ["attention.query", "attention.key", "attention.value"]) == [fused]
+    with pytest.raises(ValueError, match=r"gpt2 model computes .* in one layer.*not for attention.value: choose"):
+        entrances(gpt2, ["attention.query", "attention.key"])
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "distilbert", "llama"])
+def test_residual_is_what_layer_normalization_takes(name: str) -> None:
+    model = open_attention(tiny_model(name))
+    signals = Observed(model, ["attention.residual", "attention.output"])(tiny_batch(name))
+    for index, residual in enumerate(signals["attention.residual"]):
+        normalization = model.get_submodule(site_paths(model, "attention.residual")[index])
+        torch.testing.assert_close(normalization(residual), signals["attention.output"][index])
 
 
 @pytest.mark.parametrize("name", TESTED)

@@ -1,6 +1,6 @@
 """Modules that compute on quantized tensors."""
 
 from qat_lightning.nn.attention import AttentionCore
-from qat_lightning.nn.layers import QuantEmbedding, QuantLinear
+from qat_lightning.nn.layers import QuantConv1D, QuantEmbedding, QuantLinear
 
-__all__ = ["AttentionCore", "QuantEmbedding", "QuantLinear"]
+__all__ = ["AttentionCore", "QuantConv1D", "QuantEmbedding", "QuantLinear"]

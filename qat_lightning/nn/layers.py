@@ -1,4 +1,7 @@
-"""Linear and embedding layers whose weights, and inputs, pass through a quantizer. Any module will do as a quantizer."""
+"""Linear and embedding layers whose weights, and inputs, pass through a quantizer. Any module will do as a quantizer.
+
+`quantized_weight` is the weight as its quantizer sees it: one row for each output channel, or for each token.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,44 @@ class QuantLinear(nn.Linear):
         self.input_quantizer = input_quantizer or nn.Identity()
         self.train(linear.training)
 
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.weight
+
     def forward(self, input: Tensor) -> Tensor:
         return functional.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantConv1D(nn.Module):
+    """The same for GPT-2's Conv1D, a linear layer that keeps its weight transposed, (inputs, outputs).
+
+    Args:
+        conv: the layer to take over; its parameters are shared, not copied.
+    """
+
+    def __init__(
+        self, conv: nn.Module, weight_quantizer: nn.Module | None = None, input_quantizer: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias, self.nf = conv.weight, conv.bias, conv.nf
+        self.weight_quantizer = weight_quantizer or nn.Identity()
+        self.input_quantizer = input_quantizer or nn.Identity()
+        self.train(conv.training)
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.weight.t()  # type: ignore[operator]
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight_quantizer(self.quantized_weight)
+        return functional.linear(self.input_quantizer(input), weight, self.bias)  # type: ignore[arg-type]
 
 
 class QuantEmbedding(nn.Embedding):
     """Rows of a quantized table, over the very parameters of `embedding`.
 
-    A quantizer with one scale a row sees only the rows of the batch: the same result as quantizing the whole table
-    (BERT's has 30,522 rows) and then looking up.
+    A quantizer to which each row is a world of its own sees only the rows of the batch: the same result as quantizing
+    the whole table (BERT's has 30,522 rows) and then looking up.
     """
 
     def __init__(self, embedding: nn.Embedding, weight_quantizer: nn.Module) -> None:
@@ -42,7 +74,13 @@ class QuantEmbedding(nn.Embedding):
         self.weight_quantizer = weight_quantizer
         self.train(embedding.training)
 
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.weight
+
     def forward(self, input: Tensor) -> Tensor:
-        if getattr(self.weight_quantizer, "granularity", "tensor") == "row":
+        quantizer = self.weight_quantizer
+        alone = getattr(quantizer, "rows_are_independent", False) and quantizer.granularity != "tensor"
+        if alone:
             return self.weight_quantizer(functional.embedding(input, self.weight, self.padding_idx))
         return functional.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
