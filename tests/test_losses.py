@@ -176,8 +176,9 @@ def test_a_constant_on_a_row_of_scores_changes_their_distance_but_not_softmax() 
 
 @pytest.mark.parametrize("loss", [Match("hidden"), Match("hidden", reduction="reference"), SoftCrossEntropy()])
 def test_the_teacher_gets_no_gradient(loss: Match | SoftCrossEntropy) -> None:
-    student = {site: [tensor.requires_grad_() for tensor in signal(site, 0)[site]] for site in ("hidden", "logits")}
-    teacher = {site: [tensor.requires_grad_() for tensor in signal(site, 1)[site]] for site in ("hidden", "logits")}
+    depths = {"hidden": LAYERS + 1, "logits": 1}
+    student = {site: [t.requires_grad_() for t in signal(site, 0, depth)[site]] for site, depth in depths.items()}
+    teacher = {site: [t.requires_grad_() for t in signal(site, 1, depth)[site]] for site, depth in depths.items()}
     loss(student, teacher, text_batch()).backward()
     assert any(tensor.grad is not None and tensor.grad.any() for tensors in student.values() for tensor in tensors)
     assert all(tensor.grad is None for tensors in teacher.values() for tensor in tensors)
@@ -193,9 +194,20 @@ def test_layers_say_which_belong_together() -> None:
 
 
 def test_different_depths_name_the_remedy() -> None:
-    message = r"hidden: the student has 3 signals and the teacher 5; .*layers=\[\[student, teacher\], …\]"
+    message = r"hidden: the student has 3 signals and the teacher 4, .*layers=\[\[student, teacher\], …\]"
     with pytest.raises(ValueError, match=message):
-        Match("hidden")(signal("hidden", 0, 3), signal("hidden", 1, 5), text_batch())
+        Match("hidden")(signal("hidden", 0, 3), signal("hidden", 1, 4), text_batch())
+
+
+@pytest.mark.parametrize(
+    ("site", "student", "teacher", "pairs"),
+    [("hidden", 3, 5, [(0, 0), (1, 2), (2, 4)]), ("attention.scores", 2, 6, [(0, 2), (1, 5)])],
+)
+def test_a_deeper_teacher_is_mapped_evenly(site: str, student: int, teacher: int, pairs: list[tuple[int, int]]) -> None:
+    """arXiv:2101.05938, released code: scores i ↦ k·i + k − 1, hidden states i ↦ k·i, the embeddings' among them."""
+    own, other = signal(site, 0, student), signal(site, 1, teacher)
+    expected = sum((own[site][s] - other[site][t]).square().mean() for s, t in pairs)
+    torch.testing.assert_close(Match(site, reduction="reference")(own, other, text_batch()), expected)
 
 
 @pytest.mark.parametrize("pair", [[3, 0], [0, 5], [-1, 0]])

@@ -1,0 +1,80 @@
+"""Losses that bring one signal of the student towards the teacher's, layer by layer.
+
+Shapes: B batch, H heads, N queries, M keys. `reduction="masked"` (default) never lets padding count; `"reference"` averages
+over all elements, padding included, as the papers' released code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qat_lightning.losses.arguments import given_pairs, one_of, pairs_of_layers, wide
+from qat_lightning.signals import Batch, Signals, what_counts
+from qat_lightning.sites import check_site
+
+Reduction = Literal["masked", "reference"]
+Distance = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(student, teacher, what counts or None for all) → scalar, in float32 at least."""
+
+MASKED_SCORE = -100.0
+"""Scores at or below this carry the attention mask; the papers set them to 0 on both sides (arXiv:2009.12812, released code)."""
+
+
+def mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
+    """mean((student − teacher)²) over the elements that count (boolean, broadcastable)."""
+    squares = (wide(student) - wide(teacher)).square()
+    if counts is None:
+        return squares.mean()
+    counts = counts.expand_as(squares)
+    return (squares * counts).sum() / counts.sum().clamp(min=1)
+
+
+def score_mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
+    """MSE of attention scores (B, H, N, M); masked entries are set to 0 on both sides first.
+
+    With counts=None they still count in the denominator, as in the released code (arXiv:2009.12812 §3.3, eq. for the
+    attention loss).
+    """
+    student, teacher = (torch.where(scores <= MASKED_SCORE, 0.0, wide(scores)) for scores in (student, teacher))
+    return mean_squared_error(student, teacher, counts)
+
+
+class Match:
+    """Σ over layers of distance(student's signal, teacher's signal) at one site.
+
+    (hidden, MSE) and (attention.scores, score MSE) are TernaryBERT's, arXiv:2009.12812 §3.3; (attention.output, MSE) is
+    KD-QAT's, arXiv:2211.11014 §4.
+
+    Args:
+        layers: (student layer, teacher layer) pairs, 0-based as the site counts them; None takes all, as
+            `qat_lightning.sites.layer_pairs` matches them.
+
+    Raises:
+        ValueError: an unknown site or reduction; at the first batch, depths that do not go together without `layers`,
+            or a pair beyond a model's depth.
+    """
+
+    needs_teacher = True
+
+    def __init__(
+        self,
+        site: str,
+        distance: Distance = mean_squared_error,
+        weight: float = 1.0,
+        reduction: Reduction = "masked",
+        layers: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.site, self.distance, self.weight = check_site(site), distance, weight
+        self.reduction = one_of(reduction, Reduction, "reduction")
+        self.layers, self.sites = given_pairs(layers), (site,)
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        own, other = student[self.site], teacher[self.site]
+        counts = what_counts(self.site, batch) if self.reduction == "masked" else None
+        pairs = pairs_of_layers(self.site, self.layers, len(own), len(other))
+        distances = [self.distance(own[s], other[t].detach(), counts) for s, t in pairs]
+        return torch.stack(distances).sum()
