@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from qat_lightning.config import ConfigError, Plain, create, create_all
-from qat_lightning.convert import calibrate, open_attention_for, quantize
+from qat_lightning.convert import keep_layers, open_attention_for, quantize
 from qat_lightning.data.base import Head, TaskData
 from qat_lightning.losses import Task
+from qat_lightning.quantized import calibrate
 from qat_lightning.sites import family
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
@@ -74,16 +75,26 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"model.path={model['path']!r} cannot be loaded: {error}") from error
     family(loaded)
+    loaded.config.use_cache = False  # of a language model's keys and values; training has no use for it
     return loaded
 
 
 def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:
     """Put the configured quantizers into `teacher` (hand over a copy); calibrate what is static on training batches."""
-    rules = list(create_all(config["quantization"]["rules"], "quantization.rules").values())
-    attention = config["quantization"]["attention"]
-    student = quantize(teacher, rules, create(attention, "quantization.attention") if attention else None)
+    student = build_quantized(config, teacher)
     calibrate(student, data.calibration_batches(config["quantization"]["calibration_rows"]))
     return student
+
+
+def build_quantized(config: Plain, teacher: nn.Module) -> nn.Module:
+    """The student's layers of `teacher` with the configured quantizers, not calibrated; in place."""
+    if config["model"]["student_layers"] is not None:
+        keep_layers(teacher, config["model"]["student_layers"])
+    quantization = config["quantization"]
+    rules = list(create_all(quantization["rules"], "quantization.rules").values())
+    attention = quantization["attention"]
+    operands = create(attention, "quantization.attention") if attention else None
+    return quantize(teacher, rules, operands, quantization["bits"] or {})
 
 
 def build_module(
@@ -111,6 +122,7 @@ def build_module(
         teacher=teacher,
         interventions=list(interventions.values()),
         weight_decay=config["optimizer"].get("weight_decay", 0.0),
+        learned={kind: _without_none(given) for kind, given in config["quantization"]["learned"].items()},
     )
 
 
@@ -171,10 +183,11 @@ def stage_settings(
         "accumulate_grad_batches",
         "gradient_clip_val",
     )
+    own = ("lr", "validate_every", "keep", *(["parts"] if stage == "intervene" else []))
     chosen = {group: config[group] for group in groups} | {
         "seed": config["seed"],
         "trainer": {name: config["trainer"][name] for name in trainer},
-        f"stages.{stage}": {name: config["stages"][stage][name] for name in ("lr", "validate_every", "keep")},
+        f"stages.{stage}": {name: config["stages"][stage][name] for name in own},
         "data": {
             "content": content,
             "batch_size": data.batch_size,
@@ -208,6 +221,10 @@ def _described(model: Plain, num_labels: int) -> PretrainedConfig:
     if not model["architecture"]:
         raise ConfigError("model.pretrained=false needs model.architecture, or a model.path that holds a config.json")
     return AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
+
+
+def _without_none(node: Plain) -> Plain:
+    return {name: value for name, value in node.items() if value is not None}
 
 
 def _strategy(name: str, devices: Any) -> Any:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from qat_lightning.nn import AttentionCore, QuantEmbedding, QuantLinear
+from qat_lightning.nn import AttentionCore, QuantConv1D, QuantEmbedding, QuantLinear
 from qat_lightning.nn.attention import IMPLEMENTATION, register
-from qat_lightning.signals import Batch, Observed
-from qat_lightning.sites import CORE_SITES, attention_paths, part_kind, part_paths
+from qat_lightning.sites import CORE_SITES, attention_paths, layer_paths, part_kind, part_paths
 
-MakeQuantizer = Callable[[], nn.Module]
+MakeQuantizer = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,21 @@ def open_attention_for(model: nn.Module, sites: Iterable[str]) -> nn.Module:
     return open_attention(model) if CORE_SITES.intersection(sites) else model
 
 
-def quantize(model: nn.Module, rules: Sequence[Rule], attention: AttentionRule | None = None) -> nn.Module:
+def quantize(
+    model: nn.Module,
+    rules: Sequence[Rule],
+    attention: AttentionRule | None = None,
+    bits: Mapping[str, int] | None = None,
+) -> nn.Module:
     """Put quantizers into `model`, in place; the first rule that matches a part wins. Parameters stay the same objects.
 
+    Args:
+        bits: glob over part names → width of the weights there, in place of the rule's own; the first that matches wins
+            (mixed precision, arXiv:2101.05938, released code).
+
     Raises:
-        ValueError: a rule that no part of this model falls to, or a part that is neither linear nor an embedding.
+        ValueError: a rule or a glob that no part of this model falls to, or a part that is neither linear nor an
+            embedding.
     """
     parts = part_paths(model)
     winners = {part: rule for part in parts if (rule := _first_match(rules, part)) is not None}
@@ -80,46 +86,71 @@ def quantize(model: nn.Module, rules: Sequence[Rule], attention: AttentionRule |
                 f"rule {rule.parts!r} matches no part of {type(model).__name__} that an earlier rule has left;"
                 f" parts: {_brief(parts)}"
             )
+    widths = _widths(bits or {}, [part for part, rule in winners.items() if rule.weight])
     for part, rule in winners.items():
         if rule.weight or rule.input:
-            model.set_submodule(parts[part], _quantized(model.get_submodule(parts[part]), rule, part))
+            module = model.get_submodule(parts[part])
+            model.set_submodule(parts[part], _quantized(module, rule, part, widths.get(part)))
     if attention is not None:
         _quantize_attention(model, attention)
     return model
 
 
-@torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Show each quantizer what passes it on these batches, in evaluation mode; earlier quantizers are already on."""
-    observe = Observed(model)
-    with ExitStack() as hooks:
-        hooks.callback(model.train, model.training)
-        model.eval()
-        for module in model.modules():
-            if hasattr(module, "calibrate"):
-                hooks.callback(module.register_forward_pre_hook(_show).remove)
-        for batch in batches:
-            observe(batch)
+def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
+    """Leave only these layers of `model`, in this order: a shallower student of the same width. In place.
+
+    Raises:
+        ValueError: no layer, or one that the model does not have.
+    """
+    paths = layer_paths(model)
+    if not layers or not all(0 <= layer < len(paths) for layer in layers):
+        raise ValueError(f"layers={list(layers)}: name at least one of the model's layers, 0 to {len(paths) - 1}")
+    stack = paths[0].rpartition(".")[0]
+    model.set_submodule(stack, nn.ModuleList(model.get_submodule(paths[layer]) for layer in layers))
+    model.config.num_hidden_layers = len(layers)  # type: ignore[union-attr]
+    return model
 
 
 def _first_match(rules: Sequence[Rule], part: str) -> Rule | None:
     return next((rule for rule in rules if fnmatchcase(part, rule.parts)), None)
 
 
-def _show(quantizer: Any, inputs: tuple[Tensor, ...]) -> None:
-    quantizer.calibrate(inputs[0])
+def _widths(bits: Mapping[str, int], parts: Sequence[str]) -> dict[str, int]:
+    """Part → width, where the table names one."""
+    for glob in bits:
+        if not any(fnmatchcase(part, glob) for part in parts):
+            raise ValueError(
+                f"the table of bits names {glob!r}, which is no part with quantized weights: {_brief(parts)}"
+            )
+    chosen = {part: next((bits[glob] for glob in bits if fnmatchcase(part, glob)), None) for part in parts}
+    return {part: width for part, width in chosen.items() if width is not None}
 
 
-def _quantized(module: nn.Module, rule: Rule, part: str) -> nn.Module:
-    weight, inputs = (make() if make is not None else None for make in (rule.weight, rule.input))
+def _quantized(module: nn.Module, rule: Rule, part: str, bits: int | None) -> nn.Module:
+    weight = None if rule.weight is None else _make_weight_quantizer(rule.weight, part, bits)
+    inputs = None if rule.input is None else rule.input()
     if isinstance(module, nn.Linear):
         return QuantLinear(module, weight, inputs)
+    if type(module).__name__ == "Conv1D":  # transformers' own; its import takes seconds
+        return QuantConv1D(module, weight, inputs)
     if isinstance(module, nn.Embedding) and weight is not None and inputs is None:
         return QuantEmbedding(module, weight)
     raise ValueError(
         f"part {part!r} is a {type(module).__name__}: weights and inputs of linear layers and weights of embeddings can"
         " be quantized"
     )
+
+
+def _make_weight_quantizer(make: MakeQuantizer, part: str, bits: int | None) -> nn.Module:
+    if bits is None:
+        return make()
+    try:
+        return make(bits=bits)
+    except TypeError as error:
+        raise ValueError(
+            f"the table of bits gives {part!r} {bits}, but its quantizer has a width of its own: choose one that takes"
+            " bits (lsq, uniform)"
+        ) from error
 
 
 def _quantize_attention(model: nn.Module, rule: AttentionRule) -> None:

@@ -35,6 +35,8 @@ from qat_lightning.convert import open_attention
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.hub import require_hub
 from qat_lightning.packing import bits, size, tensors_hash
+from qat_lightning.quantized import switch_on
+from qat_lightning.rehearsal import rehearse
 from qat_lightning.signals import Observed, Signals
 from qat_lightning.training.report import summary_table, write_report
 from qat_lightning.training.stages import Budget, Outcome, Stage, own_score
@@ -103,7 +105,9 @@ class Run:
         every = settings["validate_every"]
         batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
         trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
+        switch_on(student, settings.get("parts"))
         outcome = stage.fit(trainer, module, self.data, settings["keep"])
+        switch_on(student)
         for logger in trainer.loggers:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
@@ -144,6 +148,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     for stage in config["stages"]:
         run.steps(stage)  # a budget that cannot be met is told now, not after the stages before it
     teacher = build_model(config, data)
+    rehearse(config, data, teacher)
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
     untrained, signals = run.score(student), {"untrained": _watch(student, batch)}

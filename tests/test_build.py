@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForSequenceClassification
 
 from qat_lightning.build import build_data, build_model, build_student
 from qat_lightning.config import ConfigError
@@ -70,10 +70,25 @@ def test_missing_path_is_named():
 
 
 def test_family_without_a_table_is_refused_before_training(tmp_path):
-    small = GPT2Config(vocab_size=128, n_embd=32, n_layer=1, n_head=4, n_positions=64, num_labels=2, pad_token_id=0)
-    GPT2ForSequenceClassification(small).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"'gpt2'; known: bert, roberta"):
+    small = OPTConfig(
+        vocab_size=128, hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=4, num_labels=2
+    )
+    OPTForSequenceClassification(small).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"'opt'; known: bert, roberta"):
         built(f"model.path={tmp_path / 'model'}", "model.pretrained=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model=tiny_vit",), "a vit model has no head for text classification: choose another model=… or data=…"),
+        (("model=tiny", "data=random_images"), "a bert model has no head for image classification"),
+        (("model=tiny_vit", "data=random_questions"), "a vit model has no head for question answering"),
+    ],
+)
+def test_model_without_the_datas_head_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        built(*overrides)
 
 
 def test_given_teacher_is_taken_as_it_is(tmp_path, fine_tuned):

@@ -46,8 +46,8 @@ def test_default_is_the_quickstart_model():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["losses.hidden.layers=[[0,9]]"], r"losses\.hidden\.layers holds \[0, 9\].* 6 layers: hidden can be 0 to 6"),
-        (["losses.scores.layers=[[6,6]]"], r"losses\.scores\.layers .* attention\.scores can be 0 to 5"),
+        (["losses.hidden.layers=[[0,9]]"], r"losses\.hidden\.layers holds \[0, 9\].* student's can be 0 to 6"),
+        (["losses.scores.layers=[[6,6]]"], r"losses\.scores\.layers .* can be 0 to 5"),
         (["intervention.map.at=[6]"], r"intervention\.map\.at holds 6.* 0 to 5"),
         (["teacher=none", "intervention=none", "schedule=none"], r"losses\.logits needs a teacher.*losses=task"),
         (["teacher=none", "losses=task"], r"intervention needs a teacher.*intervention=none"),
@@ -56,7 +56,7 @@ def test_default_is_the_quickstart_model():
         (["intervention=none"], r"schedule is set and intervention is not"),
         (["quantization=uniform_w4a8", "quantization.weight.bits=9"], r"bits=9 .*choose 2 to 8"),
         (["quantization.activation.bits=1"], r"activation|input.*bits=1 .*choose 2 to 8"),
-        (["quantization.weight.granularity=column"], r"granularity='column'.*'tensor' or 'row'"),
+        (["quantization.weight.granularity=column"], r"granularity='column'.*'tensor', 'row' or 'group'"),
         (["losses.hidden.weight=heavy"], r"losses\.hidden\.weight='heavy'.*number"),
         (["losses.hidden.reduction=sum"], r"losses\.hidden\.reduction='sum'.*'masked' or 'reference'"),
         (["losses.hidden.site=middle"], r"unknown site 'middle'; sites: logits, hidden"),
@@ -131,7 +131,7 @@ def test_suggestion_names_the_nearest_and_all():
 def test_depth_of_a_local_model_is_read_from_its_folder(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 2}')
     config = composed("model=bert_base", f"model.path={tmp_path}", "losses.hidden.layers=[[3,3]]")
-    with pytest.raises(ConfigError, match="2 layers: hidden can be 0 to 2"):
+    with pytest.raises(ConfigError, match="student's can be 0 to 2"):
         check(config)
 
 

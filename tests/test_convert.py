@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.convert import AttentionRule, Rule, calibrate, open_attention, open_attention_for, quantize
+from qat_lightning.convert import AttentionRule, Rule, open_attention, open_attention_for, quantize
 from qat_lightning.nn import AttentionCore, QuantEmbedding, QuantLinear
 from qat_lightning.nn.attention import IMPLEMENTATION
+from qat_lightning.quantized import calibrate
 from qat_lightning.quantizers import TernaryQuantizer, UniformQuantizer
 from qat_lightning.signals import Observed
 from qat_lightning.sites import part_paths

@@ -16,17 +16,17 @@ FLOORS = (
     {"nn"},
     {"sites"},
     {"signals", "packing"},
-    {"losses", "intervention", "convert", "export", "analysis"},
+    {"losses", "intervention", "convert", "quantized", "export", "analysis"},
     {"data"},
     {"training"},
-    {"config", "build", "run", "cli", "__main__", "evaluate", "bench", "summarize"},
+    {"config", "build", "rehearsal", "run", "cli", "__main__", "evaluate", "bench", "summarize"},
 )
 """Lowest first; a module imports from the floors below its own, never its own or above; the top floor from all."""
 
 ONLY = {"nn": set(), "sites": {"quantizers"}, "signals": {"sites"}, "packing": {"sites", "quantizers"}}
 """What these may import of the floors below, when that is less than all."""
 
-PURE_TORCH = {"quantizers", "schedules", "sites", "signals", "losses", "intervention"}
+PURE_TORCH = {"quantizers", "schedules", "sites", "signals", "losses", "intervention", "quantized"}
 TOP = FLOORS[-1]
 MAY_IMPORT = {
     "lightning": {"data", "training"} | TOP,

@@ -23,7 +23,8 @@ _POSITIVE = (
     "data.batch_size", "data.max_length", "data.train_limit", "data.validation_limit", "data.num_labels",
     "stages.teacher.checkpoint_every", "stages.intervene.checkpoint_every", "stages.train.checkpoint_every",
     "stages.teacher.validate_every", "stages.intervene.validate_every", "stages.train.validate_every",
-    "threads", "trainer.accumulate_grad_batches", "quantization.calibration_rows",
+    "threads", "trainer.accumulate_grad_batches", "quantization.calibration_rows", "data.stride",
+    "data.max_question_length", "data.n_best", "data.max_answer_length", "data.size",
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def _check_values(config: Plain) -> None:
         value = OmegaConf.select(OmegaConf.create(config), key)
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be 1 or more")
+    check_type(config["quantization"]["bits"], dict[str, int] | None, "quantization.bits")
     for name, stage in config["stages"].items():
         for budget in ("max_steps", "max_epochs"):
             if stage[budget] is not None and stage[budget] < 0:
@@ -69,7 +71,9 @@ def _check_values(config: Plain) -> None:
 def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:
     """Each quantizer node of the rules and the attention, under its key."""
     for name, rule in quantization["rules"].items():
-        yield from ((f"quantization.rules.{name}.{slot}", rule[slot]) for slot in ("weight", "input") if rule.get(slot))
+        for slot in ("weight", "input") if rule is not None else ():
+            if rule.get(slot):
+                yield f"quantization.rules.{name}.{slot}", rule[slot]
     for slot in ("query", "key", "probs", "value"):
         if quantization["attention"] and quantization["attention"].get(slot):
             yield f"quantization.attention.{slot}", quantization["attention"][slot]
@@ -102,21 +106,26 @@ def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
 
 
 def _check_layers(config: Plain) -> None:
-    """Layer pairs of losses and layers of interventions lie within the model's depth, where files tell that."""
-    depth = _depth(config["model"])
-    if depth is None:
+    """Layer pairs of losses and layers of interventions lie within the models' depths, where files tell those."""
+    teacher, kept = _depth(config["model"]), config["model"]["student_layers"]
+    if teacher is None:
         return
+    if kept is not None and (not kept or not all(0 <= layer < teacher for layer in kept)):
+        raise ConfigError(f"model.student_layers={kept} must name some of the model's layers, 0 to {teacher - 1}")
+    student = teacher if kept is None else len(kept)
     for name, loss in config["losses"].items():
-        last = depth if loss.get("site") == "hidden" else depth - 1
-        beyond = [pair for pair in loss.get("layers") or [] if not all(0 <= layer <= last for layer in pair)]
-        if beyond:
-            raise ConfigError(
-                f"losses.{name}.layers holds {beyond[0]}, but the model has {depth} layers:"
-                f" {loss.get('site')} can be 0 to {last}"
-            )
+        more = 1 if loss and loss.get("site") == "hidden" else 0
+        for own, other in (loss and loss.get("layers")) or []:
+            if not (0 <= own < student + more and 0 <= other < teacher + more):
+                raise ConfigError(
+                    f"losses.{name}.layers holds [{own}, {other}], but the student's can be 0 to {student + more - 1} and"
+                    f" the teacher's 0 to {teacher + more - 1}"
+                )
     for name, intervention in config["intervention"].items():
-        if beyond := [layer for layer in intervention.get("at") or [] if not 0 <= layer < depth]:
-            raise ConfigError(f"intervention.{name}.at holds {beyond[0]}, but the model's layers are 0 to {depth - 1}")
+        if beyond := [layer for layer in intervention.get("at") or [] if not 0 <= layer < student]:
+            raise ConfigError(
+                f"intervention.{name}.at holds {beyond[0]}, but the student's layers are 0 to {student - 1}"
+            )
 
 
 def _depth(model: Plain) -> int | None:

@@ -35,11 +35,13 @@ class Keep(Enum):
 
 @dataclass
 class ModelConfig:
-    """path: hub id or folder · architecture: fields of the transformers configuration, for pretrained=false."""
+    """path: hub id or folder · architecture: fields of the transformers configuration, for pretrained=false ·
+    student_layers: the student is made of these layers of the teacher alone."""
 
     path: str | None = None
     pretrained: bool = True
     architecture: dict[str, Any] = field(default_factory=dict)
+    student_layers: list[int] | None = None
 
 
 @dataclass
@@ -55,6 +57,13 @@ class StageConfig:
 
 
 @dataclass
+class InterveneStageConfig(StageConfig):
+    """parts: globs of the parts that are quantized in this stage; None for all."""
+
+    parts: list[str] | None = None
+
+
+@dataclass
 class TrainStageConfig(StageConfig):
     """includes_intervene: the budget counts the intervene stage's steps (arXiv:2302.11812: steps(1) + steps(2) = N)."""
 
@@ -64,19 +73,38 @@ class TrainStageConfig(StageConfig):
 @dataclass
 class StagesConfig:
     teacher: StageConfig = field(default_factory=StageConfig)
-    intervene: StageConfig = field(default_factory=StageConfig)
+    intervene: InterveneStageConfig = field(default_factory=InterveneStageConfig)
     train: TrainStageConfig = field(default_factory=TrainStageConfig)
 
 
 @dataclass
+class StepSizeConfig:
+    """What an optimizer does to learned step sizes; lr None: as to all else."""
+
+    lr: float | None = None
+    weight_decay: float = 0.0
+
+
+@dataclass
+class LearnedConfig:
+    """Step sizes of the quantizers of weights, and of those of activations."""
+
+    weights: StepSizeConfig = field(default_factory=StepSizeConfig)
+    activations: StepSizeConfig = field(default_factory=StepSizeConfig)
+
+
+@dataclass
 class QuantizationConfig:
-    """rules: name → Rule, the first that matches wins · attention: an AttentionRule, or null."""
+    """rules: name → Rule, the first that matches wins · attention: an AttentionRule, or null · bits: glob over parts →
+    width of the weights there."""
 
     weight: Any = None
     embedding: Any = None
     activation: Any = None
     rules: dict[str, Any] = field(default_factory=dict)
     attention: Any = None
+    bits: Any = None
+    learned: LearnedConfig = field(default_factory=LearnedConfig)
     calibration_rows: int = 256
 
 

@@ -36,8 +36,8 @@ def create(node: Any, key: str, **given: Any) -> Any:
 
 
 def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Named nodes → named objects; `key` is where the nodes stand."""
-    return {name: create(node, f"{key}.{name}") for name, node in nodes.items()}
+    """Named nodes → named objects, null ones left out; `key` is where the nodes stand."""
+    return {name: create(node, f"{key}.{name}") for name, node in nodes.items() if node is not None}
 
 
 def check_targets(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:

@@ -11,9 +11,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from qat_lightning.data.samplers import seed_of
 from qat_lightning.intervention import Intervention
+from qat_lightning.quantizers import LSQQuantizer
 from qat_lightning.training.module import QATModule
 
 
@@ -33,6 +36,36 @@ class InterventionSchedule(Callback):
 
     def on_train_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
         module.intervention = Intervention()
+
+
+class StepSizeWarmup(Callback):
+    """For the first steps of a stage, learned step sizes follow what they quantize; then they are left to the gradient.
+
+    A step size that follows is measured anew on each tensor, by its quantizer's own initialization, over the tensors of
+    all processes: every process takes the same value, that of one process with the joined batch.
+
+    Args:
+        steps: optimizer steps; 0 leaves the step sizes to the gradient from the start.
+    """
+
+    def __init__(self, steps: int) -> None:
+        if steps < 0:
+            raise ValueError(f"steps={steps} must be 0 or more")
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer: Trainer, module: QATModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self._turn(module, following=trainer.global_step < self.steps)
+
+    def on_train_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
+        self._turn(module, following=False)
+
+    @staticmethod
+    def _turn(module: QATModule, following: bool) -> None:
+        for name, quantizer in module.student.named_modules():
+            if isinstance(quantizer, LSQQuantizer):
+                quantizer.following = following
+                if not name.endswith("weight_quantizer"):  # weights are the same in every process
+                    quantizer.join = _of_all_processes
 
 
 class ResumePoint(Checkpoint):
@@ -94,3 +127,10 @@ class SeedEachBatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         number = trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(seed_of(self.seed, number, trainer.global_rank))
+
+
+def _of_all_processes(x: Tensor) -> Tensor:
+    """The values of every process's tensor, whose shapes may differ."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    return torch.cat([part.flatten() for part in gather_all_tensors(x.flatten())])

@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from qat_lightning.intervention import Intervention
+from qat_lightning.quantized import step_sizes
+from qat_lightning.quantizers import LSQQuantizer
 from qat_lightning.signals import Batch, Observed, Signals
 
 
@@ -49,6 +51,8 @@ class QATModule(LightningModule):
         teacher: frozen; held outside the module tree, so it is in no checkpoint, optimizer or gradient bucket.
         interventions: those that a callback may set as `self.intervention`; the teacher is asked for their sites too.
         weight_decay: for matrices; biases and normalization get none (arXiv:2009.12812, released code).
+        learned: "weights", "activations" → lr and weight_decay of what their quantizers learn; without, the
+            optimizer's own lr and no decay.
     """
 
     def __init__(
@@ -63,11 +67,12 @@ class QATModule(LightningModule):
         teacher: nn.Module | None = None,
         interventions: Sequence[Intervention] = (),
         weight_decay: float = 0.01,
+        learned: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
         self.student, self.steps, self.predict, self.weight_decay = student, steps, predict, weight_decay
         self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
-        self.make_optimizer, self.factor = optimizer, scheduler
+        self.make_optimizer, self.factor, self.learned = optimizer, scheduler, learned or {}
         self.metrics = nn.ModuleDict({
             "val": nn.ModuleDict(copy.deepcopy(dict(metrics))),
             "val_assisted": nn.ModuleDict(copy.deepcopy(dict(metrics))),
@@ -116,14 +121,25 @@ class QATModule(LightningModule):
             self.log(f"{kind}/{name}", metric, on_step=False, on_epoch=True, prog_bar=kind == "val")
 
     def configure_optimizers(self) -> Any:
-        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        steps_of = step_sizes(self.student)
+        steps = {id(parameter) for parameters in steps_of.values() for parameter in parameters}
+        trained = [p for p in self.student.parameters() if p.requires_grad and id(p) not in steps]
         groups = [
             {"params": [parameter for parameter in trained if parameter.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
         ]
+        for kind, parameters in steps_of.items():
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": 0.0, **self.learned.get(kind, {})})
         optimizer = self.make_optimizer(groups)
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        super().optimizer_step(*arguments, **keywords)
+        for quantizer in self.student.modules():
+            if isinstance(quantizer, LSQQuantizer):
+                quantizer.keep_positive()
 
     @property
     def learning_rate(self) -> float:

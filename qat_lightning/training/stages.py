@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from qat_lightning.data.base import TaskData
@@ -103,7 +103,7 @@ class Stage:
 
     def load(self, student: nn.Module) -> None:
         """The finished stage's weights into `student`."""
-        student.load_state_dict(load_file(self.weights))
+        load_model(student, self.weights)
 
     def callbacks(self, data: TaskData, every: int) -> list[Callback]:
         """The time spent; `best.ckpt` by the validation metric; `last.ckpt` every so many steps, to go on from."""
@@ -152,8 +152,7 @@ class Stage:
         trainer.strategy.barrier("stage finished")
         if trainer.is_global_zero:
             self.weights.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-            save_file(tensors, self.weights)
+            save_model(student, str(self.weights))  # a tied weight once
             self._write(self.record, asdict(outcome))  # last: a stage with a record is a finished stage
             shutil.rmtree(self.scratch, ignore_errors=True)
         trainer.strategy.barrier("stage written")

@@ -1,0 +1,81 @@
+"""What can be done with a model that has quantizers: calibrate them, switch parts of them off, find what they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.nn import AttentionCore
+from qat_lightning.quantizers import Quantizer
+from qat_lightning.signals import Batch, Observed
+from qat_lightning.sites import attention_paths, part_paths
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Show each quantizer its weight, or what passes it on these batches; in evaluation mode, earlier ones already on."""
+    observe = Observed(model)
+    with ExitStack() as hooks:
+        hooks.callback(model.train, model.training)
+        model.eval()
+        weights = set()
+        for module in model.modules():
+            if isinstance(quantizer := getattr(module, "weight_quantizer", None), Quantizer):
+                quantizer.calibrate(module.quantized_weight)  # type: ignore[arg-type]
+                weights.add(quantizer)
+        for module in model.modules():
+            if isinstance(module, Quantizer) and module not in weights:
+                hooks.callback(module.register_forward_pre_hook(_show).remove)
+        for batch in batches:
+            observe(batch)
+
+
+def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:
+    """Only the quantizers of these parts work, in all other places values pass in full precision; None for all.
+
+    Part-wise quantization of Teacher Intervention's first step, "either FFN or SA-PROP" (arXiv:2302.11812 §4).
+
+    Args:
+        parts: globs over part names, to which the operands of the attention products belong too:
+            `layers.*.feedforward.*`; `layers.*.attention.value`, `layers.*.attention.probs`.
+
+    Raises:
+        ValueError: a glob that names no quantizer.
+    """
+    quantizers = list(_by_part(model))
+    for glob in parts or ():
+        if not any(fnmatchcase(part, glob) for part, _ in quantizers):
+            named = ", ".join(dict.fromkeys(part for part, _ in quantizers if not part.startswith("layers.")))
+            raise ValueError(f"no quantizer in parts {glob!r}: try layers.*, layers.*.feedforward.*, {named}")
+    for part, quantizer in quantizers:
+        quantizer.enabled = parts is None or any(fnmatchcase(part, glob) for glob in parts)
+
+
+def step_sizes(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """What the quantizers of "weights", and those of "activations", learn; empty lists where nothing is learned."""
+    found: dict[str, list[nn.Parameter]] = {"weights": [], "activations": []}
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer):
+            found["weights" if name.endswith("weight_quantizer") else "activations"] += module.parameters()
+    return found
+
+
+def _by_part(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    for part, path in part_paths(model).items():
+        for slot in ("weight_quantizer", "input_quantizer"):
+            if isinstance(quantizer := getattr(model.get_submodule(path), slot, None), Quantizer):
+                yield part, quantizer
+    for layer, path in enumerate(attention_paths(model)):
+        core = getattr(model.get_submodule(path), "core", None)
+        for slot in AttentionCore.QUANTIZED if core is not None else ():
+            if isinstance(quantizer := getattr(core, f"{slot}_quantizer"), Quantizer):
+                yield f"layers.{layer}.attention.{slot}", quantizer
+
+
+def _show(quantizer: Any, inputs: tuple[Tensor, ...]) -> None:
+    quantizer.calibrate(inputs[0])

@@ -1,0 +1,68 @@
+"""Two rows through the whole method before anything is trained: what cannot work is told in seconds, not after a teacher."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from qat_lightning.build import build_quantized
+from qat_lightning.config import ConfigError, Plain, create_all
+from qat_lightning.convert import open_attention_for
+from qat_lightning.data.base import Row, TaskData
+from qat_lightning.intervention import Intervention
+from qat_lightning.quantized import switch_on
+from qat_lightning.signals import Observed
+
+
+@torch.no_grad()
+def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
+    """Quantize a copy of `model`, and work out every loss under every intervention.
+
+    Raises:
+        ValueError: in words, for a site or an intervention that the family does not have, layers that do not fit, a part
+            that does not exist, tokens or lengths that are beyond the model.
+    """
+    _check_tokens(data, model)
+    losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
+    interventions = create_all(config["intervention"], "intervention")
+    batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
+    for intervention in interventions.values():
+        intervention.check(copied)
+    read = {site for loss in losses.values() for site in loss.sites}
+    given = {site for intervention in interventions.values() for site in intervention.sites}
+    taught = Observed(open_attention_for(copied, read | given), sorted(read | given))(batch)
+    student = build_quantized(config, copied)
+    switch_on(student, config["stages"]["intervene"]["parts"])
+    for intervention in [Intervention(), *interventions.values()]:
+        with intervention.by(taught, student):
+            own = Observed(student, sorted(read))(batch)
+        for name, loss in losses.items():
+            try:
+                loss(own, taught, batch)
+            except ValueError as error:
+                raise ConfigError(f"losses.{name}: {error}") from error
+
+
+def _check_tokens(data: TaskData, model: nn.Module) -> None:
+    """Positions and vocabulary of a text model, where it has limits."""
+    described, longest = model.config, getattr(data, "max_length", None)
+    positions = getattr(described, "max_position_embeddings", None)
+    if longest is not None and positions is not None and longest > positions:
+        raise ConfigError(
+            f"data.max_length={longest} is beyond the model's {positions} positions: give data.max_length={positions} or less"
+        )
+    vocabulary = getattr(described, "vocab_size", None)
+    if vocabulary is not None:
+        largest = max(_largest(data.train_rows), _largest(data.validation_rows))
+        if largest >= vocabulary:
+            raise ConfigError(
+                f"the data holds token {largest}, and the model knows 0 to {vocabulary - 1}: give the model's own"
+                " tokenizer with data.tokenizer=…, or another model.path"
+            )
+
+
+def _largest(rows: Iterable[Row]) -> int:
+    return max((int(max(row["input_ids"])) for row in rows if "input_ids" in row), default=0)
