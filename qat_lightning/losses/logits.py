@@ -70,11 +70,7 @@ class Task:
         if labels.is_floating_point():
             return functional.mse_loss(heads[0].squeeze(-1), labels.to(heads[0].dtype))
         targets = labels.unbind(-1) if len(heads) > 1 else (labels,)
-        losses = [
-            functional.cross_entropy(head.flatten(0, -2), target.flatten(), ignore_index=IGNORED)
-            for head, target in zip(heads, targets, strict=True)
-        ]
-        return torch.stack(losses).mean()
+        return torch.stack([_cross_entropy(*pair) for pair in zip(heads, targets, strict=True)]).mean()
 
 
 class TokenScaled:
@@ -119,6 +115,12 @@ PADDED = -1e30
 def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     """−Σ_c softmax(teacher)_c · log softmax(student)_c over the last dimension."""
     return -(functional.softmax(teacher, -1) * functional.log_softmax(student, -1)).sum(-1)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the labels that count; 0 where none does."""
+    summed = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return summed / (labels != IGNORED).sum().clamp(min=1)
 
 
 def _heads(signals: Signals, batch: Batch) -> list[Tensor]:

@@ -56,5 +56,6 @@ class AttentionMap:
         """softmax(scores / τ) from softmax(scores)."""
         if self.temperature == 1:
             return maps
-        powers = maps ** (1 / self.temperature)
+        # Off zero before the power, whose slope is infinite there: padded keys would turn the gradient into NaN.
+        powers = maps.clamp(min=torch.finfo(maps.dtype).tiny) ** (1 / self.temperature) * (maps > 0)
         return powers / powers.sum(-1, keepdim=True)

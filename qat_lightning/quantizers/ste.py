@@ -54,7 +54,9 @@ class _LearnedStep(torch.autograd.Function):
         x, step = ctx.saved_tensors
         low, high, clip, factor = ctx.constants
         scaled = x / step
-        inside = (scaled >= low) & (scaled <= high)
+        # A value that lies on the threshold, as the one does that set it, is inside, however x/(α/Q) rounds.
+        edge = 1 + 4 * torch.finfo(x.dtype).eps
+        inside = (scaled >= low * edge) & (scaled <= high * edge)
         slope = scaled.round().clamp(low, high) - scaled * inside
         of_step = (gradient * slope).sum_to_size(step.shape) * factor
         return gradient * inside if clip else gradient, of_step, None, None, None, None
