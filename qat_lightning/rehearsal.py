@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from qat_lightning.build import build_quantized
 from qat_lightning.config import ConfigError, Plain, create_all
 from qat_lightning.convert import open_attention_for
-from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.base import TaskData
 from qat_lightning.intervention import Intervention
 from qat_lightning.quantized import switch_on
 from qat_lightning.signals import Observed
@@ -48,21 +47,18 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
 
 def _check_tokens(data: TaskData, model: nn.Module) -> None:
     """Positions and vocabulary of a text model, where it has limits."""
-    described, longest = model.config, getattr(data, "max_length", None)
-    positions = getattr(described, "max_position_embeddings", None)
-    if longest is not None and positions is not None and longest > positions:
+    rows = [row["input_ids"] for split in (data.train_rows, data.validation_rows) for row in split if "input_ids" in row]
+    if not rows:
+        return
+    longest = getattr(data, "max_length", max(map(len, rows)))
+    positions = getattr(model.config, "max_position_embeddings", longest)
+    if longest > positions:
         raise ConfigError(
-            f"data.max_length={longest} is beyond the model's {positions} positions: give data.max_length={positions} or less"
+            f"rows of {longest} tokens are beyond the model's {positions} positions: give data.max_length={positions} or less"
         )
-    vocabulary = getattr(described, "vocab_size", None)
-    if vocabulary is not None:
-        largest = max(_largest(data.train_rows), _largest(data.validation_rows))
-        if largest >= vocabulary:
-            raise ConfigError(
-                f"the data holds token {largest}, and the model knows 0 to {vocabulary - 1}: give the model's own"
-                " tokenizer with data.tokenizer=…, or another model.path"
-            )
-
-
-def _largest(rows: Iterable[Row]) -> int:
-    return max((int(max(row["input_ids"])) for row in rows if "input_ids" in row), default=0)
+    largest, vocabulary = max(int(max(row)) for row in rows), getattr(model.config, "vocab_size", None)
+    if vocabulary is not None and largest >= vocabulary:
+        raise ConfigError(
+            f"the data holds token {largest}, and the model knows 0 to {vocabulary - 1}: give the model's own tokenizer with"
+            " data.tokenizer=…, or another model.path"
+        )

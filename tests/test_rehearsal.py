@@ -1,0 +1,56 @@
+"""What cannot work is told before anything is trained, with the remedy."""
+
+import pytest
+import torch
+
+from qat_lightning.config import ConfigError
+from tests.training.runs import small_run
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("model=tiny_gpt2", "data=random_tokens", "intervention=map", "schedule=map", "losses=logits"),
+            "gpt2 model computes query, key and value in one layer.*choose intervention=output or context",
+        ),
+        (
+            ("model=tiny_gpt2", "data=random_tokens", "losses.output.site=attention.query", "intervention=output",
+             "schedule=output"),
+            "a gpt2 model has no site 'attention.query'",
+        ),
+        (("losses.unified.first.layers=[[0,7]]", "losses=unified_gamma"), r"losses\.unified: .*layers holds \[0, 7\]"),
+        (("losses=token_scaled", "intervention=none", "schedule=none"), r"losses\.tokens: .*language models"),
+        (("data.vocabulary_size=300",), "the data holds token [12].., and the model knows 0 to 127: give the model's own"),
+        (("+quantization.rules.more={_target_:qat_lightning.convert.Rule,parts:cellar.*}",), "rule 'cellar.*' matches no"),
+        (("stages.intervene.parts=[layers.*.cellar]",), "no quantizer in parts 'layers.*.cellar'"),
+        (("model.student_layers=[0,1,2]",), r"model\.student_layers=\[0, 1, 2\] must name some .* 0 to 1"),
+    ],
+)  # fmt: skip
+def test_refused_before_training(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_sequence_longer_than_the_models_positions(tmp_path):
+    with pytest.raises(ConfigError, match=r"rows of 77 tokens are beyond .* 64 positions: give data\.max_length=64"):
+        small_run(tmp_path / "run", "model=tiny_llama", "data=random_tokens", "data.length=80", "losses=logits",
+                  "intervention=none", "schedule=none")  # fmt: skip
+
+
+def test_a_rehearsal_leaves_no_trace(tmp_path):
+    """The run goes the same way with it: nothing is drawn, the model's attention stays as it was."""
+    from qat_lightning.build import build_data, build_model
+    from qat_lightning.rehearsal import rehearse
+    from tests.training.runs import composed
+
+    config = composed()
+    data = build_data(config)
+    data.load()
+    model = build_model(config, data)
+    before, drawn = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    rehearse(config, data, model)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert model.config._attn_implementation != "qat_core"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

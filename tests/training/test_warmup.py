@@ -1,0 +1,115 @@
+"""Step sizes follow what they quantize for the first steps, alike in every process; then the gradient moves them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qat_lightning.quantizers import LSQQuantizer
+from qat_lightning.training.callbacks import StepSizeWarmup
+from tests.training.runs import SMALL, small_run
+
+ROOT = Path(__file__).parents[2]
+# lr 0 for all but the step sizes: what is quantized stays, so that what a step size follows can be told.
+METHOD = (
+    "quantization=lsq_w4a8", "quantization.weight.initialization=minmax", "losses=logits", "intervention=none",
+    "schedule=none", "callbacks=step_size_warmup", "stages=baseline", "stages.train.keep=last",
+)  # fmt: skip
+
+
+def learned(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(folder / "checkpoints" / "train.safetensors")
+    return {name: value for name, value in tensors.items() if name.endswith(".learned")}
+
+
+def test_following_measures_each_tensor_and_takes_no_gradient():
+    quantizer = LSQQuantizer(bits=4, initialization="minmax").train()
+    quantizer.following = True
+    for largest in (3.0, 0.5):
+        x = torch.tensor([largest, -0.25], requires_grad=True)
+        quantizer(x).sum().backward()
+        assert quantizer.learned.item() == largest
+        assert quantizer.learned.grad is None
+        assert torch.equal(x.grad, torch.ones(2))
+    quantizer.following = False
+    quantizer(torch.tensor([3.0])).sum().backward()
+    assert quantizer.learned.item() == 0.5
+    assert quantizer.learned.grad is not None
+
+
+def test_evaluation_uses_what_training_left():
+    quantizer = LSQQuantizer(bits=4, initialization="minmax").eval()
+    quantizer.following = True
+    quantizer(torch.tensor([3.0]))
+    assert quantizer.learned.item() == 1.0
+
+
+def test_steps_below_zero_are_refused():
+    with pytest.raises(ValueError, match="steps=-1 must be 0 or more"):
+        StepSizeWarmup(-1)
+
+
+def test_released_after_the_first_steps(tmp_path):
+    steps = ("stages.train.max_steps=6", "stages.train.max_epochs=null")
+    own_rates = ("quantization.learned.weights.lr=1e-2", "optimizer.lr=1e-30")
+    followed = small_run(tmp_path / "a", *METHOD, *steps, *own_rates, "callbacks.step_size_warmup.steps=6")
+    released = small_run(tmp_path / "b", *METHOD, *steps, *own_rates, "callbacks.step_size_warmup.steps=3")
+    assert followed["status"] == released["status"] == "finished"
+    following, free = learned(tmp_path / "a"), learned(tmp_path / "b")
+    tensors = load_file(tmp_path / "a" / "checkpoints" / "train.safetensors")
+    moved = 0
+    for name, value in following.items():
+        if name.endswith("weight_quantizer.learned"):
+            weight = tensors[name.replace("weight_quantizer.learned", "weight")]
+            assert value == weight.abs().max(), "min-max of a weight that stays"
+            moved += bool(free[name] != value)
+    assert moved > 0, "the gradient moves what it may"
+    assert all((value > 0).all() for value in free.values())
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "initialization",
+    ["percentile", pytest.param("minmax", marks=slow), pytest.param("lsq", marks=slow), pytest.param("kl", marks=slow)],
+)
+def test_two_processes_measure_what_one_measures_on_the_joined_batch(tmp_path, initialization):
+    """Warm-up to the end: what two processes leave is one process's with the double batch."""
+    fixed = [override for override in SMALL if not override.startswith(("model", "data"))]
+    overrides = [
+        *fixed, *METHOD, "model=vit_digits", "data=digits", "data.train_limit=64", "data.validation_limit=32",
+        "model.architecture.num_hidden_layers=1", "+model.architecture.hidden_dropout_prob=0.0",
+        "+model.architecture.attention_probs_dropout_prob=0.0", "callbacks.step_size_warmup.steps=9",
+        f"quantization.weight.initialization={initialization}", "stages.teacher.max_steps=0",
+        "stages.train.max_steps=3", "stages.train.max_epochs=null", "optimizer.lr=1e-4",
+    ]  # fmt: skip
+    two = ("trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=8")
+    for folder, more in (("one", ("data.batch_size=16",)), ("two", two)):
+        command = [sys.executable, "-m", "qat_lightning", *overrides, *more, f"hydra.run.dir={tmp_path / folder}"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+        assert ended.returncode == 0, ended.stderr
+    one, other = learned(tmp_path / "one"), learned(tmp_path / "two")
+    assert len(one) == 6 * 2 + 4
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=2e-4, atol=0, msg=name)
+
+
+def test_step_sizes_have_their_own_rates_and_decay(tmp_path):
+    """arXiv:2101.05938, released code: 1e-3 and 2e-5 for weights, 3e-2 and 1e-4 for activations."""
+    from qat_lightning.build import build_data, build_model, build_module, build_student
+    from tests.training.runs import composed
+
+    config = composed("+experiment=kdlsq_bert_base", "model=tiny", "data=random_text")
+    data = build_data(config)
+    module = build_module(config, "train", 4, build_student(config, build_model(config, data), data), data)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    told = {(group["initial_lr"], group["weight_decay"]): len(group["params"]) for group in groups}
+    # two layers of six matrices, the pooler, two tables; their 13 inputs and four operands a layer
+    assert told[1e-3, 2e-5] == 12 + 1 + 2
+    assert told[3e-2, 1e-4] == 12 + 1 + 8
