@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -38,6 +39,9 @@ class Observed:
     def __call__(self, batch: Batch) -> Signals:
         signals: Signals = {site: [] for site in self.paths}
         with ExitStack() as hooks:
+            if getattr(self.model, "_compiled_call_impl", None) is not None:
+                # else a graph compiled under one set of hooks would be run under another
+                hooks.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
             for site, paths in self.paths.items():
                 for path in paths:
                     hooks.callback(_watch(self.model.get_submodule(path), site, signals[site]).remove)

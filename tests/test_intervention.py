@@ -199,3 +199,31 @@ def test_closed_attention_is_refused_with_the_remedy() -> None:
         Intervention(["attention.probs"]).by(teacher_signals(), student),
     ):
         raise AssertionError("must refuse before it runs the block")
+
+
+REPLACED = {
+    "none": Intervention(),
+    "output": Intervention(["attention.projection"], ["attention.query", "attention.key", "attention.value"]),
+    "context": Intervention(["attention.context"], ["attention.query", "attention.key", "attention.value"]),
+    "map": Intervention(["attention.probs"], ["attention.query", "attention.key"]),
+}
+
+
+def test_switching_works_in_a_compiled_student() -> None:
+    """Nothing of the student changes when the intervention does; a compiled graph says 0 where eager mode says none."""
+    sites = ["hidden", "attention.output", "attention.probs", "attention.context"]
+    taught, batch = teacher_signals(), tiny_batch("bert")
+
+    def gradients(student: nn.Module, intervention: Intervention) -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        with intervention.by(taught, student):
+            signals = Observed(student, sites)(batch)
+        torch.stack([tensor.square().mean() for layers in signals.values() for tensor in layers]).sum().backward()
+        return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+
+    eager, compiled = student_model(), student_model()
+    compiled.compile(backend="aot_eager")
+    for name, intervention in REPLACED.items():
+        own, expected = gradients(compiled, intervention), gradients(eager, intervention)
+        assert own.keys() == expected.keys(), name
+        torch.testing.assert_close(own, expected)

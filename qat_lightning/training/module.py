@@ -135,6 +135,18 @@ class QATModule(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """What an intervention keeps from learning stays as it is, bit for bit.
+
+        A compiled graph gives it a gradient of 0 where eager mode gives none, and decay and momentum would move it.
+        """
+        if self.intervention.sites:
+            reached = [(p, p.grad) for p in self.student.parameters() if p.grad is not None]
+            largest = torch.stack(torch._foreach_norm([gradient for _, gradient in reached], float("inf"))).tolist()
+            for (parameter, _), norm in zip(reached, largest, strict=True):
+                if norm == 0:
+                    parameter.grad = None
+
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         super().optimizer_step(*arguments, **keywords)
         for quantizer in self.student.modules():

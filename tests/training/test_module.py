@@ -84,13 +84,16 @@ def test_student_without_a_teacher_asks_for_none(parts):
 
 # TI-O never trains W_V and W_O (arXiv:2302.11812, released code): neither a gradient, nor weight decay, nor momentum moves them
 @pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
-def test_what_an_intervention_does_not_train_is_bit_identical_after_it(tmp_path, optimizer):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_what_an_intervention_does_not_train_is_bit_identical_after_it(tmp_path, optimizer, compiled):
     config = composed("intervention=output", "schedule=output", f"optimizer={optimizer}", "optimizer.weight_decay=0.5")
     data = build_data(config)
     data.load()
     teacher = build_model(config, data)
     student = build_student(config, copy.deepcopy(teacher), data)
     before = copy.deepcopy(student.state_dict())
+    if compiled:
+        student.compile(backend="aot_eager")
     fitted(config, data, "intervene", 5, student, teacher, tmp_path)
     after = student.state_dict()
     untrained = [name for name in before if "self.value." in name or "attention.output.dense." in name]

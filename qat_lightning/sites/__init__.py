@@ -1,0 +1,35 @@
+"""Where things are in a model.
+
+A *site* is a named place in every layer where a signal passes; a *part* is a named module that can be quantized.
+"""
+
+from qat_lightning.sites.families import FAMILIES, Family
+from qat_lightning.sites.names import AXES, CORE_SITES, FUSED, INPUT_SITES, check_site
+from qat_lightning.sites.paths import (
+    attention_paths,
+    entrances,
+    family,
+    layer_pairs,
+    layer_paths,
+    part_kind,
+    part_paths,
+    site_paths,
+)
+
+__all__ = [
+    "AXES",
+    "CORE_SITES",
+    "FAMILIES",
+    "FUSED",
+    "INPUT_SITES",
+    "Family",
+    "attention_paths",
+    "check_site",
+    "entrances",
+    "family",
+    "layer_pairs",
+    "layer_paths",
+    "part_kind",
+    "part_paths",
+    "site_paths",
+]

@@ -1,0 +1,140 @@
+"""Where things are in each family: the only file with module paths of transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module paths of one model family; those of the model relative to its base model, those of a layer to the layer."""
+
+    embeddings: tuple[str, ...]  # the first that exists yields X_0
+    layers: str
+    attention: str  # calls the attention function, and so holds the core
+    output: str  # yields Y
+    residual: str  # takes the sum of projection and residual
+    layer_parts: dict[str, str]
+    base_parts: dict[str, str] = field(default_factory=dict)
+    head_parts: dict[str, str] = field(default_factory=dict)  # relative to the whole model
+    fused: str | None = None  # the layer part that is query, key and value in one
+
+
+def _bert_like(base: dict[str, str] | None = None, head: dict[str, str] | None = None, project: bool = False) -> Family:
+    return Family(
+        embeddings=("embeddings_project", "embeddings") if project else ("embeddings",),
+        layers="encoder.layer",
+        attention="attention.self",
+        output="attention.output",
+        residual="attention.output.LayerNorm",
+        layer_parts={
+            "attention.query": "attention.self.query",
+            "attention.key": "attention.self.key",
+            "attention.value": "attention.self.value",
+            "attention.projection": "attention.output.dense",
+            "feedforward.in": "intermediate.dense",
+            "feedforward.out": "output.dense",
+        },
+        base_parts={
+            "embeddings.word": "embeddings.word_embeddings",
+            "embeddings.position": "embeddings.position_embeddings",
+            "embeddings.token_type": "embeddings.token_type_embeddings",
+        }
+        | (base or {}),
+        head_parts=head or {"head": "classifier"},
+    )
+
+
+def _vit_like() -> Family:
+    return Family(
+        embeddings=("embeddings",),
+        layers="layers",
+        attention="attention",
+        output="layernorm_after",
+        residual="layernorm_after",
+        layer_parts={
+            "attention.query": "attention.q_proj",
+            "attention.key": "attention.k_proj",
+            "attention.value": "attention.v_proj",
+            "attention.projection": "attention.o_proj",
+            "feedforward.in": "mlp.fc1",
+            "feedforward.out": "mlp.fc2",
+        },
+        head_parts={"head": "classifier"},
+    )
+
+
+def _llama_like() -> Family:
+    return Family(
+        embeddings=("embed_tokens",),
+        layers="layers",
+        attention="self_attn",
+        output="post_attention_layernorm",
+        residual="post_attention_layernorm",
+        layer_parts={
+            "attention.query": "self_attn.q_proj",
+            "attention.key": "self_attn.k_proj",
+            "attention.value": "self_attn.v_proj",
+            "attention.projection": "self_attn.o_proj",
+            "feedforward.gate": "mlp.gate_proj",
+            "feedforward.in": "mlp.up_proj",
+            "feedforward.out": "mlp.down_proj",
+        },
+        base_parts={"embeddings.word": "embed_tokens"},
+        head_parts={"head": "lm_head"},
+    )
+
+
+# RoBERTa's and ELECTRA's classification heads hold the dense layer that BERT calls its pooler.
+_DENSE_HEAD = {"pooler": "classifier.dense", "head": "classifier.out_proj"}
+
+QUESTION_HEAD = "qa_outputs"
+"""What every family calls its question-answering head."""
+
+FAMILIES = {
+    "bert": _bert_like(base={"pooler": "pooler.dense"}),
+    "roberta": _bert_like(head=_DENSE_HEAD),
+    "electra": _bert_like(base={"embeddings.project": "embeddings_project"}, head=_DENSE_HEAD, project=True),
+    "distilbert": Family(
+        embeddings=("embeddings",),
+        layers="transformer.layer",
+        attention="attention",
+        output="sa_layer_norm",
+        residual="sa_layer_norm",
+        layer_parts={
+            "attention.query": "attention.q_lin",
+            "attention.key": "attention.k_lin",
+            "attention.value": "attention.v_lin",
+            "attention.projection": "attention.out_lin",
+            "feedforward.in": "ffn.lin1",
+            "feedforward.out": "ffn.lin2",
+        },
+        base_parts={
+            "embeddings.word": "embeddings.word_embeddings",
+            "embeddings.position": "embeddings.position_embeddings",
+        },
+        head_parts={"pooler": "pre_classifier", "head": "classifier"},
+    ),
+    "vit": _vit_like(),
+    "deit": _vit_like(),
+    "gpt2": Family(
+        embeddings=("drop",),
+        layers="h",
+        attention="attn",
+        output="ln_2",
+        residual="ln_2",
+        fused="attention.query_key_value",
+        layer_parts={
+            "attention.query_key_value": "attn.c_attn",
+            "attention.projection": "attn.c_proj",
+            "feedforward.in": "mlp.c_fc",
+            "feedforward.out": "mlp.c_proj",
+        },
+        base_parts={"embeddings.word": "wte", "embeddings.position": "wpe"},
+        head_parts={"head": "lm_head"},
+    ),
+    "llama": _llama_like(),
+    "mistral": _llama_like(),
+    "qwen2": _llama_like(),
+}
+"""Families by the `model_type` of their configuration."""
