@@ -2,14 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 
 from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.labels import class_names, class_numbers, scores
+from qat_lightning.data.pixels import EncodedImages, Scale, decode, read_images
+from qat_lightning.data.samplers import seed_of
+
+AUGMENTATION = 1
+"""Sets this seed apart from that of dropout, which is made of the same three numbers."""
+
+
+class ImageData(TaskData):
+    """pixel_values (B, channels, size, size) float32: (pixels / 255 − mean) / std. Only training batches are augmented.
+
+    Args:
+        path: hub id such as uoft-cs/cifar10, or a folder with `train.*` and `validation.*` as parquet, or with image
+            files in a folder for each class (train/cat/1.png).
+        name: configuration on the hub; None for none.
+        image_column: of PNG, JPEG … files.
+        label_column: whole numbers from 0, names, or numbers for a regression (num_labels=1).
+        size: height and width in pixels that the model wants; other images are resized.
+        channels: 3 for RGB, 1 for grey; others are converted.
+        mean, std: one for all channels or one for each; 0.5 and 0.5 are ViT's.
+        augmentation: name → module, images (B, C, H, W) in [0, 1] → the same shape, applied in this order.
+
+    Raises:
+        ValueError: an argument out of range; when read, in words: a missing column, no image, a label out of range.
+    """
+
+    head = "image_classification"
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        name: str | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        train_split: str = "train",
+        validation_split: str = "validation",
+        size: int = 224,
+        channels: int = 3,
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
+        augmentation: Mapping[str, nn.Module] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        if size < 1:
+            raise ValueError(f"data.size={size} must be 1 or more: the model's height and width in pixels")
+        if channels not in (1, 3):
+            raise ValueError(f"data.channels={channels} must be 3 for RGB, or 1 for grey")
+        self.path, self.name, self.task = path, name, Path(path).name
+        self.image_column, self.label_column = image_column, label_column
+        self.splits = {"train": train_split, "validation": validation_split}
+        self.size, self.channels = size, channels
+        self.scale = Scale(mean, std, channels)
+        self.augmentation = dict(augmentation or {})
+        for key, module in self.augmentation.items():
+            if not isinstance(module, nn.Module):
+                raise ValueError(
+                    f"data.augmentation.{key} is no torch module: give the _target_ of one, or ~data.augmentation.{key}"
+                )
+
+    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        columns = (self.image_column, self.label_column)
+        train, validation = (read_images(self.path, self.name, split, *columns) for split in self.splits.values())
+        for split, name in ((train, "train"), (validation, "validation")):
+            self._check_columns(split, name)
+        if not self.regression:
+            self.label_names = class_names(train, self.label_column, self.num_labels)
+        self.encoded = (self._rows(train, "train"), self._rows(validation, "validation"))
+        return self.encoded
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        pixels = torch.stack([self._decode(row) for row in rows]) / 255
+        return {"pixel_values": self.scale(pixels), "labels": torch.tensor([row["labels"] for row in rows])}
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Lightning's hook, on the device and just before the step that sees the batch, never ahead of it."""
+        if not self.augmentation or self.trainer is None or not self.trainer.training:
+            return batch
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return self.augment(batch, done, self.trainer.global_rank)
+
+    @torch.no_grad()
+    def augment(self, batch: dict[str, Tensor], number: int, rank: int = 0) -> dict[str, Tensor]:
+        """The batch changed at random: a pure function of (batch, seed, number, rank).
+
+        Args:
+            number: batches that the stage has seen before this one.
+        """
+        given = batch["pixel_values"]
+        pixels = self.scale.undo(given.float())
+        with torch.random.fork_rng([given.device] if given.is_cuda else []):
+            torch.manual_seed(seed_of(self.seed, number, rank, AUGMENTATION))
+            for name, module in self.augmentation.items():
+                pixels = module(pixels)
+                if pixels.shape != given.shape:
+                    raise ValueError(
+                        f"data.augmentation.{name} made {tuple(pixels.shape)} of {tuple(given.shape)}: it must keep the"
+                        f" shape, so give it size {self.size} or leave it out with ~data.augmentation.{name}"
+                    )
+        return {**batch, "pixel_values": self.scale(pixels).to(given.dtype)}
+
+    def fingerprint(self) -> str:
+        """Also of what is done to the images."""
+        done = f"{self.size} {self.channels} {self.scale} {self.augmentation}"
+        return hashlib.sha256(f"{super().fingerprint()} {done}".encode()).hexdigest()
+
+    def _check_columns(self, split: Dataset, name: str) -> None:
+        for argument in ("image_column", "label_column"):
+            if (column := getattr(self, argument)) not in split.column_names:
+                raise ValueError(
+                    f"the {name} split of data.path={self.path!r} has no column {column!r}, it has"
+                    f" {', '.join(split.column_names) or 'none'}: name the right one with data.{argument}=…"
+                )
+
+    def _rows(self, split: Dataset, name: str) -> EncodedImages:
+        labels: Sequence[int | float]
+        if self.regression:
+            labels = scores(split, self.label_column, name)
+        else:
+            labels = class_numbers(split, self.label_column, self.label_names, self.num_labels, name)
+        return EncodedImages(split, self.image_column, labels, held_out=name == "validation")
+
+    def _decode(self, row: Row) -> Tensor:
+        try:
+            return decode(row["image"], self.channels, self.size)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.encoded[row['held_out']].told(row['row'])} of data.path={self.path!r} is an image that cannot be"
+                f" read ({error}): repair it, or take the row out"
+            ) from error
 
 
 class Digits(TaskData):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.images import collate_images
+from qat_lightning.data.language import collate_tokens
 
 
 class RandomText(TaskData):
@@ -47,6 +48,75 @@ class RandomText(TaskData):
             "attention_mask": (ids > 0).long(),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }
+
+
+class RandomQuestions(TaskData):
+    """Random tokens, from two up to `length` in a row, the first always 1, as a [CLS]; answers are random spans behind it.
+
+    Args:
+        rows: of each split.
+        vocabulary_size: tokens are 1…vocabulary_size − 1; 0 is padding.
+    """
+
+    task, head = "random questions", "question_answering"
+
+    def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
+        super().__init__(num_labels=2, **common)  # a start and an end
+        self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
+
+    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        draw = torch.Generator().manual_seed(0)
+        return self._rows(draw), self._rows(draw)
+
+    def _rows(self, draw: torch.Generator) -> list[Row]:
+        rows: list[Row] = []
+        for length in torch.randint(2, self.length + 1, (self.rows,), generator=draw).tolist():
+            tokens = torch.randint(1, self.vocabulary_size, (length,), generator=draw)
+            tokens[0] = 1
+            span = torch.randint(1, length, (2,), generator=draw).sort().values
+            rows.append({"input_ids": tokens, "labels": span})
+        return rows
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        batch = collate_tokens(rows, fill=0)
+        return batch | {"labels": torch.stack([row["labels"] for row in rows])}
+
+    def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Likeliest positions (2B,), starts and then ends, each for itself; the right ones."""
+        padding = batch["attention_mask"] == 0
+        positions = [scores.masked_fill(padding, -torch.inf).argmax(1) for scores in logits]
+        return torch.cat(positions), batch["labels"].T.flatten()
+
+
+class RandomTokens(TaskData):
+    """Random tokens for a language model, from two up to `length` in a row; "labels" are the tokens that follow.
+
+    Args:
+        rows: of each split.
+        vocabulary_size: tokens are 1…vocabulary_size − 1; 0 is padding.
+    """
+
+    task, head = "random tokens", "causal_language_model"
+
+    def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
+        super().__init__(num_labels=2, **common)  # which no language model has a use for
+        self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
+
+    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        draw = torch.Generator().manual_seed(0)
+        return self._rows(draw), self._rows(draw)
+
+    def _rows(self, draw: torch.Generator) -> list[Row]:
+        lengths = torch.randint(2, self.length + 1, (self.rows,), generator=draw).tolist()
+        texts = [torch.randint(1, self.vocabulary_size, (length + 1,), generator=draw) for length in lengths]
+        return [{"input_ids": tokens[:-1], "labels": tokens[1:]} for tokens in texts]
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        return collate_tokens(rows, fill=0)
+
+    def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (B, N, V) and labels (B, N)."""
+        return logits[0], batch["labels"]
 
 
 class RandomImages(TaskData):

@@ -10,12 +10,11 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.files import read_split
-from qat_lightning.data.hub import require_hub
 from qat_lightning.data.labels import class_names, class_numbers, scores
+from qat_lightning.data.tokenizers import read_tokenizer
 
 CHUNK = 1000
 """Rows tokenized at once: what a tokenizer remembers of each (offsets, words) takes more memory than the numbers kept."""
@@ -66,7 +65,7 @@ class TextData(TaskData):
         self.tokenizer: Any = None
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.tokenizer = self._read_tokenizer()
+        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length)
         train, validation = (read_split(self.path, self.name, split) for split in self.splits.values())
         for split, name in ((train, "train"), (validation, "validation")):
             self._check_columns(split, name)
@@ -86,31 +85,6 @@ class TextData(TaskData):
         """Also of the padding, which a loss that averages over it can feel."""
         padded = f"{self.padding}" + (f" {self.max_length}" if self.padding == "max_length" else "")
         return hashlib.sha256(f"{super().fingerprint()} {padded}".encode()).hexdigest()
-
-    def _read_tokenizer(self) -> Any:
-        if self.tokenizer_path is None:  # model.path=null, as a model of random weights has it
-            raise ValueError(
-                "there is no tokenizer to read texts with: give model.path=FOLDER or data.tokenizer=FOLDER"
-            )
-        require_hub({"data.tokenizer": self.tokenizer_path})
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_path, use_fast=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no tokenizer in {self.tokenizer_path!r}: give model.path or data.tokenizer a folder that holds one"
-                f" ({' '.join(str(error).split())})"
-            ) from error
-        if tokenizer.pad_token is None:
-            raise ValueError(
-                f"the tokenizer in {self.tokenizer_path!r} has no padding token: name one in its tokenizer_config.json,"
-                " or give data.tokenizer another"
-            )
-        if self.max_length > tokenizer.model_max_length:
-            raise ValueError(
-                f"data.max_length={self.max_length} is beyond the model's {tokenizer.model_max_length} positions: give"
-                f" data.max_length={tokenizer.model_max_length} or less"
-            )
-        return tokenizer
 
     def _check_columns(self, split: Dataset, name: str) -> None:
         columns = {"text_columns": self.text_columns, "label_column": [self.label_column]}

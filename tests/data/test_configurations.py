@@ -118,7 +118,6 @@ MISSING = ("data.path=x", "data.text_columns=[x]", "data.num_labels=3")
 NAMES = {
     "batch_size",
     "evaluation_batch_size",
-    "num_labels",
     "num_workers",
     "metric",
     "train_limit",
@@ -126,21 +125,28 @@ NAMES = {
 }
 
 
+GIVEN = dict.fromkeys(("glue", "text", "text_regression"), MISSING)
+GIVEN |= {"language": ("data.path=x",), "images": ("data.path=x", "data.num_labels=3")}
+
+
 @pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "data").glob("[a-z]*.yaml")))
 def test_every_choice_spells_out_what_users_override(choice):
-    generic = choice in ("glue", "text", "text_regression")
-    config = composed(f"data={choice}", "seed=7", *(MISSING if generic else ()))
+    config = composed(f"data={choice}", "seed=7", *GIVEN.get(choice, ()))
     assert set(config) >= NAMES
     assert config["seed"] == 7
     if "path" in config:
-        assert set(config) >= {"name", "tokenizer", "max_length", "padding", "label_column", "train_split"}
+        assert set(config) >= {"name", "train_split", "validation_split"}
+    if "tokenizer" in config:
+        assert set(config) >= {"max_length", "padding"}
+    if "label_column" in config:
+        assert "num_labels" in config
 
 
 def test_every_file_says_what_it_is_and_those_of_tasks_how_to_run_them():
     for path in (CONF / "data").glob("*.yaml"):
         what, how = path.read_text().splitlines()[:2]
         assert what.startswith("# "), path
-        assert path.stem in ("_text", "glue", "digits") or f"data={path.stem}" in how, path
+        assert path.stem in ("_text", "glue", "digits", "images") or f"data={path.stem}" in how, path
 
 
 @pytest.mark.parametrize("choice", ["random_text", "random_images"])

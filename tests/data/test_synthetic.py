@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torchmetrics.classification import MulticlassAccuracy
 
-from qat_lightning.data import RandomImages, RandomText
+from qat_lightning.cli import CONF
+from qat_lightning.config import create, resolve
+from qat_lightning.data import RandomImages, RandomQuestions, RandomText, RandomTokens
 
 COMMON = {"batch_size": 8, "metrics": {"a": MulticlassAccuracy(3)}, "metric": "a"}
 
@@ -15,6 +18,19 @@ def random_text(**changed):
 
 def random_images(**changed):
     return RandomImages(**COMMON | {"rows": 20, "channels": 2, "size": 6, "num_labels": 3} | changed)
+
+
+def random_questions(**changed):
+    return RandomQuestions(**COMMON | {"rows": 40, "length": 9, "vocabulary_size": 12} | changed)
+
+
+def random_tokens(**changed):
+    return RandomTokens(**COMMON | {"rows": 40, "length": 9, "vocabulary_size": 12} | changed)
+
+
+def configured(choice):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return create(resolve(compose("config", overrides=[f"data={choice}"]))["data"], "data")
 
 
 def test_texts_have_several_lengths_and_a_mask_over_their_padding():
@@ -47,7 +63,63 @@ def test_labels_are_classes_or_scores(make):
     assert len(scores.unique()) > 10
 
 
-@pytest.mark.parametrize("make", [random_text, random_images])
+def test_answers_are_spans_behind_the_first_token_and_before_the_padding():
+    batch = random_questions().example_batch(40)
+    start, end = batch["labels"].T
+    lengths = batch["attention_mask"].sum(1)
+    assert batch["input_ids"][:, 0].eq(1).all()
+    assert lengths.min() == 2
+    assert lengths.max() == 9
+    assert start.min() == 1
+    assert (start <= end).all()
+    assert (end < lengths).all()
+    assert len((end - start).unique()) > 3
+
+
+def test_share_of_right_positions_is_over_starts_and_ends_and_ignores_padding():
+    """One start of two and one end of two are right, at 9 of 16 positions that the metric knows."""
+    data = configured("random_questions")
+    short, long = torch.tensor([1, 5, 6]), torch.tensor([1, 7, 8, 9])
+    rows = [{"input_ids": short, "labels": torch.tensor([1, 2])}, {"input_ids": long, "labels": torch.tensor([1, 3])}]
+    batch = data.collate(rows)
+    start, end = torch.zeros(2, 2, 4).unbind()
+    start[0, 1], start[1, 2] = 1, 1
+    end[0, 3], end[0, 2], end[1, 1] = 9, 1, 1  # 9 stands at padding
+    predictions, targets = data.predict([start, end], batch)
+    assert predictions.tolist() == [1, 2, 2, 1]
+    assert targets.tolist() == [1, 1, 2, 3]
+    data.metrics["accuracy"].update(predictions, targets)
+    assert data.metrics["accuracy"].compute() == 0.5
+
+
+def test_labels_of_random_tokens_are_the_tokens_that_follow():
+    batch = random_tokens().example_batch(40)
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"].bool(), batch["labels"]
+    lengths = mask.sum(1)
+    assert ids.shape == labels.shape == (40, 9)
+    assert lengths.min() >= 2
+    followed = mask[:, 1:]
+    assert torch.equal(labels[:, :-1][followed], ids[:, 1:][followed])
+    assert labels[torch.arange(40), lengths - 1].min() >= 1  # the last token is followed as well
+    assert labels[~mask].eq(-100).all()
+    assert ids[~mask].eq(0).all()
+
+
+def test_perplexity_of_equal_logits_is_the_vocabulary():
+    data = configured("random_tokens")
+    batch = data.example_batch(8)
+    data.metrics["perplexity"].update(*data.predict([torch.zeros(*batch["labels"].shape, 128)], batch))
+    assert data.metrics["perplexity"].compute() == pytest.approx(128, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "head"), [(random_questions, "question_answering"), (random_tokens, "causal_language_model")]
+)
+def test_random_rows_say_their_head(make, head):
+    assert (make().head, make().regression) == (head, False)
+
+
+@pytest.mark.parametrize("make", [random_text, random_images, random_questions, random_tokens])
 def test_content_is_the_same_every_time_and_differs_between_the_splits(make):
     data = make()
     torch.manual_seed(5)
