@@ -27,7 +27,7 @@ from qat_lightning.convert import keep_layers, open_attention_for, quantize
 from qat_lightning.data.base import Head, TaskData
 from qat_lightning.losses import Task
 from qat_lightning.quantized import calibrate
-from qat_lightning.sites import family
+from qat_lightning.sites import family, part_paths
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings
@@ -64,16 +64,18 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
         )
     try:
         _check_head(AutoConfig.from_pretrained(model["path"], trust_remote_code=False), data.head)
-        loaded = auto.from_pretrained(
+        loaded, report = auto.from_pretrained(
             model["path"],
             num_labels=data.num_labels,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
-            ignore_mismatched_sizes=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"model.path={model['path']!r} cannot be loaded: {error}") from error
+    _check_fit(config, loaded, report)
     family(loaded)
     loaded.config.use_cache = False  # of a language model's keys and values; training has no use for it
     return loaded
@@ -193,6 +195,7 @@ def stage_settings(
             "batch_size": data.batch_size,
             "metric": data.metric,
             "order": data.seed,
+            "augmentation": config["data"].get("augmentation"),
         },
         "steps": steps,
         "previous stage": previous,
@@ -205,6 +208,24 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in node.items():
         flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return flat
+
+
+def _check_fit(config: Plain, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """A head that is missing or for other classes is made anew, if it is going to be trained; all else must be as its
+    configuration says."""
+    path, head = config["model"]["path"], part_paths(model)["head"]
+    sizes = {name: f"{name} {tuple(saved)} for {tuple(own)}" for name, saved, own in report["mismatched_keys"]}
+    if wrong := [told for name, told in sizes.items() if head not in name]:
+        raise ConfigError(
+            f"model.path={path!r} cannot be loaded, its weights do not fit its config.json: {', '.join(wrong)}"
+        )
+    new = [name for name in (*sizes, *report["missing_keys"]) if head in name]
+    teacher = config["stages"]["teacher"]
+    if new and 0 in (teacher["max_steps"], teacher["max_epochs"]):
+        raise ConfigError(
+            f"model.path={path!r} has no {head} for this data, and no teacher stage trains one: give a model that is"
+            " fine-tuned on it, or stages.teacher.max_epochs=3"
+        )
 
 
 def _check_head(described: PretrainedConfig, head: Head) -> None:

@@ -25,6 +25,7 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
             that does not exist, tokens or lengths that are beyond the model.
     """
     _check_tokens(data, model)
+    _check_pixels(data, model)
     losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
     interventions = create_all(config["intervention"], "intervention")
     batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
@@ -47,7 +48,9 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
 
 def _check_tokens(data: TaskData, model: nn.Module) -> None:
     """Positions and vocabulary of a text model, where it has limits."""
-    rows = [row["input_ids"] for split in (data.train_rows, data.validation_rows) for row in split if "input_ids" in row]
+    rows = [
+        row["input_ids"] for split in (data.train_rows, data.validation_rows) for row in split if "input_ids" in row
+    ]
     if not rows:
         return
     longest = getattr(data, "max_length", max(map(len, rows)))
@@ -62,3 +65,10 @@ def _check_tokens(data: TaskData, model: nn.Module) -> None:
             f"the data holds token {largest}, and the model knows 0 to {vocabulary - 1}: give the model's own tokenizer with"
             " data.tokenizer=…, or another model.path"
         )
+
+
+def _check_pixels(data: TaskData, model: nn.Module) -> None:
+    """Height and width of an image model."""
+    given, taken = getattr(data, "size", None), getattr(model.config, "image_size", None)
+    if None not in (given, taken) and given != taken:
+        raise ConfigError(f"data.size={given}, but the model takes images of {taken} pixels: give data.size={taken}")

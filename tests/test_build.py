@@ -52,9 +52,23 @@ def test_configured_architecture_without_any_file():
     assert model.config.hidden_dropout_prob == 0.25
 
 
-def test_head_of_another_number_of_classes_is_refused(fine_tuned):
-    with pytest.raises(ConfigError, match=r"model\.path=.*cannot be loaded.*"):
-        built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=5")
+def test_head_of_another_number_of_classes_is_made_anew(fine_tuned):
+    model = built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=5")
+    saved = load_file(fine_tuned / "model.safetensors")
+    assert model.classifier.weight.shape == (5, 32)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.bert.state_dict(prefix="bert.").items())
+
+
+def test_a_new_head_must_be_trained(fine_tuned):
+    with pytest.raises(ConfigError, match="has no classifier for this data, and no teacher stage trains one"):
+        built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=5", "stages.teacher.max_steps=0")
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(fine_tuned):
+    described = json.loads((fine_tuned / "config.json").read_text())
+    (fine_tuned / "config.json").write_text(json.dumps(described | {"intermediate_size": 48}))
+    with pytest.raises(ConfigError, match=r"do not fit its config\.json: bert\.encoder.*\(64, 32\) for \(48, 32\)"):
+        built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3")
 
 
 def test_pickled_weights_are_refused(fine_tuned):

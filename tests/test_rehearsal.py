@@ -24,6 +24,7 @@ from tests.training.runs import small_run
         (("data.vocabulary_size=300",), "the data holds token [12].., and the model knows 0 to 127: give the model's own"),
         (("+quantization.rules.more={_target_:qat_lightning.convert.Rule,parts:cellar.*}",), "rule 'cellar.*' matches no"),
         (("stages.intervene.parts=[layers.*.cellar]",), "no quantizer in parts 'layers.*.cellar'"),
+        (("model=tiny_vit", "data=random_images", "data.size=32"), "data.size=32, but the model takes images of 16 pixels"),
         (("model.student_layers=[0,1,2]",), r"model\.student_layers=\[0, 1, 2\] must name some .* 0 to 1"),
     ],
 )  # fmt: skip

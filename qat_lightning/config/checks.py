@@ -16,6 +16,8 @@ _DATA_TYPES: Mapping[str, Any] = {
     "path": str | None, "name": str | None, "tokenizer": str | None, "label_column": str, "text_columns": list[str],
     "batch_size": int, "evaluation_batch_size": int | None, "max_length": int, "num_labels": int, "num_workers": int,
     "train_limit": int | None, "validation_limit": int | None, "metric": str, "seed": int, "rows": int, "length": int,
+    "size": int, "channels": int, "image_column": str, "stride": int, "n_best": int, "max_question_length": int,
+    "max_answer_length": int,
 }  # fmt: skip
 """The data modules' classes import Lightning, which takes seconds; these types are known without."""
 
