@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from qat_lightning.convert import open_attention
 from qat_lightning.signals import Observed
@@ -34,6 +43,8 @@ from tests.models import (
     tiny_model,
 )
 from tests.models import FAMILIES as TESTED
+
+_SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
 
 # 16×16 pixels in patches of 8, one class token; DeiT has a distillation token as well
 TOKENS = dict.fromkeys(TEXT_FAMILIES, max(LENGTHS)) | {"vit": 5, "deit": 6}
@@ -207,3 +218,17 @@ def test_unknown_family_names_the_families() -> None:
         family(model)
     with pytest.raises(ValueError, match="no table of sites for the model family 'Linear'"):
         family(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [
+        (BertForQuestionAnswering(BertConfig(**_SMALL)), "qa_outputs"),
+        (BertForSequenceClassification(BertConfig(**_SMALL)), "classifier"),
+        (GPT2ForSequenceClassification(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9)), "score"),
+        (GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9)), "lm_head"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
+def test_head_of_each_kind_of_model(model: nn.Module, head: str) -> None:
+    assert part_paths(model)["head"] == head

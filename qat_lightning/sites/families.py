@@ -88,8 +88,8 @@ def _llama_like() -> Family:
 # RoBERTa's and ELECTRA's classification heads hold the dense layer that BERT calls its pooler.
 _DENSE_HEAD = {"pooler": "classifier.dense", "head": "classifier.out_proj"}
 
-QUESTION_HEAD = "qa_outputs"
-"""What every family calls its question-answering head."""
+OTHER_HEADS = ("qa_outputs", "score")
+"""What every family calls its question-answering head, and a decoder its classifier."""
 
 FAMILIES = {
     "bert": _bert_like(base={"pooler": "pooler.dense"}),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from qat_lightning.sites.families import FAMILIES, QUESTION_HEAD, Family
+from qat_lightning.sites.families import FAMILIES, OTHER_HEADS, Family
 from qat_lightning.sites.names import AXES, CORE_SITES, FUSED, check_site
 
 
@@ -105,8 +105,7 @@ def part_paths(model: nn.Module) -> dict[str, str]:
     for index, layer in enumerate(layer_paths(model)):
         parts |= {f"layers.{index}.{name}": f"{layer}.{path}" for name, path in table.layer_parts.items()}
     parts |= {name: base + path for name, path in table.base_parts.items() if name == "pooler"} | table.head_parts
-    if _exists(model, QUESTION_HEAD):
-        parts["head"] = QUESTION_HEAD
+    parts |= {"head": path for path in OTHER_HEADS if _exists(model, path)}
     return {name: path for name, path in parts.items() if _exists(model, path)}
 
 
