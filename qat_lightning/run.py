@@ -41,7 +41,7 @@ from qat_lightning.signals import Observed, Signals
 from qat_lightning.training.report import summary_table, write_report
 from qat_lightning.training.stages import Budget, Outcome, Stage, own_score
 
-PICTURED = ("hidden", "attention.probs")
+PICTURED = ("hidden", "attention.probs", "attention.output")
 """The sites that the report shows."""
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from qat_lightning.config import check, resolve
 from qat_lightning.run import run
@@ -33,6 +34,74 @@ def test_quickstart_is_an_honest_demonstration(tmp_path):
     assert results["untrained"] <= results["teacher"] - 0.05
     assert results["student"] >= results["teacher"] - 0.02
     assert results["bytes"]["ratio"] > 10
+
+
+MINILM = (
+    "model=minilm_l6", f"model.path={MODEL}", "data.train_limit=64", "data.validation_limit=48", "data.batch_size=16",
+    "stages.teacher.max_epochs=1", "stages.train.max_epochs=1", "trainer.enable_progress_bar=false", "threads=2",
+)  # fmt: skip
+DATA = SHARED / "data"
+GLUE = {task: (f"data={task}", f"data.path={DATA / 'glue' / task}") for task in ("cola", "rte")}
+SICK = (
+    "data=text", f"data.path={DATA / 'sick'}", "data.text_columns=[sentence1,sentence2]", "data.num_labels=3",
+)  # fmt: skip
+SQUAD = ("data=squad", f"data.path={DATA / 'small' / 'squad_from_dev'}", "data.max_length=192", "data.stride=64")
+HALF = "validation_cs224n_half"
+SQUAD_2 = (
+    "data=squad_v2", f"data.path={DATA / 'squad_v2'}", f"data.train_split={HALF}", f"data.validation_split={HALF}",
+    "data.max_length=192", "data.stride=64",
+)  # fmt: skip
+SHORT_TI = ("stages.intervene.max_steps=2", "stages.intervene.validate_every=1")
+ON_TEXT = {
+    "kdqat_bert_base": (*GLUE["cola"], "losses=unified"),
+    "kdqat_bert_large": (*GLUE["rte"], "losses=attention_output"),
+    "kdlsq_bert_base": (*SICK, "losses=kdlsq_task", "quantization=lsq_w4a8"),
+    "lsq_bert_base": GLUE["rte"],
+    "ternarybert_base": GLUE["cola"],
+    "ti_bert_base": (*SICK, *SHORT_TI),
+    "ti_bert_large": (*GLUE["rte"], *SHORT_TI),
+    "ti_bert_base_6l": (*GLUE["cola"], *SHORT_TI, "model.student_layers=[1,3,5]"),
+    "ti_tinybert_4l": (*GLUE["cola"], *SHORT_TI, "model.student_layers=[0,1,2,5]", "teacher=none", "losses=task",
+                       "intervention=none", "schedule=none"),
+    "ti_tinybert_6l": (*GLUE["cola"], *SHORT_TI),
+}  # fmt: skip
+"""Each experiment's method on MiniLM, the only pretrained encoder at hand, and a real task."""
+
+
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.parametrize("experiment", ON_TEXT)
+def test_experiment_on_real_text(tmp_path, experiment):
+    results = whole_run(tmp_path, f"+experiment={experiment}", *MINILM, *ON_TEXT[experiment])
+    assert results["status"] == "finished"
+    assert results["bytes"]["ratio"] > (7 if "lsq_w4a8" in str(ON_TEXT[experiment]) else 12)
+
+
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.parametrize("data", [SQUAD, SQUAD_2], ids=["1.1", "2.0"])
+def test_the_same_learned_steps_answer_questions(tmp_path, data):
+    results = whole_run(tmp_path, "+experiment=kdlsq_bert_base", "losses=kdlsq_squad", *MINILM, *data)
+    assert (results["metric"], results["bits"]["attention.query"]) == ("f1", 2)
+    assert 0 <= results["student"] <= 1
+    tensors = load_file(tmp_path / "checkpoints" / "train.safetensors")
+    learned = [value for name, value in tensors.items() if name.endswith(".learned")]
+    # six layers of six matrices with their inputs and four operands; two tables, and no pooler
+    assert len(learned) == 6 * (6 * 2 + 4) + 2
+    assert all(value.isfinite().all() and (value > 0).all() for value in learned)
+
+
+@pytest.mark.slow
+@needs_shared
+def test_token_scaled_logits_on_wikitext(tmp_path):
+    data = ("data=wikitext2", f"data.path={DATA / 'wikitext2'}", "data.name=null", "data.max_length=128")
+    results = whole_run(
+        tmp_path, "+experiment=tsld_llama", f"model.path={SHARED / 'models' / 'stories260K'}", *data,
+        "data.train_limit=256", "data.validation_limit=64", "stages.teacher.max_epochs=1", "stages.train.max_epochs=1",
+        "optimizer.lr=5e-4", "trainer.enable_progress_bar=false", "threads=2",
+    )  # fmt: skip
+    assert (results["metric"], results["higher_is_better"]) == ("perplexity", False)
+    assert results["teacher"] < results["student"] < results["untrained"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,42 @@
 """What a run did, in numbers and pictures. `analysis.plots` needs matplotlib and is imported by name only."""
 
+from qat_lightning.analysis.comparison import compare_maps, describe_maps
 from qat_lightning.analysis.errors import layer_errors
+from qat_lightning.analysis.hessian import hessian_spectrum, top_eigenvalues, with_norms
 from qat_lightning.analysis.history import StageHistory, read_history
+from qat_lightning.analysis.landscape import Landscape, loss_landscape
+from qat_lightning.analysis.maps import attention_distance, column_mass, map_divergence
+from qat_lightning.analysis.norms import Norms, norm_analysis, norm_differences, projection_weights, transformed_values
+from qat_lightning.analysis.ranges import dynamic_range
+from qat_lightning.analysis.ranking import cover_length_ratio, ranking_loss
+from qat_lightning.analysis.tokens import class_ids, first_token, token_classes, token_mask
 from qat_lightning.analysis.verdict import verdict
 
-__all__ = ["StageHistory", "layer_errors", "read_history", "verdict"]
+__all__ = [
+    "Landscape",
+    "Norms",
+    "StageHistory",
+    "attention_distance",
+    "class_ids",
+    "column_mass",
+    "compare_maps",
+    "cover_length_ratio",
+    "describe_maps",
+    "dynamic_range",
+    "first_token",
+    "hessian_spectrum",
+    "layer_errors",
+    "loss_landscape",
+    "map_divergence",
+    "norm_analysis",
+    "norm_differences",
+    "projection_weights",
+    "ranking_loss",
+    "read_history",
+    "token_classes",
+    "token_mask",
+    "top_eigenvalues",
+    "transformed_values",
+    "verdict",
+    "with_norms",
+]

@@ -11,6 +11,29 @@ ATTENTION = (
     " arXiv:2211.11014 brings together."
 )
 
+MEASURES = (
+    "Of one validation batch, mean over samples and heads, without padding. *Ranking loss*: by how much the student's"
+    " probabilities disagree with the teacher's about which of two keys is larger, summed over all pairs; it grows with"
+    " the length of the texts. *Cover-length ratio*: the share of the student's keys, best first, that one must take to"
+    " have the teacher's best five; the teacher's own row is the ideal. *Map KL*: KL(teacher ‖ student). Lower is better"
+    " for these three (arXiv:2211.11014 §3). *Attention distance*: how many tokens away a token looks. *Mass*: the"
+    " probability that goes to that token. For these, nearer to the teacher's is better."
+)
+RANGES = (
+    "Smallest and largest hidden unit of each token, after the attention's output, residual and LayerNorm: dark is the"
+    " mean over the tokens of a validation batch, light goes to the extremes. A student whose range is not its teacher's"
+    " has lost its outliers, or made new ones (arXiv:2211.11014 Fig. 5)."
+)
+HESSIAN = (
+    "The eigenvalues of largest magnitude of the loss's Hessian, of each of several mini-batches, pooled. The smaller, the"
+    " flatter the minimum; many negative ones, a saddle (arXiv:2211.11014, 2302.11812). The weights are those of the"
+    " last step. {about}."
+)
+LANDSCAPE = (
+    "The loss around the weights of the last step (+), in two random directions scaled to the weights' own size"
+    " (arXiv:2211.11014, 2302.11812 Fig. 2), in one colour scale. Smooth and wide is easy to train. {about}."
+)
+
 
 def curves(stages: Collection[str], teacher: bool) -> str:
     """Args: stages: those of the run; what is said fits them. teacher: the run had one."""

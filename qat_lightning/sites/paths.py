@@ -105,7 +105,8 @@ def part_paths(model: nn.Module) -> dict[str, str]:
     for index, layer in enumerate(layer_paths(model)):
         parts |= {f"layers.{index}.{name}": f"{layer}.{path}" for name, path in table.layer_parts.items()}
     parts |= {name: base + path for name, path in table.base_parts.items() if name == "pooler"} | table.head_parts
-    parts |= {"head": path for path in OTHER_HEADS if _exists(model, path)}
+    if other := next((path for path in OTHER_HEADS if _exists(model, path)), None):
+        parts["head"] = other
     return {name: path for name, path in parts.items() if _exists(model, path)}
 
 

@@ -81,9 +81,7 @@ class QATModule(LightningModule):
         sites = {site for loss in self.losses.values() for site in loss.sites}
         self.observe_student = Observed(student, sorted(sites))
         self.answer, self.observe_teacher = Observed(student), _silent
-        self._outside: list[
-            nn.Module
-        ] = []  # a list, so that torch does not register the teacher as a part of the module
+        self._outside: list[nn.Module] = []  # a list: torch does not register the teacher as a part of the module
         if teacher is not None:
             self._outside.append(teacher.requires_grad_(False).eval())
             given = {site for intervention in interventions for site in intervention.sites}
@@ -154,12 +152,16 @@ class QATModule(LightningModule):
                 quantizer.keep_positive()
 
     @property
+    def teacher(self) -> nn.Module | None:
+        return self._outside[0] if self._outside else None
+
+    @property
     def learning_rate(self) -> float:
         return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     def on_fit_start(self) -> None:
-        for teacher in self._outside:
-            teacher.to(self.device)
+        if self.teacher is not None:
+            self.teacher.to(self.device)
 
 
 def _silent(batch: Batch) -> Signals:

@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from qat_lightning.analysis import captions, markdown
-from qat_lightning.analysis.errors import layer_errors, sample_map, valid_tokens
 from qat_lightning.analysis.history import StageHistory, read_history
-from qat_lightning.analysis.plots import attention_map_plot, layer_error_plot, training_curves
+from qat_lightning.analysis.plots import training_curves
+from qat_lightning.analysis.sections import (
+    comparison_section,
+    layer_section,
+    map_section,
+    picture,
+    range_section,
+    weight_sections,
+)
 from qat_lightning.analysis.verdict import verdict
 from qat_lightning.signals import Batch, Signals
 
 __all__ = ["StageHistory", "read_history", "summary_table", "write_report"]
-
-MAPS = "attention.probs"
-NAMES = {"teacher": "teacher", "untrained": "quantized, not trained", "student": "student"}
-"""How the three models are called in tables and pictures."""
 
 
 def write_report(
@@ -38,18 +40,21 @@ def write_report(
     """Write `report.md` and `plots/*.png` into the run folder; returns the report's path.
 
     Args:
-        folder: the run folder; its `logs/` are read.
+        folder: the run folder; its `logs/` are read, and its `analysis/` where callbacks have left something.
         results: metrics.json.
-        signals: "teacher", "untrained", "student" (absent where there was none) → `hidden` and `attention.probs` of one
-            validation batch.
+        signals: "teacher", "untrained", "student" (absent where there was none) → `hidden`, `attention.probs` and
+            `attention.output` of one validation batch; a section whose site is missing says so.
         tokens: of the batch's first sample, with or without its padding.
     """
     sections = [
         _heading(results),
         _outcome(results),
         _training(folder, results),
-        _layers(folder, signals, batch),
-        _attention(folder, signals, batch, tokens),
+        layer_section(folder, signals, batch),
+        map_section(folder, signals, batch, tokens),
+        comparison_section(folder, signals, batch, tokens),
+        range_section(folder, signals, batch),
+        weight_sections(folder),
         _reproduce(folder, results),
     ]
     path = folder / "report.md"
@@ -97,41 +102,8 @@ def _training(folder: Path, results: Mapping[str, Any]) -> list[str]:
     if not any(stage.rows for stage in history):
         return [*stages, "No curves: the run folder holds no `logs/<stage>/metrics.csv`."]
     figure = training_curves(history, results["metric"], results.get("teacher"), results.get("untrained"))
-    picture = _picture(folder, figure, "training", "Loss and metric over the steps")
-    return [*stages, picture, captions.curves(results["steps"], teacher=results.get("teacher") is not None)]
-
-
-def _layers(folder: Path, signals: Mapping[str, Signals], batch: Batch) -> list[str]:
-    title, teacher = "## Error of each layer", signals.get("teacher") or {}
-    compared = {
-        NAMES[name]: signals[name] for name in ("untrained", "student") if "hidden" in (signals.get(name) or {})
-    }
-    if "hidden" not in teacher or not compared:
-        return [title, "Not measured: there was no teacher to compare with."]
-    try:
-        errors = {name: layer_errors(own, teacher, batch) for name, own in compared.items()}
-    except ValueError as reason:  # a student of another depth or width than its teacher
-        return [title, f"Not measured: {reason}."]
-    picture = _picture(folder, layer_error_plot(errors), "layer_errors", "Mean squared error of each layer's output")
-    return [title, picture, captions.errors(errors), markdown.error_table(errors)]
-
-
-def _attention(folder: Path, signals: Mapping[str, Signals], batch: Batch, tokens: Sequence[str] | None) -> list[str]:
-    title = "## Attention maps"
-    maps = {
-        NAMES[name]: [sample_map(layer, batch) for layer in signals[name][MAPS]]
-        for name in NAMES
-        if MAPS in (signals.get(name) or {})
-    }
-    if not maps:
-        return [title, f"Not captured: no model gave its `{MAPS}`."]
-    valid = valid_tokens(batch)
-    if tokens is not None and valid is not None and len(tokens) == batch["attention_mask"].shape[1]:
-        tokens = [tokens[position] for position in valid.tolist()]
-    picture = _picture(
-        folder, attention_map_plot(maps, tokens), "attention_maps", "Attention maps, a column for each model"
-    )
-    return [title, picture, captions.ATTENTION]
+    drawn = picture(folder, figure, "training", "Loss and metric over the steps")
+    return [*stages, drawn, captions.curves(results["steps"], teacher=results.get("teacher") is not None)]
 
 
 def _reproduce(folder: Path, results: Mapping[str, Any]) -> list[str]:
@@ -153,10 +125,3 @@ def _command(overrides: Path) -> str:
     if not isinstance(given, list):
         return ""
     return f"```bash\n{shlex.join(['python', '-m', 'qat_lightning', *map(str, given)])}\n```"
-
-
-def _picture(folder: Path, figure: Figure, name: str, says: str) -> str:
-    path = folder / "plots" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return f"![{says}](plots/{name}.png)"

@@ -7,6 +7,8 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console, RenderableType
 
+from qat_lightning.analysis import Landscape, column_mass, ranking_loss
+from qat_lightning.analysis.records import write_landscapes, write_spectra
 from qat_lightning.convert import open_attention
 from qat_lightning.signals import Observed, Signals
 from qat_lightning.training.report import StageHistory, read_history, summary_table, write_report
@@ -30,7 +32,8 @@ RESULTS: dict[str, Any] = {
     "status": "finished",
     "versions": {"torch": "2.13.0"},
 }
-PICTURES = {"training", "layer_errors", "attention_maps"}
+PICTURES = {"training", "layer_errors", "attention_maps", "attention_measures", "dynamic_range"}
+SITES = ["hidden", "attention.probs", "attention.output"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def signals() -> dict[str, Signals]:
 @torch.no_grad()
 def run(family: str, seed: int, **changes: object) -> Signals:
     model = open_attention(tiny_model(family, seed, **changes))
-    return Observed(model, ["hidden", "attention.probs"])(tiny_batch(family))
+    return Observed(model, SITES)(tiny_batch(family))
 
 
 @pytest.fixture
@@ -66,10 +69,18 @@ def write(folder: Path, signals: dict[str, Signals], tokens: list[str] | None = 
     return path.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to pictures, and no pictures: for tests of the text."""
+    for module in ("qat_lightning.analysis.sections", "qat_lightning.training.report"):
+        monkeypatch.setattr(f"{module}.picture", lambda folder, figure, name, says: f"![{says}](plots/{name}.png)")
+
+
 def pictures(folder: Path) -> set[str]:
     return {path.stem for path in (folder / "plots").glob("*.png")}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_says_what_came_out(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(folder, signals)
     assert text.startswith("# `ti_bert_base` on cola\n\n**The ternary student keeps 96.0 % of the teacher's matthews")
@@ -96,6 +107,7 @@ def test_the_pictures_are_drawn_and_linked(folder: Path, signals: dict[str, Sign
         assert pixels[..., :3].std() > 0.05  # not a blank page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_errors_of_the_layers_are_told_in_numbers(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(folder, signals | {"student": signals["teacher"]})
     lines = [line for line in text.splitlines() if line.startswith(("| 0 (embeddings)", "| 1 |", "| 2 |"))]
@@ -104,18 +116,20 @@ def test_the_errors_of_the_layers_are_told_in_numbers(folder: Path, signals: dic
     assert "An error of exactly 0" not in write(folder, signals)
 
 
-def test_the_assisted_score_is_never_the_result(folder: Path, signals: dict[str, Signals]) -> None:
-    (line,) = [line for line in write(folder, signals).splitlines() if "0.5799" in line]
+@pytest.mark.usefixtures("undrawn")
+def test_the_assisted_score_is_never_the_result(folder: Path) -> None:
+    (line,) = [line for line in write(folder, {}).splitlines() if "0.5799" in line]
     assert "**teacher-assisted, not the student's own**" in line
-    without = write(folder, signals, assisted=None, steps={"train": 3})
+    without = write(folder, {}, assisted=None, steps={"train": 3})
     assert "assisted" not in without
     assert "0.5799" not in shown(summary_table(RESULTS, None))
 
 
-def test_the_report_says_that_the_best_weights_were_kept(folder: Path, signals: dict[str, Signals]) -> None:
-    assert "those of the last step scored 0.5321" in write(folder, signals, student_last_step=0.5321)
-    assert "last step" not in write(folder, signals, student_last_step=RESULTS["student"])
-    assert "last step" not in write(folder, signals)
+@pytest.mark.usefixtures("undrawn")
+def test_the_report_says_that_the_best_weights_were_kept(folder: Path) -> None:
+    assert "those of the last step scored 0.5321" in write(folder, {}, student_last_step=0.5321)
+    assert "last step" not in write(folder, {}, student_last_step=RESULTS["student"])
+    assert "last step" not in write(folder, {})
 
 
 def test_a_run_without_a_teacher(folder: Path, signals: dict[str, Signals]) -> None:
@@ -132,14 +146,17 @@ def test_a_run_without_a_teacher(folder: Path, signals: dict[str, Signals]) -> N
     assert "| teacher |" not in text
     assert "not trained" not in text
     assert "teacher's level" not in text
-    assert "Not measured: there was no teacher" in text
-    assert pictures(folder) == {"training", "attention_maps"}
+    assert text.count("Not measured: there was no teacher to compare with.") == 2  # errors, attention
+    assert pictures(folder) == {"training", "attention_maps", "dynamic_range"}
 
 
 def test_a_run_without_logs_and_signals(tmp_path: Path) -> None:
     text = write(tmp_path, {}, bits={}, versions={}, seconds={})
     assert "No curves" in text
-    assert "Not captured" in text
+    assert "Not captured: no model gave its `attention.probs`." in text
+    assert "Not captured: no model gave its `attention.output`." in text
+    assert "## Hessian" not in text
+    assert "## Loss landscape" not in text
     assert "```bash" not in text
     assert "## Bits" not in text
     assert pictures(tmp_path) == set()
@@ -148,13 +165,70 @@ def test_a_run_without_logs_and_signals(tmp_path: Path) -> None:
 def test_a_student_of_another_depth_has_no_layer_errors(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(folder, {"teacher": run("bert", 0, num_hidden_layers=4), "student": signals["student"]})
     assert "Not measured: hidden: the student's signals (3 of shape" in text
-    assert pictures(folder) == {"training", "attention_maps"}
+    assert pictures(folder) == PICTURES - {"layer_errors"}, (
+        "attention is compared with every other layer of the teacher"
+    )
 
 
 def test_images_have_no_padding_and_no_tokens(folder: Path) -> None:
     given = {name: run("vit", seed) for seed, name in enumerate(("teacher", "untrained", "student"))}
     write_report(folder, RESULTS, given, tiny_batch("vit"))
     assert pictures(folder) == PICTURES
+
+
+def measures(text: str) -> dict[str, dict[str, float]]:
+    """Model → measure → number, from the report's table."""
+    head, _, *rows = next(block for block in text.split("\n\n") if block.startswith("| mean over layers")).splitlines()
+    names, *cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (head, *rows))
+    return {row[0]: dict(zip(names[1:], map(float, row[1:]), strict=True)) for row in cells}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_attention_is_measured_against_the_teacher(folder: Path, signals: dict[str, Signals]) -> None:
+    found = measures(write(folder, signals))
+    assert list(found) == ["teacher", "quantized, not trained", "student"]
+    names = ["ranking loss", "cover-length ratio", "map KL", "attention distance", "[CLS] mass"]
+    assert all(list(line) == names for line in found.values())
+    assert found["teacher"]["ranking loss"] == found["teacher"]["map KL"] == 0
+    ideal = sum((min(length, 5) - 1) / length for length in LENGTHS) / len(LENGTHS)
+    assert found["teacher"]["cover-length ratio"] == pytest.approx(ideal, rel=1e-3)
+    batch = tiny_batch("bert")
+    losses = [
+        float(ranking_loss(*pair, batch).mean())
+        for pair in zip(signals["student"]["attention.probs"], signals["teacher"]["attention.probs"], strict=True)
+    ]
+    assert found["student"]["ranking loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_separators_are_found_by_the_names_of_the_first_sample(folder: Path, signals: dict[str, Signals]) -> None:
+    names = ["[CLS]", "a", "b", "[SEP]", "c", "d", "e", "f", "[SEP]"]
+    found = measures(write(folder, signals, names))
+    batch = tiny_batch("bert")
+    separators = batch["input_ids"][0, [3, 8]]
+    columns = torch.isin(batch["input_ids"], separators) & batch["attention_mask"].bool()
+    masses = [float(column_mass(layer, columns, batch).mean()) for layer in signals["teacher"]["attention.probs"]]
+    assert found["teacher"]["[SEP] mass"] == pytest.approx(sum(masses) / len(masses), rel=1e-3)
+    assert "[SEP] mass" not in measures(write(folder, signals, ["w"] * 9))["teacher"]
+
+
+def test_heads_that_differ_are_not_compared(folder: Path, signals: dict[str, Signals]) -> None:
+    text = write(folder, signals | {"student": run("bert", 0, num_attention_heads=2)})
+    assert "Not measured: attention maps of shapes (3, 2, 9, 9) and (3, 4, 9, 9) cannot be compared" in text
+    assert "attention_measures" not in pictures(folder)
+
+
+def test_what_callbacks_left_is_shown(folder: Path, signals: dict[str, Signals]) -> None:
+    write_spectra(folder, {"teacher": [[3.0, 1.0], [2.0, -0.5]], "student": [[30.0, -7.0]], "other": []}, "As told")
+    flat = Landscape([-1.0, 0.0, 1.0], [[2.0, 1.0, 2.0], [1.0, 0.5, 1.0], [2.0, 1.0, 2.0]])
+    write_landscapes(folder, {"teacher": flat, "student": flat}, "Also told")
+    text = write(folder, signals)
+    assert pictures(folder) == PICTURES | {"hessian", "landscape"}
+    assert "| teacher | 2 | 3 | 1 of 4 |" in text
+    assert "| student | 30 | 30 | 1 of 2 |" in text
+    assert "| other | – | – | 0 of 0 |" in text
+    assert "last step. As told." in text
+    assert "Also told." in text
 
 
 def test_tokens_come_with_or_without_padding(folder: Path, signals: dict[str, Signals]) -> None:

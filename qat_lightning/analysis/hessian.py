@@ -1,0 +1,142 @@
+"""The largest eigenvalues of a loss's Hessian, by Hessian-vector products: the matrix itself is never made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+from torch import Tensor
+
+from qat_lightning.signals import Batch
+
+Product = Callable[[np.ndarray], np.ndarray]
+Largest = Literal["magnitude", "algebraic"]
+NORM_WEIGHT = 0.01
+"""arXiv:2211.11014, released code: cross-entropy + 0.01·Σ_p ‖p‖₂."""
+
+
+def top_eigenvalues(
+    loss: Callable[[], Tensor],
+    parameters: Iterable[Tensor],
+    top: int = 3,
+    largest: Largest = "magnitude",
+    tolerance: float = 1e-3,
+    vectors: int = 12,
+    restarts: int = 100,
+    seed: int = 0,
+) -> list[float]:
+    """The `top` eigenvalues of ∂²loss/∂parameters², largest first, by Lanczos' method (ARPACK).
+
+    The loss is computed once and its graph kept; each product is a double backward through it. Straight-through
+    estimators are taken as given: their derivative is what their backward says (a learned step size is to be left out: its
+    estimated gradient is of no function, so it has no symmetric Hessian). The model must be in evaluation mode and
+    its attention opened (`open_attention`) or eager: fused attention kernels have no second derivative. Memory: the
+    graph, and `vectors` numbers for each parameter (5 GB for BERT-base).
+
+    Source: arXiv:2211.11014 §3 and 2302.11812 §4, which take power iteration with deflation, so the largest magnitudes.
+
+    Args:
+        loss: a scalar of the parameters; the same whenever it is called.
+        parameters: those that need no gradient are left out.
+        largest: "magnitude" pools positive and negative eigenvalues, as the papers do; "algebraic" takes the most
+            positive ones.
+        tolerance: relative, of the eigenvalues.
+        vectors: Lanczos vectors held at a time; more than 2·top converge well.
+        restarts: at most so many; what has not converged by then is left out, with a warning.
+        seed: of the start vector.
+
+    Raises:
+        ValueError: an unknown `largest`; no parameter that needs a gradient; not more parameters than `top`; a loss that
+            is not finite.
+    """
+    if largest not in get_args(Largest):
+        raise ValueError(f"largest={largest!r} is unknown: choose one of {', '.join(get_args(Largest))}")
+    chosen = [parameter for parameter in parameters if parameter.requires_grad]
+    size = sum(parameter.numel() for parameter in chosen)
+    if not 1 <= top < size:
+        raise ValueError(f"top={top} eigenvalues of {size} trainable parameters: top must be 1 or more, and smaller")
+    product, kind = _hessian_product(loss, chosen)
+    start = np.random.default_rng(seed).standard_normal(size).astype(kind)
+    first = product(start)
+    if not np.isfinite(first).all():
+        raise ValueError("the Hessian is not finite: the loss, or a derivative of it, is inf or nan at these weights")
+    if not first.any():  # ARPACK needs something to start from
+        return [0.0] * top
+    found = _lanczos(product, start, top, largest, tolerance, min(size, max(vectors, top + 2)), restarts)
+    order = (lambda value: -abs(value)) if largest == "magnitude" else (lambda value: -value)
+    return sorted((float(value) for value in found), key=order)
+
+
+def hessian_spectrum(
+    loss: Callable[[Batch], Tensor], parameters: Sequence[Tensor], batches: Iterable[Batch], **settings: object
+) -> list[list[float]]:
+    """The top eigenvalues of each mini-batch; pooled, they are the papers' spectrum (arXiv:2211.11014, 2302.11812).
+
+    Args:
+        settings: of `top_eigenvalues`.
+    """
+    return [top_eigenvalues(lambda batch=batch: loss(batch), parameters, **settings) for batch in batches]  # type: ignore[misc, arg-type]
+
+
+def with_norms(
+    loss: Callable[[Batch], Tensor], parameters: Sequence[Tensor], weight: float = NORM_WEIGHT
+) -> Callable[[Batch], Tensor]:
+    """loss + weight·Σ_p ‖p‖₂, the norms themselves and not their squares, as the released code of arXiv:2211.11014 has it.
+
+    It adds eigenvalues weight/‖p‖, which a tensor of small norm makes large. One of zeros is left out: its norm has no
+    derivative.
+    """
+
+    def penalised(batch: Batch) -> Tensor:
+        norms = [p.square().sum().sqrt() for p in parameters if p.requires_grad and bool(p.detach().any())]
+        return loss(batch) + weight * torch.stack(norms).sum() if norms else loss(batch)
+
+    return penalised
+
+
+def _hessian_product(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Product, np.dtype]:
+    """vector → Hessian · vector, and the precision it has."""
+    kind = torch.float64 if any(parameter.dtype == torch.float64 for parameter in parameters) else torch.float32
+    with torch.enable_grad():
+        first = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True, materialize_grads=True)
+    bent = [index for index, gradient in enumerate(first) if gradient.requires_grad]  # the others are constant
+    sizes = [parameter.numel() for parameter in parameters]
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        if not bent:
+            return np.zeros_like(vector)
+        pieces = torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).split(sizes)
+        second = torch.autograd.grad(
+            [first[index] for index in bent],
+            parameters,
+            [pieces[index].view_as(first[index]).to(first[index]) for index in bent],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return torch.cat([gradient.detach().reshape(-1).to("cpu", kind) for gradient in second]).numpy()
+
+    return product, np.dtype("float64" if kind == torch.float64 else "float32")
+
+
+def _lanczos(
+    product: Product, start: np.ndarray, top: int, largest: Largest, tolerance: float, vectors: int, restarts: int
+) -> np.ndarray:
+    """Those eigenvalues that converge."""
+    operator = LinearOperator((len(start), len(start)), matvec=product, dtype=start.dtype)
+    which = "LM" if largest == "magnitude" else "LA"
+    try:
+        return eigsh(operator, top, None, None, which, start, vectors, restarts, tolerance, return_eigenvectors=False)
+    except ArpackNoConvergence as stopped:
+        warnings.warn(
+            f"{len(stopped.eigenvalues)} of {top} eigenvalues converged in {restarts} restarts: give more restarts or"
+            " vectors, or a larger tolerance",
+            stacklevel=3,
+        )
+        return stopped.eigenvalues
+    except ArpackError as failed:
+        raise ValueError(f"no eigenvalue was found ({failed}): give another seed or more vectors") from failed

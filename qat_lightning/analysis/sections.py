@@ -1,0 +1,154 @@
+"""The sections of report.md that hold pictures of signals and weights: each a list of Markdown blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from qat_lightning.analysis import captions, markdown
+from qat_lightning.analysis.comparison import MAPS, compare_maps, describe_maps, mean
+from qat_lightning.analysis.errors import layer_errors, sample_map, valid_tokens
+from qat_lightning.analysis.plots import (
+    attention_map_plot,
+    dynamic_range_plot,
+    landscape_plot,
+    layer_error_plot,
+    layer_panels_plot,
+    spectrum_plot,
+)
+from qat_lightning.analysis.ranges import dynamic_range
+from qat_lightning.analysis.records import read_landscapes, read_spectra
+from qat_lightning.analysis.tokens import SEP, class_ids, token_classes
+from qat_lightning.signals import Batch, Signals
+
+NAMES = {"teacher": "teacher", "untrained": "quantized, not trained", "student": "student"}
+"""How the three models are called in tables and pictures."""
+
+COMPARED = {"ranking_loss": "ranking loss", "cover_length_ratio": "cover-length ratio", "map_divergence": "map KL"}
+DESCRIBED = {"attention_distance": "attention distance", "cls_mass": "[CLS] mass", "sep_mass": "[SEP] mass"}
+NO_TEACHER = "Not measured: there was no teacher to compare with."
+Blocks = list[str]
+Models = Mapping[str, Signals]
+"""teacher, untrained, student → signals; one that was not there is missing."""
+
+
+def layer_section(folder: Path, models: Models, batch: Batch) -> Blocks:
+    """The error of each layer's output."""
+    title, given = "## Error of each layer", _having(models, "hidden")
+    teacher = given.pop("teacher", None)
+    if teacher is None or not given:
+        return [title, NO_TEACHER]
+    try:
+        errors = {NAMES[name]: layer_errors(own, teacher, batch) for name, own in given.items()}
+    except ValueError as reason:  # a student of another depth or width than its teacher
+        return [title, f"Not measured: {reason}."]
+    drawn = picture(folder, layer_error_plot(errors), "layer_errors", "Mean squared error of each layer's output")
+    return [title, drawn, captions.errors(errors), markdown.error_table(errors)]
+
+
+def map_section(folder: Path, models: Models, batch: Batch, tokens: Sequence[str] | None) -> Blocks:
+    """The attention maps of the first sample, side by side."""
+    title = "## Attention maps"
+    maps = {
+        NAMES[name]: [sample_map(layer, batch) for layer in own[MAPS]] for name, own in _having(models, MAPS).items()
+    }
+    if not maps:
+        return [title, f"Not captured: no model gave its `{MAPS}`."]
+    figure = attention_map_plot(maps, _without_padding(tokens, batch))
+    return [
+        title,
+        picture(folder, figure, "attention_maps", "Attention maps, a column for each model"),
+        captions.ATTENTION,
+    ]
+
+
+def comparison_section(folder: Path, models: Models, batch: Batch, tokens: Sequence[str] | None) -> Blocks:
+    """Ranking loss, cover-length ratio, map divergence, attention distance, mass on [CLS] and [SEP]."""
+    title, given = "## Attention against the teacher", _having(models, MAPS)
+    if "teacher" not in given or len(given) < 2:
+        return [title, NO_TEACHER]
+    try:
+        compared = {name: compare_maps(own, given["teacher"], batch) for name, own in given.items()}
+    except ValueError as reason:
+        return [title, f"Not measured: {reason}."]
+    described = {name: describe_maps(own, batch, _separators(tokens, batch)) for name, own in given.items()}
+    measured = {name: compared[name] | described[name] for name in given}
+    panels = {
+        says: {NAMES[name]: own[what] for name, own in measured.items() if name != "teacher" or what in DESCRIBED}
+        for what, says in (COMPARED | DESCRIBED).items()
+        if what in measured["teacher"]
+    }
+    rows = [[NAMES[name], *(f"{mean(own[what]):.4g}" for what in own)] for name, own in measured.items()]
+    names = [(COMPARED | DESCRIBED)[what] for what in measured["teacher"]]
+    drawn = picture(folder, layer_panels_plot(panels), "attention_measures", "Measures of attention, layer by layer")
+    return [title, markdown.table(["mean over layers", *names], rows), drawn, captions.MEASURES]
+
+
+def range_section(folder: Path, models: Models, batch: Batch) -> Blocks:
+    """The dynamic range of the attention outputs."""
+    title, site = "## Dynamic range", "attention.output"
+    ranges = {NAMES[name]: dynamic_range(own, batch, site) for name, own in _having(models, site).items()}
+    if not ranges:
+        return [title, f"Not captured: no model gave its `{site}`."]
+    drawn = picture(folder, dynamic_range_plot(ranges), "dynamic_range", "Range of each layer's attention output")
+    return [title, drawn, captions.RANGES]
+
+
+def weight_sections(folder: Path) -> Blocks:
+    """Hessian eigenvalues and loss landscape, where the run's callbacks have written them."""
+    blocks = []
+    if written := read_spectra(folder):
+        spectra, about = written
+        pooled = {NAMES.get(name, name): [value for batch in own for value in batch] for name, own in spectra.items()}
+        drawn = picture(folder, spectrum_plot(pooled), "hessian", "The largest eigenvalues of the Hessian")
+        rows = [[name, *_told(values)] for name, values in pooled.items()]
+        head = ["model", "mean of the positive", "largest", "negative"]
+        blocks += ["## Hessian eigenvalues", drawn, captions.HESSIAN.format(about=about), markdown.table(head, rows)]
+    if kept := read_landscapes(folder):
+        landscapes, about = kept
+        figure = landscape_plot({NAMES.get(name, name): given for name, given in landscapes.items()})
+        drawn = picture(folder, figure, "landscape", "The loss around the weights")
+        blocks += ["## Loss landscape", drawn, captions.LANDSCAPE.format(about=about)]
+    return blocks
+
+
+def picture(folder: Path, figure: Figure, name: str, says: str) -> str:
+    """Written to `plots/<name>.png`; the Markdown that shows it."""
+    path = folder / "plots" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return f"![{says}](plots/{name}.png)"
+
+
+def _having(models: Models, site: str) -> dict[str, Signals]:
+    """The models, in the order of `NAMES`, whose signals hold the site."""
+    return {name: models[name] for name in NAMES if site in (models.get(name) or {})}
+
+
+def _without_padding(tokens: Sequence[str] | None, batch: Batch) -> Sequence[str] | None:
+    valid = valid_tokens(batch)
+    if tokens is None or valid is None or len(tokens) != batch["attention_mask"].shape[1]:
+        return tokens
+    return [tokens[position] for position in valid.tolist()]
+
+
+def _separators(tokens: Sequence[str] | None, batch: Batch) -> dict[str, Tensor]:
+    """Where the whole batch has what the first sample's names call [SEP]; nothing for an image."""
+    names, valid = _without_padding(tokens, batch), valid_tokens(batch)
+    if names is None or "input_ids" not in batch:
+        return {}
+    ids = batch["input_ids"][0].tolist() if valid is None else batch["input_ids"][0, valid].tolist()
+    separators = class_ids(names, ids)[SEP] if len(names) == len(ids) else []
+    return {"sep_mass": token_classes(batch, {SEP: separators})[SEP]} if separators else {}
+
+
+def _told(eigenvalues: Sequence[float]) -> list[str]:
+    positive = [value for value in eigenvalues if value > 0]
+    return [
+        f"{mean(positive):.4g}" if positive else "–",
+        f"{max(eigenvalues):.4g}" if eigenvalues else "–",
+        f"{sum(value < 0 for value in eigenvalues)} of {len(eigenvalues)}",
+    ]
