@@ -47,10 +47,12 @@ def training_curves(
         _draw_loss(loss, stage, start)
         _draw_scores(score, stage, start, metric)
     _draw_levels(score, {"teacher": teacher, "quantized, not trained": untrained})
+    heights = [float(height) for line in score.lines for height in np.ravel(line.get_ydata())]
+    wide = min(heights, default=0) > 1 and scale_by_span(score, heights)  # a perplexity, not a share
     _leave_out_beginnings(score)
     logarithmic = scale_by_span(loss, (value for stage in history for value in stage.series("train/loss")[1]))
     loss.set_ylabel("training loss" + " (log scale)" * logarithmic, fontsize=NORMAL)
-    score.set_ylabel(f"{metric} (validation)", fontsize=NORMAL)
+    score.set_ylabel(f"{metric} (validation" + ", log scale)" * wide + ")" * (not wide), fontsize=NORMAL)
     score.set_xlabel("optimizer step, counted over all stages", fontsize=NORMAL)
     _mark_stages((loss, score), history, starts)
     loss.legend(*_named(loss), fontsize=SMALL, loc="best", framealpha=0.85, edgecolor="none")
@@ -90,7 +92,10 @@ def _leave_out_beginnings(axes: Axes) -> None:
     if any(colour == STUDENT for colour, _ in lines):
         held = np.concatenate([line[len(line) // 2 if colour == TEACHER else 0 :] for colour, line in lines])
         margin = 0.08 * np.ptp(held) or 0.01
-        axes.set_ylim(held.min() - margin, held.max() + margin)
+        if axes.get_yscale() == "log":
+            axes.set_ylim(held.min() / 1.2, held.max() * 1.2)
+        else:
+            axes.set_ylim(held.min() - margin, held.max() + margin)
 
 
 def _draw_levels(axes: Axes, levels: dict[str, float | None]) -> None:
