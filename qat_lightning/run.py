@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor, nn
 
+from qat_lightning.analysis import class_ids, projection_weights, token_classes
 from qat_lightning.build import (
     build_callbacks,
     build_data,
@@ -38,10 +39,11 @@ from qat_lightning.packing import bits, size, tensors_hash
 from qat_lightning.quantized import switch_on
 from qat_lightning.rehearsal import rehearse
 from qat_lightning.signals import Observed, Signals
+from qat_lightning.sites import has_site
 from qat_lightning.training.report import summary_table, write_report
 from qat_lightning.training.stages import Budget, Outcome, Stage, own_score
 
-PICTURED = ("hidden", "attention.probs", "attention.output")
+PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
 
 
@@ -163,7 +165,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     results = _results(run, student, untrained)
     report = folder / "report.md"
     if _first_process():
-        report = write_report(folder, results, signals, batch, data.tokens(batch))
+        report = write_report(folder, results, signals, batch, data.tokens(batch), _classes(data, batch))
         # last: a folder with metrics.json is a finished run
         (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(summary_table(results, report))
@@ -203,11 +205,24 @@ def _results(run: Run, student: nn.Module, untrained: float) -> Plain:
 def _watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
     """The signals that the report shows, on the CPU."""
     device, training = next(model.parameters()).device, model.training
-    signals = Observed(open_attention(model).eval(), PICTURED)(
-        {name: value.to(device) for name, value in batch.items()}
-    )
+    observe = Observed(open_attention(model).eval(), [site for site in PICTURED if has_site(model, site)])
+    signals = observe({name: value.to(device) for name, value in batch.items()})
+    signals["attention.projection.weight"] = projection_weights(model)
     model.train(training)
-    return {site: [signal.float().cpu() for signal in layers] for site, layers in signals.items()}
+    return {site: [signal.float().cpu() for signal in layers] for site, layers in signals.items() if site != "logits"}
+
+
+def _classes(data: TaskData, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Where the batch has [CLS], [SEP], punctuation; None where its tokens have no names."""
+    rows = [data.tokens({name: value[row : row + 1] for name, value in batch.items()}) for row in range(_rows(batch))]
+    names = [name for row in rows if row is not None for name in row]
+    if not names:
+        return None
+    return token_classes(batch, class_ids(names, batch["input_ids"].flatten().tolist()))
+
+
+def _rows(batch: Mapping[str, Tensor]) -> int:
+    return len(batch["labels"])
 
 
 def _wanted(config: Plain) -> dict[str, str]:

@@ -94,7 +94,7 @@ def test_run_folder(tmp_path):
     assert len(results["student_hash"]) == 64
     assert yaml.safe_load((tmp_path / "overrides.yaml").read_text()) == ["losses.hidden.weight=0.5"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 1
-    assert len(list((tmp_path / "plots").glob("*.png"))) == 5
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 6
     assert "**student**" in (tmp_path / "report.md").read_text()
 
 

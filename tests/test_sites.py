@@ -74,7 +74,7 @@ def test_sites_of_a_decoder(name: str) -> None:
 
 def test_gpt2_has_no_query_of_its_own() -> None:
     with pytest.raises(
-        ValueError, match=r"gpt2 model has no site 'attention.query'.*one layer; sites: hidden, .*probs"
+        ValueError, match=r"gpt2 model has no site 'attention.query'.*one layer; sites: logits, hidden, .*probs"
     ):
         site_paths(tiny_model("gpt2"), "attention.query")
 

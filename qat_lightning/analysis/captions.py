@@ -24,6 +24,11 @@ RANGES = (
     " mean over the tokens of a validation batch, light goes to the extremes. A student whose range is not its teacher's"
     " has lost its outliers, or made new ones (arXiv:2211.11014 Fig. 5)."
 )
+NORMS = (
+    "How far the students' means are from the teacher's, by class of the token that is looked at, mean over layers and"
+    " heads: the attention α, the length of the vector f(x) that a token hands on, both together, and their sum over the"
+    " heads (arXiv:2211.11014 Fig. 6, arXiv:2004.10102). Lower is better."
+)
 HESSIAN = (
     "The eigenvalues of largest magnitude of the loss's Hessian, of each of several mini-batches, pooled. The smaller, the"
     " flatter the minimum; many negative ones, a saddle (arXiv:2211.11014, 2302.11812). The weights are those of the"

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from qat_lightning.analysis import captions, markdown
 from qat_lightning.analysis.comparison import MAPS, compare_maps, describe_maps, mean
 from qat_lightning.analysis.errors import layer_errors, sample_map, valid_tokens
+from qat_lightning.analysis.norms import Norms, norm_analysis, norm_differences
 from qat_lightning.analysis.plots import (
     attention_map_plot,
     dynamic_range_plot,
     landscape_plot,
     layer_error_plot,
     layer_panels_plot,
+    norm_plot,
     spectrum_plot,
 )
 from qat_lightning.analysis.ranges import dynamic_range
 from qat_lightning.analysis.records import read_landscapes, read_spectra
-from qat_lightning.analysis.tokens import SEP, class_ids, token_classes
+from qat_lightning.analysis.tokens import CLS, SEP, class_ids, token_classes
 from qat_lightning.signals import Batch, Signals
 
 NAMES = {"teacher": "teacher", "untrained": "quantized, not trained", "student": "student"}
@@ -29,6 +32,9 @@ NAMES = {"teacher": "teacher", "untrained": "quantized, not trained", "student":
 
 COMPARED = {"ranking_loss": "ranking loss", "cover_length_ratio": "cover-length ratio", "map_divergence": "map KL"}
 DESCRIBED = {"attention_distance": "attention distance", "cls_mass": "[CLS] mass", "sep_mass": "[SEP] mass"}
+VALUES, PROJECTIONS = "attention.value", "attention.projection.weight"
+"""The value's signal, and W_O beside the signals."""
+
 NO_TEACHER = "Not measured: there was no teacher to compare with."
 Blocks = list[str]
 Models = Mapping[str, Signals]
@@ -97,6 +103,25 @@ def range_section(folder: Path, models: Models, batch: Batch) -> Blocks:
     return [title, drawn, captions.RANGES]
 
 
+def norm_section(folder: Path, models: Models, batch: Batch, classes: Mapping[str, Tensor] | None) -> Blocks:
+    """Attention weighed by the vectors it carries, by token class."""
+    title = "## Attention weighed by its vectors"
+    given = {name: own for name, own in _having(models, MAPS).items() if VALUES in own and PROJECTIONS in own}
+    teacher = given.pop("teacher", None)
+    if teacher is None or not given:
+        return [title, NO_TEACHER]
+    try:
+        other = _norms(teacher)
+        differences = {
+            NAMES[name]: norm_differences(other, _norms(own), classes or _of_patches(teacher[MAPS][0]), batch)
+            for name, own in given.items()
+        }
+    except ValueError as reason:  # a student of another depth, or heads that share keys and values
+        return [title, f"Not measured: {reason}."]
+    drawn = picture(folder, norm_plot(differences), "norms", "Differences of norm-based attention, by token class")
+    return [title, drawn, captions.NORMS]
+
+
 def weight_sections(folder: Path) -> Blocks:
     """Hessian eigenvalues and loss landscape, where the run's callbacks have written them."""
     blocks = []
@@ -143,6 +168,18 @@ def _separators(tokens: Sequence[str] | None, batch: Batch) -> dict[str, Tensor]
     ids = batch["input_ids"][0].tolist() if valid is None else batch["input_ids"][0, valid].tolist()
     separators = class_ids(names, ids)[SEP] if len(names) == len(ids) else []
     return {"sep_mass": token_classes(batch, {SEP: separators})[SEP]} if separators else {}
+
+
+def _norms(signals: Signals) -> list[Norms]:
+    layers = zip(signals[MAPS], signals[VALUES], signals[PROJECTIONS], strict=True)
+    return [norm_analysis(*layer) for layer in layers]
+
+
+def _of_patches(maps: Tensor) -> dict[str, Tensor]:
+    """Token classes of an image: the first token and the patches."""
+    every = torch.ones(maps.shape[0], maps.shape[-1], dtype=torch.bool)
+    first = every & (torch.arange(maps.shape[-1]) == 0)
+    return {CLS: first, "other": every & ~first, "all": every}
 
 
 def _told(eigenvalues: Sequence[float]) -> list[str]:

@@ -29,6 +29,11 @@ def attention_paths(model: nn.Module) -> list[str]:
     return [f"{layer}.{family(model).attention}" for layer in layer_paths(model)]
 
 
+def has_site(model: nn.Module, site: str) -> bool:
+    """Whether the model's family has that site, its attention open or not."""
+    return not (family(model).fused and check_site(site) in FUSED)
+
+
 def site_paths(model: nn.Module, site: str) -> list[str]:
     """The modules whose output (of `INPUT_SITES`: input) is the signal of `site`, first layer to last.
 
@@ -50,10 +55,10 @@ def site_paths(model: nn.Module, site: str) -> list[str]:
             raise ValueError(f"site {site!r} needs the opened attention: call open_attention(model) first")
         return paths
     places = table.layer_parts | {"attention.output": table.output, "attention.residual": table.residual}
-    if site not in places:
-        kind, had = model.config.model_type, [name for name in AXES if name in places or name in CORE_SITES]  # type: ignore[union-attr]
+    if not has_site(model, site):
+        kind, had = model.config.model_type, [name for name in AXES if has_site(model, name)]  # type: ignore[union-attr]
         raise ValueError(
-            f"a {kind} model has no site {site!r}: its query, key and value are one layer; sites: hidden, {', '.join(had)}"
+            f"a {kind} model has no site {site!r}: its query, key and value are one layer; sites: {', '.join(had)}"
         )
     return [f"{layer}.{places[site]}" for layer in layers]
 

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from qat_lightning.analysis import captions, markdown
 from qat_lightning.analysis.history import StageHistory, read_history
@@ -20,6 +21,7 @@ from qat_lightning.analysis.sections import (
     comparison_section,
     layer_section,
     map_section,
+    norm_section,
     picture,
     range_section,
     weight_sections,
@@ -36,15 +38,18 @@ def write_report(
     signals: Mapping[str, Signals],
     batch: Batch,
     tokens: Sequence[str] | None = None,
+    classes: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `report.md` and `plots/*.png` into the run folder; returns the report's path.
 
     Args:
         folder: the run folder; its `logs/` are read, and its `analysis/` where callbacks have left something.
         results: metrics.json.
-        signals: "teacher", "untrained", "student" (absent where there was none) → `hidden`, `attention.probs` and
-            `attention.output` of one validation batch; a section whose site is missing says so.
+        signals: "teacher", "untrained", "student" (absent where there was none) → `hidden`, `attention.probs`,
+            `attention.output`, `attention.value` of one validation batch, and W_O of each layer as
+            `attention.projection.weight`; a section that misses something says so.
         tokens: of the batch's first sample, with or without its padding.
+        classes: token class → where its tokens are in the batch, see `qat_lightning.analysis.token_classes`.
     """
     sections = [
         _heading(results),
@@ -53,6 +58,7 @@ def write_report(
         layer_section(folder, signals, batch),
         map_section(folder, signals, batch, tokens),
         comparison_section(folder, signals, batch, tokens),
+        norm_section(folder, signals, batch, classes),
         range_section(folder, signals, batch),
         weight_sections(folder),
         _reproduce(folder, results),

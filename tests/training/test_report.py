@@ -146,7 +146,7 @@ def test_a_run_without_a_teacher(folder: Path, signals: dict[str, Signals]) -> N
     assert "| teacher |" not in text
     assert "not trained" not in text
     assert "teacher's level" not in text
-    assert text.count("Not measured: there was no teacher to compare with.") == 2  # errors, attention
+    assert text.count("Not measured: there was no teacher to compare with.") == 3  # errors, attention
     assert pictures(folder) == {"training", "attention_maps", "dynamic_range"}
 
 
