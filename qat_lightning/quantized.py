@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.nn import AttentionCore
+from qat_lightning.packing import quantized_weights
 from qat_lightning.quantizers import Quantizer
 from qat_lightning.signals import Batch, Observed
 from qat_lightning.sites import attention_paths, part_paths
@@ -23,11 +24,9 @@ def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     with ExitStack() as hooks:
         hooks.callback(model.train, model.training)
         model.eval()
-        weights = set()
-        for module in model.modules():
-            if isinstance(quantizer := getattr(module, "weight_quantizer", None), Quantizer):
-                quantizer.calibrate(module.quantized_weight)  # type: ignore[arg-type]
-                weights.add(quantizer)
+        for weight, quantizer in quantized_weights(model):
+            quantizer.calibrate(weight)
+        weights = {quantizer for _, quantizer in quantized_weights(model)}
         for module in model.modules():
             if isinstance(module, Quantizer) and module not in weights:
                 hooks.callback(module.register_forward_pre_hook(_show).remove)
@@ -59,10 +58,27 @@ def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:
 def step_sizes(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """What the quantizers of "weights", and those of "activations", learn; empty lists where nothing is learned."""
     found: dict[str, list[nn.Parameter]] = {"weights": [], "activations": []}
-    for name, module in model.named_modules():
+    weights = {quantizer for _, quantizer in quantized_weights(model)}
+    for module in model.modules():
         if isinstance(module, Quantizer):
-            found["weights" if name.endswith("weight_quantizer") else "activations"] += module.parameters()
+            found["weights" if module in weights else "activations"] += module.parameters()
     return found
+
+
+@torch.no_grad()
+def mean_step_sizes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """ "weights", "activations" → layer ("layers.0", …), "embeddings" or "pooler" → geometric mean of what is learned there."""
+    logarithms: dict[str, dict[str, list[Tensor]]] = {"weights": {}, "activations": {}}
+    weights = {quantizer for _, quantizer in quantized_weights(model)}
+    for part, quantizer in _by_part(model):
+        pieces = part.split(".")
+        place = ".".join(pieces[:2]) if pieces[0] == "layers" else pieces[0]
+        kind = logarithms["weights" if quantizer in weights else "activations"]
+        kind.setdefault(place, []).extend(learned.log().mean() for learned in quantizer.parameters())
+    return {
+        kind: {place: torch.stack(values).mean().exp() for place, values in places.items() if values}
+        for kind, places in logarithms.items()
+    }
 
 
 def _by_part(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:

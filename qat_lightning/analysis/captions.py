@@ -24,6 +24,10 @@ RANGES = (
     " mean over the tokens of a validation batch, light goes to the extremes. A student whose range is not its teacher's"
     " has lost its outliers, or made new ones (arXiv:2211.11014 Fig. 5)."
 )
+STEP_SIZES = (
+    "What quantizers learn (steps or thresholds), the geometric mean over a layer, relative to its first value in the train"
+    " stage (arXiv:2101.05938)."
+)
 NORMS = (
     "How far the students' means are from the teacher's, by class of the token that is looked at, mean over layers and"
     " heads: the attention α, the length of the vector f(x) that a token hands on, both together, and their sum over the"

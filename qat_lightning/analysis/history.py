@@ -11,6 +11,9 @@ from pathlib import Path
 
 Row = dict[str, float]
 
+STEP_SIZES = "step_sizes"
+"""The columns `step_sizes/<kind>/<layer>` hold what quantizers learn."""
+
 
 @dataclass(frozen=True)
 class StageHistory:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from qat_lightning.analysis.comparison import MAPS, compare_maps, mean
 from qat_lightning.analysis.hessian import hessian_spectrum, with_norms
+from qat_lightning.analysis.history import STEP_SIZES
 from qat_lightning.analysis.landscape import loss_landscape
 from qat_lightning.analysis.records import write_landscapes, write_spectra
 from qat_lightning.convert import open_attention
 from qat_lightning.losses import Task
-from qat_lightning.quantized import step_sizes
+from qat_lightning.quantized import mean_step_sizes, step_sizes
 from qat_lightning.signals import Batch, Observed, Signals
 from qat_lightning.training.callbacks import InterventionSchedule
 from qat_lightning.training.module import QATModule
@@ -61,6 +62,20 @@ class AttentionAnalysis(Callback):
             measured = compare_maps(student, self._teacher, batch, self.k)
         for name, layers in measured.items():
             module.log(f"analysis/{name}", mean(layers), rank_zero_only=True)
+
+
+class StepSizeHistory(Callback):
+    """Logs `step_sizes/<weights or activations>/<layer>`, the geometric mean of what is learned there.
+
+    At the steps at which the trainer logs; the report draws them. Nothing where nothing is learned.
+    """
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, module: QATModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for kind, places in mean_step_sizes(module.student).items():
+                module.log_dict({f"{STEP_SIZES}/{kind}/{place}": mean for place, mean in places.items()})
 
 
 class HessianSpectrum(Callback):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qat_lightning.analysis import captions, markdown
 from qat_lightning.analysis.history import StageHistory, read_history
-from qat_lightning.analysis.plots import training_curves
+from qat_lightning.analysis.plots import step_size_plot, training_curves
 from qat_lightning.analysis.sections import (
     comparison_section,
     layer_section,
@@ -109,7 +109,16 @@ def _training(folder: Path, results: Mapping[str, Any]) -> list[str]:
         return [*stages, "No curves: the run folder holds no `logs/<stage>/metrics.csv`."]
     figure = training_curves(history, results["metric"], results.get("teacher"), results.get("untrained"))
     drawn = picture(folder, figure, "training", "Loss and metric over the steps")
-    return [*stages, drawn, captions.curves(results["steps"], teacher=results.get("teacher") is not None)]
+    told = captions.curves(results["steps"], teacher=results.get("teacher") is not None)
+    return [*stages, drawn, told, *_step_sizes(folder, history[-1])]
+
+
+def _step_sizes(folder: Path, stage: StageHistory) -> list[str]:
+    """Where the callback has logged them."""
+    figure = step_size_plot(stage)
+    if figure is None:
+        return []
+    return [picture(folder, figure, "step_sizes", "Learned step sizes over the steps"), captions.STEP_SIZES]
 
 
 def _reproduce(folder: Path, results: Mapping[str, Any]) -> list[str]:

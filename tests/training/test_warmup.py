@@ -1,5 +1,6 @@
 """Step sizes follow what they quantize for the first steps, alike in every process; then the gradient moves them."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qat_lightning.convert import Rule, quantize
+from qat_lightning.quantized import mean_step_sizes, step_sizes
 from qat_lightning.quantizers import LSQQuantizer
 from qat_lightning.training.callbacks import StepSizeWarmup
+from tests.models import tiny_model
 from tests.training.runs import SMALL, small_run
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +117,32 @@ def test_step_sizes_have_their_own_rates_and_decay(tmp_path):
     # two layers of six matrices, the pooler, two tables; their 13 inputs and four operands a layer
     assert told[1e-3, 2e-5] == 12 + 1 + 2
     assert told[3e-2, 1e-4] == 12 + 1 + 8
+
+
+def test_history_of_step_sizes_is_logged_and_drawn(tmp_path):
+    method = ("quantization=lsq_w4a8", "callbacks=[step_sizes,step_size_warmup]", "callbacks.step_size_warmup.steps=2")
+    small_run(tmp_path, *method)
+    with (tmp_path / "logs" / "train" / "metrics.csv").open() as rows:
+        logged = [row for row in csv.DictReader(rows) if row["train/loss"]]
+    columns = {name for name in logged[0] if name.startswith("step_sizes/")}
+    places = {
+        "weights": ("layers.0", "layers.1", "embeddings", "pooler"),
+        "activations": ("layers.0", "layers.1", "pooler"),
+    }
+    assert columns == {f"step_sizes/{kind}/{place}" for kind, given in places.items() for place in given}
+    assert all(float(row[name]) > 0 for row in logged for name in columns)
+    assert (tmp_path / "plots" / "step_sizes.png").is_file()
+    assert "step_sizes.png" in (tmp_path / "report.md").read_text()
+
+
+def test_mean_step_size_is_geometric():
+    student = quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer, input=LSQQuantizer)])
+    learned = step_sizes(student)
+    with torch.no_grad():
+        for index, step in enumerate(learned["weights"]):
+            step.fill_(2.0 ** (index % 6))
+    means = mean_step_sizes(student)
+    assert means["weights"].keys() == means["activations"].keys() == {"layers.0", "layers.1"}
+    assert means["weights"]["layers.1"].item() == pytest.approx(2.0 ** ((0 + 1 + 2 + 3 + 4 + 5) / 6))
+    assert means["activations"]["layers.0"].item() == 1.0
+    assert mean_step_sizes(tiny_model("bert")) == {"weights": {}, "activations": {}}

@@ -8,6 +8,7 @@ from qat_lightning.analysis.plots.norms import norm_plot
 from qat_lightning.analysis.plots.panels import layer_panels_plot
 from qat_lightning.analysis.plots.ranges import dynamic_range_plot
 from qat_lightning.analysis.plots.spectrum import spectrum_plot
+from qat_lightning.analysis.plots.step_sizes import step_size_plot
 
 __all__ = [
     "attention_map_plot",
@@ -17,5 +18,6 @@ __all__ = [
     "layer_panels_plot",
     "norm_plot",
     "spectrum_plot",
+    "step_size_plot",
     "training_curves",
 ]
