@@ -27,7 +27,7 @@ from qat_lightning.convert import keep_layers, open_attention_for, quantize
 from qat_lightning.data.base import Head, TaskData
 from qat_lightning.losses import Task
 from qat_lightning.quantized import calibrate
-from qat_lightning.sites import family, part_paths
+from qat_lightning.sites import FAMILIES, family, part_paths
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings
@@ -38,6 +38,9 @@ HEADS: Mapping[Head, Any] = {
     "question_answering": AutoModelForQuestionAnswering,
     "causal_language_model": AutoModelForCausalLM,
 }
+
+FULL_PRECISION = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Lightning's precisions that convert the model; made so from the start, a resumed run begins like any other."""
 
 
 def build_data(config: Plain) -> TaskData:
@@ -53,6 +56,17 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
 
     Weights are read from safetensors only, and no code that comes with a model is run.
     """
+    loaded = _read_model(config, data)
+    family(loaded)
+    loaded.config.use_cache = False  # of a language model's keys and values; training has no use for it
+    if data.head == "text_classification" and loaded.config.pad_token_id is None:
+        # A decoder classifies at the last token that is no padding.
+        loaded.config.pad_token_id = getattr(getattr(data, "tokenizer", None), "pad_token_id", 0)
+    loaded.to(dtype=FULL_PRECISION.get(config["trainer"]["precision"], torch.float32))  # type: ignore[call-arg]
+    return loaded
+
+
+def _read_model(config: Plain, data: TaskData) -> PreTrainedModel:
     model, auto = config["model"], HEADS[data.head]
     if not model["pretrained"]:
         described = _described(model, num_labels=data.num_labels)
@@ -76,8 +90,6 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"model.path={model['path']!r} cannot be loaded: {error}") from error
     _check_fit(config, loaded, report)
-    family(loaded)
-    loaded.config.use_cache = False  # of a language model's keys and values; training has no use for it
     return loaded
 
 
@@ -160,13 +172,18 @@ def build_trainer(
     )
 
 
-def build_callbacks(config: Plain, stage: str) -> list[Callback]:
-    """What turns knobs in this stage, and the configured callbacks."""
+def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]:
+    """What turns knobs in this stage, and the configured callbacks; a partial one is told which way the metric is better."""
     callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
     if stage == "intervene":
         schedule = create(config["schedule"], "schedule")
         callbacks.append(InterventionSchedule(create_all(config["intervention"], "intervention"), schedule))
-    return [*callbacks, *create_all(config["callbacks"], "callbacks").values()]
+    for name, callback in create_all(config["callbacks"], "callbacks").items():
+        made = callback(mode="max" if data.higher_is_better else "min") if isinstance(callback, partial) else callback
+        if not isinstance(made, Callback):
+            raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is no callback of Lightning")
+        callbacks.append(made)
+    return callbacks
 
 
 def stage_settings(
@@ -213,7 +230,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _check_fit(config: Plain, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
     """A head that is missing or for other classes is made anew, if it is going to be trained; all else must be as its
     configuration says."""
-    path, head = config["model"]["path"], part_paths(model)["head"]
+    path, head = config["model"]["path"], part_paths(model).get("head", "head")
     sizes = {name: f"{name} {tuple(saved)} for {tuple(own)}" for name, saved, own in report["mismatched_keys"]}
     if wrong := [told for name, told in sizes.items() if head not in name]:
         raise ConfigError(
@@ -229,6 +246,12 @@ def _check_fit(config: Plain, model: PreTrainedModel, report: Mapping[str, Any])
 
 
 def _check_head(described: PretrainedConfig, head: Head) -> None:
+    known = FAMILIES.get(described.model_type)
+    if head == "causal_language_model" and known is not None and not known.causal:
+        raise ConfigError(
+            f"a {described.model_type} model reads in both directions and predicts no next token: choose model=gpt2 or llama,"
+            " or other data"
+        )
     if type(described) not in HEADS[head]._model_mapping:
         raise ConfigError(
             f"a {described.model_type} model has no head for {head.replace('_', ' ')}: choose another model=… or data=…"

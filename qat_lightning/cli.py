@@ -29,6 +29,7 @@ TRACEBACK = os.environ.get(FULL, "0") not in ("", "0")
 MULTIRUN = ("-m", "--multirun")
 HINT = f"({FULL}=1 shows the traceback)"
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP from C++, which no filter reaches
 register_schema()
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from qat_lightning.nn import AttentionCore, QuantConv1D, QuantEmbedding, QuantLinear
 from qat_lightning.nn.attention import IMPLEMENTATION, register
+from qat_lightning.quantizers import Quantizer
 from qat_lightning.sites import CORE_SITES, attention_paths, layer_paths, part_kind, part_paths
 
 MakeQuantizer = Callable[..., nn.Module]
@@ -117,18 +118,19 @@ def _first_match(rules: Sequence[Rule], part: str) -> Rule | None:
 
 def _widths(bits: Mapping[str, int], parts: Sequence[str]) -> dict[str, int]:
     """Part → width, where the table names one."""
+    winners = {part: glob for part in parts if (glob := next((g for g in bits if fnmatchcase(part, g)), None))}
     for glob in bits:
-        if not any(fnmatchcase(part, glob) for part in parts):
+        if glob not in winners.values():
             raise ValueError(
-                f"the table of bits names {glob!r}, which is no part with quantized weights: {_brief(parts)}"
+                f"the table of bits names {glob!r}, to which no part falls that an earlier line has left; parts with"
+                f" quantized weights: {_brief(parts) or 'none'}"
             )
-    chosen = {part: next((bits[glob] for glob in bits if fnmatchcase(part, glob)), None) for part in parts}
-    return {part: width for part, width in chosen.items() if width is not None}
+    return {part: bits[glob] for part, glob in winners.items()}
 
 
 def _quantized(module: nn.Module, rule: Rule, part: str, bits: int | None) -> nn.Module:
     weight = None if rule.weight is None else _make_weight_quantizer(rule.weight, part, bits)
-    inputs = None if rule.input is None else rule.input()
+    inputs = None if rule.input is None else _for_activations(rule.input(), part)
     if isinstance(module, nn.Linear):
         return QuantLinear(module, weight, inputs)
     if type(module).__name__ == "Conv1D":  # transformers' own; its import takes seconds
@@ -139,6 +141,15 @@ def _quantized(module: nn.Module, rule: Rule, part: str, bits: int | None) -> nn
         f"part {part!r} is a {type(module).__name__}: weights and inputs of linear layers and weights of embeddings can"
         " be quantized"
     )
+
+
+def _for_activations(quantizer: nn.Module, part: str) -> nn.Module:
+    if isinstance(quantizer, Quantizer) and quantizer.granularity != "tensor" and not quantizer.rows_are_independent:
+        raise ValueError(
+            f"part {part!r}: granularity={quantizer.granularity} has a learned step for each and is for weights, whose rows"
+            " stay; give activations granularity=tensor"
+        )
+    return quantizer
 
 
 def _make_weight_quantizer(make: MakeQuantizer, part: str, bits: int | None) -> nn.Module:
@@ -159,7 +170,8 @@ def _quantize_attention(model: nn.Module, rule: AttentionRule) -> None:
         core = model.get_submodule(f"{path}.core")
         for slot in AttentionCore.QUANTIZED:
             if (make := getattr(rule, slot)) is not None:
-                core.add_module(f"{slot}_quantizer", make().train(core.training))
+                quantizer = _for_activations(make(), f"attention.{slot}")
+                core.add_module(f"{slot}_quantizer", quantizer.train(core.training))
 
 
 def _brief(parts: Iterable[str]) -> str:

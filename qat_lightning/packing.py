@@ -31,7 +31,8 @@ class Size:
 def size(model: nn.Module) -> Size:
     """Count parameters once each: ⌈elements · bits / 8⌉ + 4 bytes a scale where quantized, 4 bytes an element elsewhere.
 
-    A learned step of an input is a scale of its own; it has no part in the float32 model.
+    A learned step of an input is a scale of its own; it has no part in the float32 model. A table that the head reads in
+    full precision as well (tied weights) is there twice, as codes and in float32.
 
     BERT-base ternary with an embedding scale for each row, without a head: 417.6 MiB → 28.07 MiB, 14.88× (the papers'
     28 MB and 14.9×, arXiv:2009.12812 Table 1).
@@ -39,8 +40,12 @@ def size(model: nn.Module) -> Size:
     steps = {id(step) for module in model.modules() if isinstance(module, Quantizer) for step in module.parameters()}
     elements = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in steps)
     packed = elements * FLOAT_BYTES
-    for weight, quantizer in quantized_weights(model):
-        packed -= weight.numel() * FLOAT_BYTES
+    readers = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for module, quantizer in _quantized_modules(model):
+        weight: Tensor = module.quantized_weight  # type: ignore[assignment]
+        readers[id(module.weight)] -= 1
+        if not readers[id(module.weight)]:
+            packed -= weight.numel() * FLOAT_BYTES
         packed += -(-weight.numel() * quantizer.bits // 8) + quantizer.scales(weight.shape) * FLOAT_BYTES
         steps -= {id(step) for step in quantizer.parameters()}  # counted with its weight
     packed += sum(parameter.numel() for parameter in model.parameters() if id(parameter) in steps) * FLOAT_BYTES
@@ -50,21 +55,22 @@ def size(model: nn.Module) -> Size:
 def bits(model: nn.Module) -> dict[str, int]:
     """Kind of part → width of its weights: {"embeddings.word": 2, "attention.query": 2, …, "head": 32}.
 
-    Layers that agree are folded to one entry, as almost always; where they differ, the commonest width is given.
+    Layers that agree are folded to one entry; where they differ, each has its own: {"layers.0.attention.query": 8, …}.
     """
-    widths: dict[str, Counter[int]] = {}
-    for part, path in part_paths(model).items():
-        quantizer = getattr(model.get_submodule(path), "weight_quantizer", None)
-        widths.setdefault(part_kind(part), Counter())[int(getattr(quantizer, "bits", 32))] += 1
-    return {kind: counted.most_common(1)[0][0] for kind, counted in widths.items()}
+    widths = {
+        part: int(getattr(getattr(model.get_submodule(path), "weight_quantizer", None), "bits", 32))
+        for part, path in part_paths(model).items()
+    }
+    kinds: dict[str, set[int]] = {}
+    for part, width in widths.items():
+        kinds.setdefault(part_kind(part), set()).add(width)
+    return {part_kind(part) if len(kinds[part_kind(part)]) == 1 else part: width for part, width in widths.items()}
 
 
 def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
     """Each weight that has a quantizer, as the quantizer sees it, and that quantizer."""
-    for module in model.modules():
-        quantizer = getattr(module, "weight_quantizer", None)
-        if isinstance(quantizer, Quantizer):
-            yield module.quantized_weight, quantizer  # type: ignore[misc]
+    for module, quantizer in _quantized_modules(model):
+        yield module.quantized_weight, quantizer  # type: ignore[misc]
 
 
 def tensors_hash(model: nn.Module) -> str:
@@ -75,3 +81,10 @@ def tensors_hash(model: nn.Module) -> str:
         # As raw bytes: numpy knows no bfloat16. `reshape` gives the one dimension that a view of another width needs.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _quantized_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Quantizer]]:
+    for module in model.modules():
+        quantizer = getattr(module, "weight_quantizer", None)
+        if isinstance(quantizer, Quantizer):
+            yield module, quantizer

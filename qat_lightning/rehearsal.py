@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from qat_lightning.build import build_quantized
+from qat_lightning.build import build_callbacks, build_quantized
 from qat_lightning.config import ConfigError, Plain, create_all
 from qat_lightning.convert import open_attention_for
 from qat_lightning.data.base import TaskData
@@ -26,6 +26,9 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
     """
     _check_tokens(data, model)
     _check_pixels(data, model)
+    for stage in config["stages"]:
+        if stage != "intervene" or config["intervention"]:
+            build_callbacks(config, stage, data)
     losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
     interventions = create_all(config["intervention"], "intervention")
     batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
@@ -68,7 +71,10 @@ def _check_tokens(data: TaskData, model: nn.Module) -> None:
 
 
 def _check_pixels(data: TaskData, model: nn.Module) -> None:
-    """Height and width of an image model."""
+    """Height, width and channels of an image model."""
     given, taken = getattr(data, "size", None), getattr(model.config, "image_size", None)
     if None not in (given, taken) and given != taken:
         raise ConfigError(f"data.size={given}, but the model takes images of {taken} pixels: give data.size={taken}")
+    given, taken = getattr(data, "channels", None), getattr(model.config, "num_channels", None)
+    if None not in (given, taken) and given != taken:
+        raise ConfigError(f"data.channels={given}, but the model takes {taken} channels: give data.channels={taken}")

@@ -7,7 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,26 @@ class Run:
     data: TaskData
     content: str  # the data's fingerprint
     console: Console
-    outcomes: dict[str, Outcome]
-    previous: str | None = None  # fingerprint of the stage before
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def plan(self) -> None:
+        """The stages with their settings, none begun.
+
+        Raises:
+            ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
+        """
+        previous = None
+        for name in self.config["stages"]:
+            steps = self.steps(name)
+            if name != "intervene" or (self.config["intervention"] and steps > 0):
+                settings = stage_settings(self.config, name, steps, self.data, self.content, previous)
+                self.stages[name] = Stage(name, self.folder, settings)
+                previous = self.stages[name].fingerprint
 
     def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
         """Train `student` through one stage, or take over what an earlier start of this run has finished."""
-        steps = self.steps(name)
-        settings = stage_settings(self.config, name, steps, self.data, self.content, self.previous)
-        stage = Stage(name, self.folder, settings)
-        self.previous = stage.fingerprint
+        stage, steps = self.stages[name], self.steps(name)
         if stage.outcome is not None:
             stage.load(student)
             self.say(f"[bold]{name}[/]: finished before, not run again ({self._told(stage.outcome)})")
@@ -101,7 +112,7 @@ class Run:
         settings = self.config["stages"][stage.name]
         module = build_module(self.config, stage.name, steps, student, self.data, teacher)
         callbacks = [
-            *build_callbacks(self.config, stage.name),
+            *build_callbacks(self.config, stage.name, self.data),
             *stage.callbacks(self.data, settings["checkpoint_every"]),
         ]
         every = settings["validate_every"]
@@ -142,22 +153,21 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     require_hub(_wanted(config))
     data = build_data(config)
     data.load()
-    _write_config(config, folder, command)
     seed_everything(config["seed"], verbose=False)
-    run = Run(config, folder, data, data.fingerprint(), console, {})
+    run = Run(config, folder, data, data.fingerprint(), console)
+    run.plan()
     batch = data.example_batch(8)
-
-    for stage in config["stages"]:
-        run.steps(stage)  # a budget that cannot be met is told now, not after the stages before it
     teacher = build_model(config, data)
     rehearse(config, data, teacher)
+    _write_config(config, folder, command)  # not before: a command that is refused leaves the folder as it was
+
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
     untrained, signals = run.score(student), {"untrained": _watch(student, batch)}
     run.say(f"[bold]quantized[/], not trained: {data.metric} {untrained:.4f}")
 
     distilled = teacher if config["teacher"] == "full_precision" else None
-    if config["intervention"] and run.steps("intervene") > 0:
+    if "intervene" in run.stages:
         run.stage("intervene", student, distilled)
     run.stage("train", student, distilled)
 

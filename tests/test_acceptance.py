@@ -219,7 +219,7 @@ def watched_stage(stage: str, steps: int, folder: Path, seen: Seen, *words: str)
     data.load()
     teacher = build_model(config, data)
     module = build_module(config, stage, steps, build_student(config, copy.deepcopy(teacher), data), data, teacher)
-    callbacks = [*build_callbacks(config, stage), Watch(seen)]
+    callbacks = [*build_callbacks(config, stage, data), Watch(seen)]
     build_trainer(config, stage, steps, folder, callbacks, validate_every=100).fit(module, datamodule=data)
 
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForSequenceClassification
 
-from qat_lightning.build import build_data, build_model, build_student
+from qat_lightning.build import build_callbacks, build_data, build_model, build_student
 from qat_lightning.config import ConfigError
 from qat_lightning.packing import bits
 from tests.training.runs import composed, small_run
@@ -138,3 +139,10 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path, fine_tuned):
     (fine_tuned / "config.json").write_text(json.dumps(described))
     built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3")
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(("data", "mode"), [("random_text", "max"), ("random_tokens", "min")])
+def test_early_stopping_follows_the_metrics_direction(data, mode):
+    config = composed(f"data={data}", "callbacks=early_stopping", "callbacks.early_stopping.patience=2")
+    (stopping,) = (c for c in build_callbacks(config, "train", build_data(config)) if isinstance(c, EarlyStopping))
+    assert (stopping.mode, stopping.patience, stopping.monitor) == (mode, 2, f"val/{config['data']['metric']}")

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from qat_lightning.convert import Rule, quantize
 from qat_lightning.packing import bits, size, tensors_hash
-from qat_lightning.quantizers import TernaryQuantizer, UniformQuantizer
+from qat_lightning.quantizers import LSQQuantizer, TernaryQuantizer, UniformQuantizer
 from tests.models import tiny_model
 
 MEBI = 2**20
@@ -69,3 +69,24 @@ def test_hash_is_of_the_tensors_alone():
         next(other.parameters()).view(-1)[0].add_(1e-3)
     assert tensors_hash(model) == tensors_hash(same) != tensors_hash(other)
     assert len(tensors_hash(model)) == 64
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_table_that_the_head_reads_too_is_there_twice(name):
+    """As codes for the embedding, and in float32 for the head, which reads the same weights unquantized."""
+    model = tiny_model(name, tie_word_embeddings=True)
+    plain = size(model)
+    table = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is table
+    quantize(model, [Rule("embeddings.word", weight=TernaryQuantizer)])
+    assert size(model).float32 == plain.float32
+    assert size(model).packed == plain.float32 + table.numel() // 4 + 4
+
+
+def test_layers_of_other_widths_are_named():
+    widths = {"layers.0.*": 8, "layers.1.feedforward.*": 3, "layers.1.*": 8}
+    student = quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer)], None, widths)
+    told = bits(student)
+    assert told["attention.query"] == 8
+    assert (told["layers.0.feedforward.in"], told["layers.1.feedforward.in"]) == (8, 3)
+    assert "feedforward.in" not in told

@@ -120,7 +120,10 @@ def test_table_of_bits_and_the_size_that_comes_of_it():
 
 
 def test_table_of_bits_is_refused_in_words():
-    with pytest.raises(ValueError, match=r"table of bits names 'layer\.0', which is no part with quantized weights"):
+    with pytest.raises(
+        ValueError,
+        match=r"names 'layer\.0', to which no part falls that an earlier line has left; parts",
+    ):
         quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer)], None, {"layer.0": 4})
     with pytest.raises(ValueError, match="has a width of its own: choose one that takes bits"):
         quantize(tiny_model("bert"), RULES, None, {"layers.*": 4})

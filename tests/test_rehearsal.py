@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qat_lightning.config import ConfigError
-from tests.training.runs import small_run
+from tests.training.runs import composed, small_run
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,6 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
     """The run goes the same way with it: nothing is drawn, the model's attention stays as it was."""
     from qat_lightning.build import build_data, build_model
     from qat_lightning.rehearsal import rehearse
-    from tests.training.runs import composed
 
     config = composed()
     data = build_data(config)
@@ -55,3 +54,64 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
     assert torch.equal(torch.get_rng_state(), drawn)
     assert model.config._attn_implementation != "qat_core"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("quantization=lsq_w2a8", "quantization.activation.granularity=row"),
+            "part .*for weights, whose rows stay; give",
+        ),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={layers.*:8,layers.1.*:3}"),
+            "to which no part falls that an earlier",
+        ),
+        (("quantization.weight.granularity=group", "quantization.weight.group_size=5"), "group_size=5 does not divide"),
+        (("callbacks=analysis", "callbacks.analysis.k=0"), r"callbacks\.analysis: k=0 must be 1 or more"),
+        (
+            ("+callbacks.odd={_target_:qat_lightning.quantizers.LSQQuantizer}",),
+            r"callbacks\.odd is a LSQQuantizer, which is",
+        ),
+        (("data=random_tokens", "losses=logits"), "a bert model reads in both directions and predicts no next token"),
+        (("model=tiny_vit", "data=random_images", "data.size=16", "data.channels=1"), "give data.channels=3"),
+        (("losses=unified_gamma", "losses.unified.first.layers=[[0]]"), r"must name \[student, teacher\] pairs"),
+        (("data.length=1",), r"data\.length=1 must be 2 or more"),
+    ],
+)
+def test_refused_without_a_trace(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("losses=logits", "losses.logits.weight=0"), "no loss is left: give one of losses a weight above 0"),
+        (("losses.scores.weight=-1",), r"losses\.scores\.weight=-1.* must be 0 or more"),
+        (
+            ("quantization=lsq_w2a8", "quantization.learned.weights.lr=-1"),
+            r"learned\.weights\.lr=-1.* must be 0 or more",
+        ),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={pooler:'4'}"),
+            "gives 'pooler' '4': give a whole number from 1 to 8",
+        ),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={pooler:9}"),
+            "gives 'pooler' 9: give a whole number from 1 to 8",
+        ),
+    ],
+)
+def test_refused_before_data_is_read(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        composed(*overrides)
+
+
+def test_a_refused_command_leaves_a_finished_folder_as_it_was(tmp_path):
+    small_run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"made with other settings .*losses\.hidden\.weight"):
+        small_run(tmp_path, "losses.hidden.weight=0.5")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

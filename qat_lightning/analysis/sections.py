@@ -31,7 +31,7 @@ NAMES = {"teacher": "teacher", "untrained": "quantized, not trained", "student":
 """How the three models are called in tables and pictures."""
 
 COMPARED = {"ranking_loss": "ranking loss", "cover_length_ratio": "cover-length ratio", "map_divergence": "map KL"}
-DESCRIBED = {"attention_distance": "attention distance", "cls_mass": "[CLS] mass", "sep_mass": "[SEP] mass"}
+DESCRIBED = {"attention_distance": "attention distance", "cls_mass": "first token's mass", "sep_mass": "[SEP] mass"}
 VALUES, PROJECTIONS = "attention.value", "attention.projection.weight"
 """The value's signal, and W_O beside the signals."""
 

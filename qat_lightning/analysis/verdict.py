@@ -33,10 +33,10 @@ def student_kind(bits: Mapping[str, float] | None) -> str:
 
 
 def score(value: float | None) -> str:
-    """A metric's value, to four decimals; large ones (perplexity) to about six digits."""
+    """A metric's value, to four decimals; above 1 (perplexity) to two."""
     if value is None:
         return "–"
-    return f"{value:.4f}" if abs(value) < 10 or not math.isfinite(value) else f"{value:.2f}"
+    return f"{value:.4f}" if abs(value) <= 1 or not math.isfinite(value) else f"{value:.2f}"
 
 
 def _against_teacher(results: Mapping[str, Any]) -> str:

@@ -46,6 +46,7 @@ def check(config: Plain) -> None:
     create_all(config["quantization"]["rules"], "quantization.rules")
     for key, quantizer in _quantizers(config["quantization"]):
         create(quantizer | {"_partial_": False}, key)
+    _check_losses(losses)
     _check_teacher(config, losses)
     _check_schedule(config, interventions)
     _check_layers(config)
@@ -59,7 +60,13 @@ def _check_values(config: Plain) -> None:
         value = OmegaConf.select(OmegaConf.create(config), key)
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be 1 or more")
-    check_type(config["quantization"]["bits"], dict[str, int] | None, "quantization.bits")
+    for glob, width in (config["quantization"]["bits"] or {}).items():
+        if type(width) is not int or not 1 <= width <= 8:
+            raise ConfigError(f"quantization.bits gives {glob!r} {width!r}: give a whole number from 1 to 8")
+    for kind, given in config["quantization"]["learned"].items():
+        for name, value in given.items():
+            if value is not None and value < 0:
+                raise ConfigError(f"quantization.learned.{kind}.{name}={value} must be 0 or more")
     for name, stage in config["stages"].items():
         for budget in ("max_steps", "max_epochs"):
             if stage[budget] is not None and stage[budget] < 0:
@@ -79,6 +86,14 @@ def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:
     for slot in ("query", "key", "probs", "value"):
         if quantization["attention"] and quantization["attention"].get(slot):
             yield f"quantization.attention.{slot}", quantization["attention"][slot]
+
+
+def _check_losses(losses: Mapping[str, Any]) -> None:
+    for name, loss in losses.items():
+        if not loss.weight >= 0:
+            raise ConfigError(f"losses.{name}.weight={loss.weight} must be 0 or more")
+    if not any(loss.weight for loss in losses.values()):
+        raise ConfigError("no loss is left: give one of losses a weight above 0, or choose losses=…")
 
 
 def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:

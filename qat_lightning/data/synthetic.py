@@ -25,7 +25,7 @@ class RandomText(TaskData):
 
     def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
         super().__init__(**common)
-        self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
+        self.rows, self.length, self.vocabulary_size = rows, _at_least_two(length), vocabulary_size
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         draw = torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ class RandomQuestions(TaskData):
 
     def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
         super().__init__(num_labels=2, **common)  # a start and an end
-        self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
+        self.rows, self.length, self.vocabulary_size = rows, _at_least_two(length), vocabulary_size
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         draw = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ class RandomTokens(TaskData):
 
     def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
         super().__init__(num_labels=2, **common)  # which no language model has a use for
-        self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
+        self.rows, self.length, self.vocabulary_size = rows, _at_least_two(length), vocabulary_size
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         draw = torch.Generator().manual_seed(0)
@@ -148,3 +148,9 @@ def _label(num_labels: int, draw: torch.Generator) -> int | float:
     if num_labels == 1:
         return torch.rand((), generator=draw).item()
     return int(torch.randint(num_labels, (), generator=draw))
+
+
+def _at_least_two(length: int) -> int:
+    if length < 2:
+        raise ValueError(f"data.length={length} must be 2 or more")
+    return length

@@ -27,8 +27,8 @@ def one_of(value: str, choices: object, name: str) -> str:
 
 def given_pairs(layers: Sequence[Sequence[int]] | None) -> Pairs | None:
     """Pairs as configured, [[student, teacher], …]; raises ValueError for none of them."""
-    if layers is not None and not len(layers):
-        raise ValueError("layers=[] matches nothing: name [student, teacher] pairs, or give null for all layers")
+    if layers is not None and not (len(layers) and all(len(pair) == 2 for pair in layers)):
+        raise ValueError(f"layers={list(layers)} must name [student, teacher] pairs, or be null for all layers")
     return None if layers is None else [(int(own), int(other)) for own, other in layers]
 
 

@@ -95,7 +95,7 @@ class TokenScaled:
         self.batch = one_of(batch, Literal["sum", "mean"], "batch")
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
-        (own,), (other,) = _heads(student, batch), _heads(teacher, batch)
+        own, other = _heads(student, batch)[0], _heads(teacher, batch)[0]
         if own.dim() != 3:
             raise ValueError(
                 "the token-scaled loss is for language models, with logits for each token: choose losses=logits"

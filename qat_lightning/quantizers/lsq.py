@@ -15,8 +15,8 @@ from qat_lightning.quantizers.ste import learned_step
 Form = Literal["threshold", "step"]
 GradientScale = Literal["none", "elements", "features"]
 
-SMALLEST = 1e-5
-"""The learned parameter never falls below it; BinaryBERT's floor of the step (arXiv:2012.15701, released code)."""
+SMALLEST, LARGEST = 1e-5, 1e30
+"""The learned parameter never falls below; BinaryBERT's floor of the step (arXiv:2012.15701, released code)."""
 
 
 class LSQQuantizer(Quantizer):
@@ -102,7 +102,7 @@ class LSQQuantizer(Quantizer):
         rows = x.reshape(1, -1) if self.granularity == "tensor" else x.flatten(0, -2)
         threshold = INITIALIZATIONS[self.initialization](rows, self.bits, self.high, self.tail)
         value = threshold if self.form == "threshold" else threshold / self.high
-        value = value.clamp(min=SMALLEST)
+        value = value.clamp(SMALLEST, LARGEST)
         return value.squeeze() if self.granularity == "tensor" else value.reshape(*x.shape[:-1], 1)
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ class _LearnedStep(torch.autograd.Function):
         # A value that lies on the threshold, as the one does that set it, is inside, however x/(α/Q) rounds.
         edge = 1 + 4 * torch.finfo(x.dtype).eps
         inside = (scaled >= low * edge) & (scaled <= high * edge)
-        slope = scaled.round().clamp(low, high) - scaled * inside
+        slope = scaled.round().clamp(low, high) - torch.where(inside, scaled, 0.0)
         of_step = (gradient * slope).sum_to_size(step.shape) * factor
         return gradient * inside if clip else gradient, of_step, None, None, None, None
 

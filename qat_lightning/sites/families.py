@@ -18,6 +18,7 @@ class Family:
     base_parts: dict[str, str] = field(default_factory=dict)
     head_parts: dict[str, str] = field(default_factory=dict)  # relative to the whole model
     fused: str | None = None  # the layer part that is query, key and value in one
+    causal: bool = False  # a token sees none after it, so it can predict the next one
 
 
 def _bert_like(base: dict[str, str] | None = None, head: dict[str, str] | None = None, project: bool = False) -> Family:
@@ -71,6 +72,7 @@ def _llama_like() -> Family:
         attention="self_attn",
         output="post_attention_layernorm",
         residual="post_attention_layernorm",
+        causal=True,
         layer_parts={
             "attention.query": "self_attn.q_proj",
             "attention.key": "self_attn.k_proj",
@@ -124,6 +126,7 @@ FAMILIES = {
         output="ln_2",
         residual="ln_2",
         fused="attention.query_key_value",
+        causal=True,
         layer_parts={
             "attention.query_key_value": "attn.c_attn",
             "attention.projection": "attn.c_proj",

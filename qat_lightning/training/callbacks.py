@@ -42,7 +42,8 @@ class StepSizeWarmup(Callback):
     """For the first steps of a stage, learned step sizes follow what they quantize; then they are left to the gradient.
 
     A step size that follows is measured anew on each tensor, by its quantizer's own initialization, over the tensors of
-    all processes: every process takes the same value, that of one process with the joined batch.
+    all processes: every process takes the same value, that of one process with the joined batch. (Padding is measured as
+    well, so the two batches must be padded alike; `data.padding=max_length` makes them so.)
 
     Args:
         steps: optimizer steps; 0 leaves the step sizes to the gradient from the start.

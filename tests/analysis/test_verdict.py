@@ -40,7 +40,7 @@ PERPLEXITY = {
         ({"student": 0.02, "teacher": 0.0, "untrained": None}, "The ternary student scores 0.0200 (accuracy; teacher"
          " 0.0000) and is 2.0 points above the teacher."),
         ({"student": 88.5, "teacher": 90.0, "untrained": None}, "The ternary student keeps 98.3 % of the teacher's"
-         " accuracy (88.50 of 90.00); it is 1.5000 below the teacher."),  # a metric that is not between 0 and 1
+         " accuracy (88.50 of 90.00); it is 1.50 below the teacher."),  # a metric that is not between 0 and 1
         ({"student": float("nan")}, "The run diverged: the student's accuracy is not a finite number."),
         (PERPLEXITY, "The ternary student scores 13.24 (perplexity, lower is better; teacher 12.34) and is 0.9000 above"
          " the teacher (worse); quantized without training, the same model scored 1034.20."),

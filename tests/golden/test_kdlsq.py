@@ -65,7 +65,9 @@ def configuration(*words: str) -> dict[str, Any]:
 
 
 def by_configuration(bits: int) -> tuple[list[Rule], AttentionRule]:
-    chosen = configuration(f"quantization=lsq_w{bits}a8", "losses=kdlsq")["quantization"]
+    chosen = configuration(
+        f"quantization=lsq_w{bits}a8", "quantization.activation.initialization=percentile", "losses=kdlsq"
+    )["quantization"]
     rules = list(create_all(chosen["rules"], "quantization.rules").values())
     return rules, create(chosen["attention"], "quantization.attention")
 

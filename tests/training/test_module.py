@@ -23,7 +23,7 @@ def parts():
 
 def fitted(config, data, stage, steps, student, teacher, folder) -> tuple[Trainer, object]:
     module = build_module(config, stage, steps, student, data, teacher)
-    trainer = build_trainer(config, stage, steps, folder, build_callbacks(config, stage), validate_every=2)
+    trainer = build_trainer(config, stage, steps, folder, build_callbacks(config, stage, data), validate_every=2)
     trainer.fit(module, datamodule=data)
     return trainer, module
 
@@ -144,7 +144,9 @@ def test_intervention_follows_the_schedule_by_steps_not_batches(parts, tmp_path)
         return step(batch, batch_idx)
 
     module.training_step = training_step
-    trainer = build_trainer(config, "intervene", 6, tmp_path, build_callbacks(config, "intervene"), validate_every=100)
+    trainer = build_trainer(
+        config, "intervene", 6, tmp_path, build_callbacks(config, "intervene", data), validate_every=100
+    )
     trainer.fit(module, datamodule=data)
     output, context, probs = "attention.projection", "attention.context", "attention.probs"
     assert seen == [output] * 2 + [context] * 2 + [probs] * 8

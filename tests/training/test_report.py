@@ -187,7 +187,7 @@ def measures(text: str) -> dict[str, dict[str, float]]:
 def test_attention_is_measured_against_the_teacher(folder: Path, signals: dict[str, Signals]) -> None:
     found = measures(write(folder, signals))
     assert list(found) == ["teacher", "quantized, not trained", "student"]
-    names = ["ranking loss", "cover-length ratio", "map KL", "attention distance", "[CLS] mass"]
+    names = ["ranking loss", "cover-length ratio", "map KL", "attention distance", "first token's mass"]
     assert all(list(line) == names for line in found.values())
     assert found["teacher"]["ranking loss"] == found["teacher"]["map KL"] == 0
     ideal = sum((min(length, 5) - 1) / length for length in LENGTHS) / len(LENGTHS)

@@ -56,6 +56,33 @@ def test_stochastic_schedule_and_accumulation_resume_to_the_same_bits(tmp_path, 
     assert small_run(tmp_path / "stopped", *settings)["student_hash"] == whole["student_hash"]
 
 
+LEARNED = (
+    "quantization=lsq_w3a8", "quantization.weight.initialization=kl", "callbacks=step_size_warmup",
+    "callbacks.step_size_warmup.steps=3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "batches"),
+    [
+        (LEARNED, 6),  # following
+        (LEARNED, 13),  # released
+        ((*LEARNED, "trainer.precision=bf16-mixed"), 13),
+        (("trainer.precision=64-true",), 12),
+        (("model=tiny_llama", "data=random_tokens", "+model.architecture.tie_word_embeddings=true", *LEARNED), 13),
+        (("stages.intervene.parts=[layers.*.feedforward.*]",), 7),
+    ],
+    ids=["following", "released", "bf16", "float64", "tied", "parts"],
+)
+def test_every_method_resumes_to_the_same_bits(tmp_path, monkeypatch, settings, batches):
+    whole = small_run(tmp_path / "whole", *EVERY_STEP, *settings)
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches)
+        with pytest.raises(StoppedError):
+            small_run(tmp_path / "stopped", *EVERY_STEP, *settings)
+    assert small_run(tmp_path / "stopped", *EVERY_STEP, *settings)["student_hash"] == whole["student_hash"]
+
+
 def test_finished_stage_is_not_run_again(tmp_path, monkeypatch, capsys):
     first = small_run(tmp_path)
     (tmp_path / "metrics.json").unlink()
