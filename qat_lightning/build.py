@@ -182,7 +182,8 @@ def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]
         made = callback(mode="max" if data.higher_is_better else "min") if isinstance(callback, partial) else callback
         if not isinstance(made, Callback):
             raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is no callback of Lightning")
-        callbacks.append(made)
+        if not getattr(made, "first_stage_only", False) or stage == _first_stage(config):
+            callbacks.append(made)
     return callbacks
 
 
@@ -225,6 +226,13 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in node.items():
         flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return flat
+
+
+def _first_stage(config: Plain) -> str:
+    """The first that trains the student."""
+    budget = config["stages"]["intervene"]
+    intervening = config["intervention"] and 0 not in (budget["max_steps"], budget["max_epochs"])
+    return "intervene" if intervening else "train"
 
 
 def _check_fit(config: Plain, model: PreTrainedModel, report: Mapping[str, Any]) -> None:

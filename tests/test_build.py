@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, OPTConfig, O
 from qat_lightning.build import build_callbacks, build_data, build_model, build_student
 from qat_lightning.config import ConfigError
 from qat_lightning.packing import bits
+from qat_lightning.training.callbacks import StepSizeWarmup
 from tests.training.runs import composed, small_run
 
 ARCHITECTURE = {
@@ -146,3 +147,23 @@ def test_early_stopping_follows_the_metrics_direction(data, mode):
     config = composed(f"data={data}", "callbacks=early_stopping", "callbacks.early_stopping.patience=2")
     (stopping,) = (c for c in build_callbacks(config, "train", build_data(config)) if isinstance(c, EarlyStopping))
     assert (stopping.mode, stopping.patience, stopping.monitor) == (mode, 2, f"val/{config['data']['metric']}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        ((), ["intervene"]),
+        (("intervention=none", "schedule=none"), ["train"]),
+        (("stages.intervene.max_steps=0",), ["train"]),
+    ],
+)
+def test_step_sizes_warm_up_in_the_students_first_stage(overrides, stages):
+    """Not anew after the intervene stage, which has trained them."""
+    config = composed("callbacks=step_size_warmup", *overrides)
+    data = build_data(config)
+    warming = [
+        stage
+        for stage in ("teacher", "intervene", "train")
+        if any(isinstance(callback, StepSizeWarmup) for callback in build_callbacks(config, stage, data))
+    ]
+    assert warming == stages

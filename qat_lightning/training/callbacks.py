@@ -39,7 +39,7 @@ class InterventionSchedule(Callback):
 
 
 class StepSizeWarmup(Callback):
-    """For the first steps of a stage, learned step sizes follow what they quantize; then they are left to the gradient.
+    """For the student's first steps, learned step sizes follow what they quantize; then they are left to the gradient.
 
     A step size that follows is measured anew on each tensor, by its quantizer's own initialization, over the tensors of
     all processes: every process takes the same value, that of one process with the joined batch. (Padding is measured as
@@ -48,6 +48,9 @@ class StepSizeWarmup(Callback):
     Args:
         steps: optimizer steps; 0 leaves the step sizes to the gradient from the start.
     """
+
+    first_stage_only = True
+    """What the intervene stage has learned, the train stage does not measure anew."""
 
     def __init__(self, steps: int) -> None:
         if steps < 0:

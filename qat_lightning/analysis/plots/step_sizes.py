@@ -27,7 +27,7 @@ def step_size_plot(stage: StageHistory) -> Figure | None:
             steps, values = stage.series(name)
             place = name.split("/")[2]
             relative = [value / values[0] for value in values]
-            axes.plot(steps, relative, color=colours[place], linewidth=1.4, label=place.replace("layers.", "layer "))
+            axes.plot(steps, relative, color=colours[place], linewidth=1.4, label=_named(place))
         axes.set_title(f"step sizes of {kind}", fontsize=NORMAL, loc="left")
         axes.set_xlabel("optimizer step", fontsize=NORMAL)
     figure.axes[0].set_ylabel("relative to the first", fontsize=NORMAL)
@@ -36,3 +36,9 @@ def step_size_plot(stage: StageHistory) -> Figure | None:
         named.values(), named, loc="outside lower center", ncols=min(len(named), 8), fontsize=SMALL, frameon=False
     )
     return figure
+
+
+def _named(place: str) -> str:
+    """`layers.0` is layer 1, as in the other pictures."""
+    kind, _, index = place.partition(".")
+    return f"layer {int(index) + 1}" if kind == "layers" else place
