@@ -118,3 +118,22 @@ def test_intervene_budget_that_uses_up_the_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"used up by the 6 steps .*stages\.train\.max_epochs"):
         small_run(tmp_path, "stages.train.max_steps=6")
     assert not (tmp_path / "checkpoints").exists(), "told before any stage is run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "model", "data"),
+    [
+        ("ti_tinybert_4l", "tinybert_4l", "random_text"),
+        ("ti_tinybert_6l", "tinybert_6l", "random_text"),
+        ("ti_bert_base_6l", "bert_base", "random_text"),
+        ("ti_vit", "deit_small", "random_images"),
+    ],
+)
+def test_experiment_trains_at_its_true_shape(tmp_path, experiment, model, data):
+    """Random weights: what the hub would give has this shape."""
+    words = (f"+experiment={experiment}", f"model={model}", f"data={data}", "model.path=null", "model.pretrained=false")
+    few = ("data.rows=8", "data.batch_size=4", "stages.intervene.max_steps=3", "stages.train.max_steps=5")
+    results = small_run(tmp_path, *words, *few, "stages.teacher.max_steps=1", "stages.train.includes_intervene=true")
+    assert results["steps"] == {"teacher": 1, "intervene": 3, "train": 2}
+    assert results["bytes"]["ratio"] > 10
