@@ -20,7 +20,7 @@ from qat_lightning.signals import Observed
 from tests.test_real import DATA, GLUE, MODEL, needs_shared, whole_run
 from tests.training.runs import CONF, compose, initialize_config_dir
 
-pytestmark = [pytest.mark.slow, needs_shared]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_shared]
 COMMON = (
     "model=minilm_l6", f"model.path={MODEL}", "stages.teacher.lr=1e-4", "trainer.enable_progress_bar=false", "threads=2",
 )  # fmt: skip

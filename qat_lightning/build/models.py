@@ -1,0 +1,148 @@
+"""Configuration → data, teacher and student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from qat_lightning.config import ConfigError, Plain, create, create_all
+from qat_lightning.convert import keep_layers, quantize
+from qat_lightning.data.base import Head, TaskData
+from qat_lightning.quantized import calibrate
+from qat_lightning.sites import FAMILIES, family, part_paths
+
+HEADS: Mapping[Head, tuple[Any, Any]] = {
+    "text_classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    "image_classification": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
+    "question_answering": (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
+    "causal_language_model": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+}
+"""What makes a model with that head, and the configurations that it knows."""
+
+FULL_PRECISION = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Lightning's precisions that convert the model; made so from the start, a resumed run begins like any other."""
+
+
+def build_data(config: Plain) -> TaskData:
+    """The task's data, not read yet."""
+    data = create(config["data"], "data")
+    if not isinstance(data, TaskData):
+        raise ConfigError(f"data._target_={config['data']['_target_']!r} must be a TaskData")
+    return data
+
+
+def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
+    """An unforked transformers model with the task's head: pretrained from a hub id or folder, or random weights.
+
+    Weights are read from safetensors only, and no code that comes with a model is run.
+    """
+    loaded = _read_model(config, data)
+    family(loaded)
+    loaded.config.use_cache = False  # of a language model's keys and values; training has no use for it
+    if data.head == "text_classification" and loaded.config.pad_token_id is None:
+        # A decoder classifies at the last token that is no padding.
+        loaded.config.pad_token_id = getattr(getattr(data, "tokenizer", None), "pad_token_id", 0)
+    loaded.to(dtype=FULL_PRECISION.get(config["trainer"]["precision"], torch.float32))  # type: ignore[call-arg]
+    return loaded
+
+
+def _read_model(config: Plain, data: TaskData) -> PreTrainedModel:
+    model, (auto, _) = config["model"], HEADS[data.head]
+    if not model["pretrained"]:
+        described = _described(model, num_labels=data.num_labels)
+        _check_head(described, data.head)
+        return auto.from_config(described, trust_remote_code=False)
+    if model["path"] is None:
+        raise ConfigError(
+            "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
+        )
+    try:
+        _check_head(AutoConfig.from_pretrained(model["path"], trust_remote_code=False), data.head)
+        loaded, report = auto.from_pretrained(
+            model["path"],
+            num_labels=data.num_labels,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"model.path={model['path']!r} cannot be loaded: {error}") from error
+    _check_fit(config, loaded, report)
+    return loaded
+
+
+def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:
+    """Put the configured quantizers into `teacher` (hand over a copy); calibrate what is static on training batches."""
+    student = build_quantized(config, teacher)
+    calibrate(student, data.calibration_batches(config["quantization"]["calibration_rows"]))
+    return student
+
+
+def build_quantized(config: Plain, teacher: nn.Module) -> nn.Module:
+    """The student's layers of `teacher` with the configured quantizers, not calibrated; in place."""
+    if config["model"]["student_layers"] is not None:
+        keep_layers(teacher, config["model"]["student_layers"])
+    quantization = config["quantization"]
+    rules = list(create_all(quantization["rules"], "quantization.rules").values())
+    attention = quantization["attention"]
+    operands = create(attention, "quantization.attention") if attention else None
+    return quantize(teacher, rules, operands, quantization["bits"] or {})
+
+
+def _check_fit(config: Plain, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
+    """A head that is missing or for other classes is made anew, if it is going to be trained; all else must be as its
+    configuration says."""
+    path, head = config["model"]["path"], part_paths(model).get("head", "head")
+    sizes = {name: f"{name} {tuple(saved)} for {tuple(own)}" for name, saved, own in report["mismatched_keys"]}
+    if wrong := [told for name, told in sizes.items() if head not in name]:
+        raise ConfigError(
+            f"model.path={path!r} cannot be loaded, its weights do not fit its config.json: {', '.join(wrong)}"
+        )
+    new = [name for name in (*sizes, *report["missing_keys"]) if head in name]
+    teacher = config["stages"]["teacher"]
+    if new and 0 in (teacher["max_steps"], teacher["max_epochs"]):
+        raise ConfigError(
+            f"model.path={path!r} has no {head} for this data, and no teacher stage trains one: give a model that is"
+            " fine-tuned on it, or stages.teacher.max_epochs=3"
+        )
+
+
+def _check_head(described: PretrainedConfig, head: Head) -> None:
+    known = FAMILIES.get(described.model_type)
+    if head == "causal_language_model" and known is not None and not known.causal:
+        raise ConfigError(
+            f"a {described.model_type} model reads in both directions and predicts no next token: choose model=gpt2 or llama,"
+            " or other data"
+        )
+    if type(described) not in HEADS[head][1]:
+        raise ConfigError(
+            f"a {described.model_type} model has no head for {head.replace('_', ' ')}: choose another model=… or data=…"
+        )
+
+
+def _described(model: Plain, num_labels: int) -> PretrainedConfig:
+    """The architecture: of a local folder, else as configured; never from the hub."""
+    if model["path"] and (Path(model["path"]) / "config.json").is_file():
+        return AutoConfig.from_pretrained(model["path"], num_labels=num_labels, trust_remote_code=False)
+    if not model["architecture"]:
+        raise ConfigError("model.pretrained=false needs model.architecture, or a model.path that holds a config.json")
+    return AutoConfig.for_model(**model["architecture"], num_labels=num_labels)

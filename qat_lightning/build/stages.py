@@ -1,0 +1,171 @@
+"""Configuration → what trains one stage: module, callbacks, trainer; and what decides its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from qat_lightning.config import ConfigError, Plain, create, create_all
+from qat_lightning.convert import open_attention_for
+from qat_lightning.data.base import TaskData
+from qat_lightning.losses import Task
+from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
+from qat_lightning.training.module import QATModule
+from qat_lightning.training.stages import Settings
+
+
+def build_module(
+    config: Plain, stage: str, steps: int, student: nn.Module, data: TaskData, teacher: nn.Module | None = None
+) -> QATModule:
+    """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it."""
+    fine_tuning = stage == "teacher"
+    losses = {"task": Task()} if fine_tuning else create_all(config["losses"], "losses")
+    interventions = create_all(config["intervention"], "intervention") if stage == "intervene" else {}
+    sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
+    replaced = {site for intervention in interventions.values() for site in intervention.sites}
+    for model in (student, teacher):
+        if model is not None:
+            open_attention_for(model, sites | replaced)
+    lr = config["stages"][stage]["lr"]
+    optimizer = config["optimizer"] | ({} if lr is None else {"lr": lr})
+    return QATModule(
+        student=student,
+        losses=losses,
+        metrics=data.metrics,
+        predict=data.predict,
+        optimizer=create(optimizer, "optimizer"),
+        scheduler=create(config["scheduler"], "scheduler"),
+        steps=steps,
+        teacher=teacher,
+        interventions=list(interventions.values()),
+        weight_decay=config["optimizer"].get("weight_decay", 0.0),
+        learned={kind: _without_none(given) for kind, given in config["quantization"]["learned"].items()},
+    )
+
+
+def build_trainer(
+    config: Plain,
+    stage: str,
+    steps: int,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    validate_every: int = 1,
+    record: bool = True,
+) -> Trainer:
+    """Lightning's trainer for one stage, validating every so many batches.
+
+    Without `record` it only scores: no bar, no log, no callback.
+    """
+    trainer = dict(config["trainer"])
+    bar = trainer.pop("enable_progress_bar") and record
+    return Trainer(
+        **trainer | {"strategy": _strategy(trainer["strategy"], trainer["devices"])},
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=None,  # the data is one pass for the whole stage
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data's own samplers know the ranks, and resume
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        enable_checkpointing=record,
+        callbacks=[*callbacks, *([StageBar(stage)] if bar else [])],
+        logger=_loggers(config, stage, folder) if record else False,
+        default_root_dir=folder,
+    )
+
+
+def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]:
+    """What turns knobs in this stage, and the configured callbacks; a partial one is told which way the metric is better."""
+    callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
+    if stage == "intervene":
+        schedule = create(config["schedule"], "schedule")
+        callbacks.append(InterventionSchedule(create_all(config["intervention"], "intervention"), schedule))
+    for name, callback in create_all(config["callbacks"], "callbacks").items():
+        made = callback(mode="max" if data.higher_is_better else "min") if isinstance(callback, partial) else callback
+        if not isinstance(made, Callback):
+            raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is no callback of Lightning")
+        if not getattr(made, "first_stage_only", False) or stage == _first_stage(config):
+            callbacks.append(made)
+    return callbacks
+
+
+def stage_settings(
+    config: Plain, stage: str, steps: int, data: TaskData, content: str, previous: str | None
+) -> Settings:
+    """Dotted key → value of all that decides the stage's result, and so its fingerprint; content is the data's."""
+    groups = ["model", "optimizer", "scheduler", "callbacks"]
+    if stage != "teacher":
+        groups += ["quantization", "losses", "teacher"]
+    if stage == "intervene":
+        groups += ["intervention", "schedule"]
+    trainer = (
+        "devices",
+        "num_nodes",
+        "precision",
+        "accumulate_grad_batches",
+        "gradient_clip_val",
+    )
+    own = ("lr", "validate_every", "keep", *(["parts"] if stage == "intervene" else []))
+    chosen = {group: config[group] for group in groups} | {
+        "seed": config["seed"],
+        "trainer": {name: config["trainer"][name] for name in trainer},
+        f"stages.{stage}": {name: config["stages"][stage][name] for name in own},
+        "data": {
+            "content": content,
+            "batch_size": data.batch_size,
+            "metric": data.metric,
+            "order": data.seed,
+            "augmentation": config["data"].get("augmentation"),
+        },
+        "steps": steps,
+        "previous stage": previous,
+    }
+    return dict(_flat(chosen))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return flat
+
+
+def _first_stage(config: Plain) -> str:
+    """The first that trains the student."""
+    budget = config["stages"]["intervene"]
+    intervening = config["intervention"] and 0 not in (budget["max_steps"], budget["max_epochs"])
+    return "intervene" if intervening else "train"
+
+
+def _without_none(node: Plain) -> Plain:
+    return {name: value for name, value in node.items() if value is not None}
+
+
+def _strategy(name: str, devices: Any) -> Any:
+    """Lightning's, but plain DDP made to fit: an intervention leaves weights without a gradient, and every rank has the
+    same buffers."""
+    several = devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1)
+    if name == "ddp" or (name == "auto" and several):
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    return name
+
+
+def _loggers(config: Plain, stage: str, folder: Path) -> list[Logger]:
+    """The CSV that the report reads (a resumed stage goes on in a file of its own), and the configured ones."""
+    logs, version, part = folder / "logs", stage, 0
+    while (logs / version / "metrics.csv").exists():
+        part += 1
+        version = f"{stage}.{part}"
+    loggers: list[Logger] = [CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=20)]
+    for logger in create_all(config["logger"], "logger").values():
+        named = {"name": f"{config['experiment']}-{stage}", "group": folder.name, "save_dir": folder}
+        loggers.append(logger(**named) if isinstance(logger, partial) else logger)
+    return loggers
