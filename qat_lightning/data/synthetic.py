@@ -25,7 +25,9 @@ class RandomText(TaskData):
 
     def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
         super().__init__(**common)
-        self.rows, self.length, self.vocabulary_size = rows, _at_least_two(length), vocabulary_size
+        if length < 2:
+            raise ValueError(f"data.length={length} must be 2 or more")
+        self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         draw = torch.Generator().manual_seed(0)
@@ -33,13 +35,13 @@ class RandomText(TaskData):
 
     def _rows(self, draw: torch.Generator) -> list[Row]:
         lengths = torch.randint(2, self.length + 1, (self.rows,), generator=draw).tolist()
-        return [
-            {
-                "input_ids": torch.randint(1, self.vocabulary_size, (length,), generator=draw),
-                "labels": _label(self.num_labels, draw),
-            }
-            for length in lengths
-        ]
+        return [self._row(length, draw) for length in lengths]
+
+    def _row(self, length: int, draw: torch.Generator) -> Row:
+        return {"input_ids": self._tokens(length, draw), "labels": _label(self.num_labels, draw)}
+
+    def _tokens(self, length: int, draw: torch.Generator) -> Tensor:
+        return torch.randint(1, self.vocabulary_size, (length,), generator=draw)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         ids = torch.nn.utils.rnn.pad_sequence([row["input_ids"] for row in rows], batch_first=True)
@@ -50,32 +52,18 @@ class RandomText(TaskData):
         }
 
 
-class RandomQuestions(TaskData):
-    """Random tokens, from two up to `length` in a row, the first always 1, as a [CLS]; answers are random spans behind it.
-
-    Args:
-        rows: of each split.
-        vocabulary_size: tokens are 1…vocabulary_size − 1; 0 is padding.
-    """
+class RandomQuestions(RandomText):
+    """Random tokens as `RandomText`'s, the first always 1, as a [CLS]; answers are random spans behind it."""
 
     task, head = "random questions", "question_answering"
 
-    def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
-        super().__init__(num_labels=2, **common)  # a start and an end
-        self.rows, self.length, self.vocabulary_size = rows, _at_least_two(length), vocabulary_size
+    def __init__(self, **given: Any) -> None:
+        super().__init__(num_labels=2, **given)  # a start and an end
 
-    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        draw = torch.Generator().manual_seed(0)
-        return self._rows(draw), self._rows(draw)
-
-    def _rows(self, draw: torch.Generator) -> list[Row]:
-        rows: list[Row] = []
-        for length in torch.randint(2, self.length + 1, (self.rows,), generator=draw).tolist():
-            tokens = torch.randint(1, self.vocabulary_size, (length,), generator=draw)
-            tokens[0] = 1
-            span = torch.randint(1, length, (2,), generator=draw).sort().values
-            rows.append({"input_ids": tokens, "labels": span})
-        return rows
+    def _row(self, length: int, draw: torch.Generator) -> Row:
+        tokens = self._tokens(length, draw)
+        tokens[0] = 1
+        return {"input_ids": tokens, "labels": torch.randint(1, length, (2,), generator=draw).sort().values}
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         batch = collate_tokens(rows, fill=0)
@@ -88,28 +76,17 @@ class RandomQuestions(TaskData):
         return torch.cat(positions), batch["labels"].T.flatten()
 
 
-class RandomTokens(TaskData):
-    """Random tokens for a language model, from two up to `length` in a row; "labels" are the tokens that follow.
-
-    Args:
-        rows: of each split.
-        vocabulary_size: tokens are 1…vocabulary_size − 1; 0 is padding.
-    """
+class RandomTokens(RandomText):
+    """Random tokens as `RandomText`'s, for a language model; "labels" are the tokens that follow."""
 
     task, head = "random tokens", "causal_language_model"
 
-    def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
-        super().__init__(num_labels=2, **common)  # which no language model has a use for
-        self.rows, self.length, self.vocabulary_size = rows, _at_least_two(length), vocabulary_size
+    def __init__(self, **given: Any) -> None:
+        super().__init__(num_labels=2, **given)  # which no language model has a use for
 
-    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        draw = torch.Generator().manual_seed(0)
-        return self._rows(draw), self._rows(draw)
-
-    def _rows(self, draw: torch.Generator) -> list[Row]:
-        lengths = torch.randint(2, self.length + 1, (self.rows,), generator=draw).tolist()
-        texts = [torch.randint(1, self.vocabulary_size, (length + 1,), generator=draw) for length in lengths]
-        return [{"input_ids": tokens[:-1], "labels": tokens[1:]} for tokens in texts]
+    def _row(self, length: int, draw: torch.Generator) -> Row:
+        tokens = self._tokens(length + 1, draw)
+        return {"input_ids": tokens[:-1], "labels": tokens[1:]}
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         return collate_tokens(rows, fill=0)
@@ -148,9 +125,3 @@ def _label(num_labels: int, draw: torch.Generator) -> int | float:
     if num_labels == 1:
         return torch.rand((), generator=draw).item()
     return int(torch.randint(num_labels, (), generator=draw))
-
-
-def _at_least_two(length: int) -> int:
-    if length < 2:
-        raise ValueError(f"data.length={length} must be 2 or more")
-    return length

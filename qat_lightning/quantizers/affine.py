@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from qat_lightning.quantizers.base import Granularity, Quantizer
+from qat_lightning.quantizers.base import Granularity, Quantizer, Scale, is_static
 
 Range = Literal["minmax", "symmetric", "mean"]
 
@@ -35,16 +35,12 @@ class AffineQuantizer(Quantizer):
         granularity: Granularity = "tensor",
         clip: float | None = 2.5,
         range: Range = "minmax",
-        scale: Literal["dynamic", "static"] = "dynamic",
+        scale: Scale = "dynamic",
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, clip, group_size)
-        if scale not in ("dynamic", "static"):
-            raise ValueError(f"scale={scale!r} is unknown: choose dynamic or static")
-        self.static, self.calibrated = scale == "static", False
-        if self.static:
-            if granularity != "tensor" or clip is None:
-                raise ValueError("a static scale has two ends within the clip: it needs granularity=tensor and a clip")
+        self.static, self.calibrated = is_static(scale, granularity, clip), False
+        if self.static and clip is not None:
             self.register_buffer("ends", torch.tensor([-float(clip), float(clip)]))
         if range not in get_args(Range):
             raise ValueError(f"range={range!r} is unknown: choose one of {', '.join(get_args(Range))}")

@@ -13,6 +13,8 @@ Granularity = Literal["tensor", "row", "group"]
 """How much shares one scale: the whole tensor; each vector along the last dimension (an output channel of a linear weight,
 one token's row of an embedding table, one token's features of an activation); or each `group_size` neighbours in it."""
 
+Scale = Literal["dynamic", "static"]
+
 
 class Quantizer(nn.Module):
     """x → x̂ = (codes − offset) · scale, same shape and dtype, with a straight-through gradient inside ±clip.
@@ -105,3 +107,16 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         group = "" if self.group_size is None else f" of {self.group_size}"
         return f"bits={self.bits}, granularity={self.granularity}{group}, clip={self.clip}"
+
+
+def is_static(scale: str, granularity: Granularity, clip: float | None) -> bool:
+    """Whether a scale is learned from data once ("static") or taken from the tensor at hand ("dynamic").
+
+    Raises:
+        ValueError: another word; a static scale of rows, or without a clip to begin from.
+    """
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale={scale!r} is unknown: choose {' or '.join(get_args(Scale))}")
+    if scale == "static" and (granularity != "tensor" or clip is None):
+        raise ValueError("a static scale is one for the tensor, below the clip: it needs granularity=tensor and a clip")
+    return scale == "static"

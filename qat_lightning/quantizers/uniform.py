@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from qat_lightning.quantizers.base import Granularity, Quantizer
+from qat_lightning.quantizers.base import Granularity, Quantizer, Scale, is_static
 
 
 class UniformQuantizer(Quantizer):
@@ -32,16 +30,12 @@ class UniformQuantizer(Quantizer):
         bits: int = 8,
         granularity: Granularity = "tensor",
         clip: float | None = 2.5,
-        scale: Literal["dynamic", "static"] = "dynamic",
+        scale: Scale = "dynamic",
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, clip, group_size)
-        if scale not in ("dynamic", "static"):
-            raise ValueError(f"scale={scale!r} is unknown: choose dynamic or static")
-        self.static, self.calibrated = scale == "static", False
-        if self.static:
-            if granularity != "tensor" or clip is None:
-                raise ValueError("a static scale is one number below the clip: it needs granularity=tensor and a clip")
+        self.static, self.calibrated = is_static(scale, granularity, clip), False
+        if self.static and clip is not None:
             self.register_buffer("maximum", torch.tensor(float(clip)))
 
     @torch.no_grad()
