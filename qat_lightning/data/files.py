@@ -45,6 +45,13 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
         ) from error
 
 
+def require_column(split: Dataset, name: str, path: str, column: str, remedy: str) -> None:
+    """Raises ValueError, with the remedy, where the split called `name` of the data at `path` lacks that column."""
+    if column not in split.column_names:
+        held = ", ".join(split.column_names) or "none"
+        raise ValueError(f"the {name} split of data.path={path!r} has no column {column!r}, it has {held}: {remedy}")
+
+
 def _file(folder: Path, split: str) -> Path:
     """`train.parquet`, or the only file whose name begins so (`validation_matched.parquet`)."""
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)

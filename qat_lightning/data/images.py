@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.files import require_column
 from qat_lightning.data.labels import class_names, class_numbers, scores
 from qat_lightning.data.pixels import EncodedImages, Scale, decode, read_images
 from qat_lightning.data.samplers import seed_of
@@ -123,11 +124,8 @@ class ImageData(TaskData):
 
     def _check_columns(self, split: Dataset, name: str) -> None:
         for argument in ("image_column", "label_column"):
-            if (column := getattr(self, argument)) not in split.column_names:
-                raise ValueError(
-                    f"the {name} split of data.path={self.path!r} has no column {column!r}, it has"
-                    f" {', '.join(split.column_names) or 'none'}: name the right one with data.{argument}=…"
-                )
+            remedy = f"name the right one with data.{argument}=…"
+            require_column(split, name, self.path, getattr(self, argument), remedy)
 
     def _rows(self, split: Dataset, name: str) -> EncodedImages:
         labels: Sequence[int | float]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.files import read_split
+from qat_lightning.data.files import read_split, require_column
 from qat_lightning.data.tokenizers import padded, read_tokenizer
 
 CHUNK = 1000
@@ -96,11 +96,8 @@ class LanguageModelData(TaskData):
     def _texts(self, name: str) -> list[str]:
         """Of one split; a missing text is an empty one."""
         split = read_split(self.path, self.name, self.splits[name])
-        if self.text_column not in split.column_names:
-            raise ValueError(
-                f"the {name} split of data.path={self.path!r} has no column {self.text_column!r}, it has"
-                f" {', '.join(split.column_names) or 'none'}: name the right one with data.text_column=…"
-            )
+        remedy = "name the right one with data.text_column=…"
+        require_column(split, name, self.path, self.text_column, remedy)
         texts = split[self.text_column][:]
         if wrong := [text for text in texts if not isinstance(text, str | None)]:
             raise ValueError(

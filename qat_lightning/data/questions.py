@@ -9,6 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from qat_lightning.data.files import require_column
+
 COLUMNS = ("context", "question", "answers")
 """Those that are read; the hub's sets hold `id` and `title` as well."""
 
@@ -42,13 +44,11 @@ def read_questions(split: Dataset, name: str, path: str, unanswerable: bool) -> 
     Raises:
         ValueError: a missing column, no text, an answer that does not stand where the row says, or none at all.
     """
+    remedy = (
+        f"questions need the columns {', '.join(COLUMNS)}, as rajpurkar/squad has them; give data.path another data set"
+    )
     for column in COLUMNS:
-        if column not in split.column_names:
-            raise ValueError(
-                f"the {name} split of data.path={path!r} has no column {column!r}, it has"
-                f" {', '.join(split.column_names) or 'none'}: questions need the columns {', '.join(COLUMNS)}, as"
-                " rajpurkar/squad has them; give data.path another data set"
-            )
+        require_column(split, name, path, column, remedy)
     columns = [split[column][:] for column in COLUMNS]
     questions = [
         _question(context, text, answers, f"row {row} of the {name} split")

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.files import read_split
+from qat_lightning.data.files import read_split, require_column
 from qat_lightning.data.labels import class_names, class_numbers, scores
 from qat_lightning.data.tokenizers import read_tokenizer
 
@@ -90,12 +90,8 @@ class TextData(TaskData):
         columns = {"text_columns": self.text_columns, "label_column": [self.label_column]}
         for argument, given in columns.items():
             for column in given:
-                if column not in split.column_names:
-                    raise ValueError(
-                        f"the {name} split of data.path={self.path!r} has no column {column!r}, it has"
-                        f" {', '.join(split.column_names) or 'none'}: name the right one with"
-                        f" data.{argument}={'[…]' if argument == 'text_columns' else '…'}"
-                    )
+                remedy = f"name the right one with data.{argument}={'[…]' if argument == 'text_columns' else '…'}"
+                require_column(split, name, self.path, column, remedy)
 
     def _encode(self, split: Dataset, name: str) -> list[Row]:
         labels = self._labels(split, name)
