@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from qat_lightning.build import build_callbacks, build_quantized
+from qat_lightning.build import build_callbacks, build_quantized, stage_names
 from qat_lightning.config import ConfigError, Plain, create_all
 from qat_lightning.convert import open_attention_for
 from qat_lightning.data.base import TaskData
@@ -26,9 +27,8 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
     """
     _check_tokens(data, model)
     _check_pixels(data, model)
-    for stage in config["stages"]:
-        if stage != "intervene" or config["intervention"]:
-            build_callbacks(config, stage, data)
+    for stage in stage_names(config):
+        build_callbacks(config, stage, data)
     losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
     interventions = create_all(config["intervention"], "intervention")
     batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
@@ -62,12 +62,17 @@ def _check_tokens(data: TaskData, model: nn.Module) -> None:
         raise ConfigError(
             f"rows of {longest} tokens are beyond the model's {positions} positions: give data.max_length={positions} or less"
         )
-    largest, vocabulary = max(int(max(row)) for row in rows), getattr(model.config, "vocab_size", None)
+    largest, vocabulary = max(_largest(row) for row in rows), getattr(model.config, "vocab_size", None)
     if vocabulary is not None and largest >= vocabulary:
         raise ConfigError(
             f"the data holds token {largest}, and the model knows 0 to {vocabulary - 1}: give the model's own tokenizer with"
             " data.tokenizer=…, or another model.path"
         )
+
+
+def _largest(row: Any) -> int:
+    """A tensor is asked itself: Python's max would make a tensor of each of its elements."""
+    return int(row.max() if isinstance(row, Tensor) else max(row))
 
 
 def _check_pixels(data: TaskData, model: nn.Module) -> None:

@@ -29,6 +29,7 @@ from qat_lightning.build import (
     build_module,
     build_student,
     build_trainer,
+    stage_names,
     stage_settings,
 )
 from qat_lightning.config import Plain
@@ -66,12 +67,10 @@ class Run:
             ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
         """
         previous = None
-        for name in self.config["stages"]:
-            steps = self.steps(name)
-            if name != "intervene" or (self.config["intervention"] and steps > 0):
-                settings = stage_settings(self.config, name, steps, self.data, self.content, previous)
-                self.stages[name] = Stage(name, self.folder, settings)
-                previous = self.stages[name].fingerprint
+        for name in stage_names(self.config):
+            settings = stage_settings(self.config, name, self.steps(name), self.data, self.content, previous)
+            self.stages[name] = Stage(name, self.folder, settings)
+            previous = self.stages[name].fingerprint
 
     def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
         """Train `student` through one stage, or take over what an earlier start of this run has finished."""

@@ -1,7 +1,7 @@
 """Configuration → objects. Nothing below this floor reads configuration."""
 
 from qat_lightning.build.models import build_data, build_model, build_quantized, build_student
-from qat_lightning.build.stages import build_callbacks, build_module, build_trainer, stage_settings
+from qat_lightning.build.stages import build_callbacks, build_module, build_trainer, stage_names, stage_settings
 
 __all__ = [
     "build_callbacks",
@@ -11,5 +11,6 @@ __all__ = [
     "build_quantized",
     "build_student",
     "build_trainer",
+    "stage_names",
     "stage_settings",
 ]

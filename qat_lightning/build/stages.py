@@ -21,6 +21,13 @@ from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings
 
 
+def stage_names(config: Plain) -> list[str]:
+    """The stages that this run has: teacher, intervene (where something intervenes, for at least a step), train."""
+    budget = config["stages"]["intervene"]
+    intervening = config["intervention"] and 0 not in (budget["max_steps"], budget["max_epochs"])
+    return [name for name in config["stages"] if name != "intervene" or intervening]
+
+
 def build_module(
     config: Plain, stage: str, steps: int, student: nn.Module, data: TaskData, teacher: nn.Module | None = None
 ) -> QATModule:
@@ -92,7 +99,7 @@ def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]
         made = callback(mode="max" if data.higher_is_better else "min") if isinstance(callback, partial) else callback
         if not isinstance(made, Callback):
             raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is no callback of Lightning")
-        if not getattr(made, "first_stage_only", False) or stage == _first_stage(config):
+        if not getattr(made, "first_stage_only", False) or stage == stage_names(config)[1]:
             callbacks.append(made)
     return callbacks
 
@@ -136,13 +143,6 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in node.items():
         flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return flat
-
-
-def _first_stage(config: Plain) -> str:
-    """The first that trains the student."""
-    budget = config["stages"]["intervene"]
-    intervening = config["intervention"] and 0 not in (budget["max_steps"], budget["max_epochs"])
-    return "intervene" if intervening else "train"
 
 
 def _without_none(node: Plain) -> Plain:
