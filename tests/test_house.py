@@ -16,10 +16,24 @@ FLOORS = (
     {"nn"},
     {"sites"},
     {"signals", "packing"},
-    {"losses", "intervention", "convert", "quantized", "export", "analysis"},
+    {"losses", "intervention", "convert", "quantized", "analysis"},
+    {"export"},
     {"data"},
     {"training"},
-    {"config", "build", "rehearsal", "run", "cli", "__main__", "evaluate", "bench", "summarize"},
+    {
+        "config",
+        "build",
+        "rehearsal",
+        "scoring",
+        "exporting",
+        "card",
+        "run",
+        "evaluation",
+        "bench",
+        "cli",
+        "__main__",
+        "evaluate",
+    },
 )
 """Lowest first; a module imports from the floors below its own, never its own or above; the top floor from all."""
 
@@ -32,7 +46,7 @@ MAY_IMPORT = {
     "lightning": {"data", "training"} | TOP,
     "hydra": TOP,
     "omegaconf": TOP,
-    "transformers": {"nn", "convert", "data", "training"} | TOP,
+    "transformers": {"nn", "convert", "export", "data"} | TOP,
 }
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 
@@ -137,8 +151,9 @@ def test_no_drawer_for_odds_and_ends(name: str) -> None:
 def test_init_files_only_re_export(file: Path) -> None:
     for node in parsed(file).body:
         is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_lazy = isinstance(node, ast.If | ast.FunctionDef) and file.parent == PACKAGE  # the public names
         is_names = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"__all__", "__version__"}
-        assert is_docstring or is_names or isinstance(node, (ast.Import, ast.ImportFrom)), ast.unparse(node)
+        assert is_docstring or is_names or is_lazy or isinstance(node, (ast.Import, ast.ImportFrom)), ast.unparse(node)
 
 
 def test_everything_exported_exists() -> None:

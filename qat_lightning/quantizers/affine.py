@@ -39,6 +39,7 @@ class AffineQuantizer(Quantizer):
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, clip, group_size)
+        self.scale = scale
         self.static, self.calibrated = is_static(scale, granularity, clip), False
         if self.static and clip is not None:
             self.register_buffer("ends", torch.tensor([-float(clip), float(clip)]))

@@ -34,6 +34,7 @@ class UniformQuantizer(Quantizer):
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, clip, group_size)
+        self.scale = scale
         self.static, self.calibrated = is_static(scale, granularity, clip), False
         if self.static and clip is not None:
             self.register_buffer("maximum", torch.tensor(float(clip)))

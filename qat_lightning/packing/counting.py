@@ -1,15 +1,17 @@
-"""What a quantized model weighs: codes at their true width, one float32 scale for each group, the rest in float32."""
+"""What a quantized model weighs, and a hash of its tensors."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from qat_lightning.packing.tensors import Packed, packed_tensors, quantized_modules
+from qat_lightning.packing.weights import DivergedError
 from qat_lightning.quantizers import Quantizer
 from qat_lightning.sites import part_kind, part_paths
 
@@ -18,7 +20,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of a model's parameters in float32 and packed."""
+    """Bytes of a model's parameters in float32, and of the tensors of its packed folder."""
 
     float32: int
     packed: int
@@ -29,27 +31,28 @@ class Size:
 
 
 def size(model: nn.Module) -> Size:
-    """Count parameters once each: ⌈elements · bits / 8⌉ + 4 bytes a scale where quantized, 4 bytes an element elsewhere.
+    """Bytes of the very tensors that a packed folder holds, all that is not quantized in float32.
 
-    A learned step of an input is a scale of its own; it has no part in the float32 model. A table that the head reads in
-    full precision as well (tied weights) is there twice, as codes and in float32.
+    A learned step of an input, or its calibrated scale, is one of them; it has no part in the float32 model. A table that
+    the head reads in full precision as well (tied weights) is there twice, as codes and in float32.
 
     BERT-base ternary with an embedding scale for each row, without a head: 417.6 MiB → 28.07 MiB, 14.88× (the papers'
     28 MB and 14.9×, arXiv:2009.12812 Table 1).
     """
-    steps = {id(step) for module in model.modules() if isinstance(module, Quantizer) for step in module.parameters()}
-    elements = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in steps)
-    packed = elements * FLOAT_BYTES
-    readers = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for module, quantizer in _quantized_modules(model):
-        weight: Tensor = module.quantized_weight  # type: ignore[assignment]
-        readers[id(module.weight)] -= 1
-        if not readers[id(module.weight)]:
-            packed -= weight.numel() * FLOAT_BYTES
-        packed += -(-weight.numel() * quantizer.bits // 8) + quantizer.scales(weight.shape) * FLOAT_BYTES
-        steps -= {id(step) for step in quantizer.parameters()}  # counted with its weight
-    packed += sum(parameter.numel() for parameter in model.parameters() if id(parameter) in steps) * FLOAT_BYTES
-    return Size(float32=elements * FLOAT_BYTES, packed=packed)
+    try:
+        return size_of(model, packed_tensors(model))
+    except DivergedError:  # shapes have a size too
+        return size_of(model, packed_tensors(copy.deepcopy(model).to("meta")))
+
+
+def size_of(model: nn.Module, packed: Packed) -> Size:
+    """The same, of tensors that are there already."""
+    learned = {id(step) for module in model.modules() if isinstance(module, Quantizer) for step in module.parameters()}
+    elements = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in learned)
+    return Size(
+        float32=elements * FLOAT_BYTES,
+        packed=sum(tensor.numel() * tensor.element_size() for tensor in packed.tensors.values()),
+    )
 
 
 def bits(model: nn.Module) -> dict[str, int]:
@@ -69,7 +72,7 @@ def bits(model: nn.Module) -> dict[str, int]:
 
 def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
     """Each weight that has a quantizer, as the quantizer sees it, and that quantizer."""
-    for module, quantizer in _quantized_modules(model):
+    for _, module, quantizer in quantized_modules(model):
         yield module.quantized_weight, quantizer  # type: ignore[misc]
 
 
@@ -81,10 +84,3 @@ def tensors_hash(model: nn.Module) -> str:
         # As raw bytes: numpy knows no bfloat16. `reshape` gives the one dimension that a view of another width needs.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _quantized_modules(model: nn.Module) -> Iterator[tuple[nn.Module, Quantizer]]:
-    for module in model.modules():
-        quantizer = getattr(module, "weight_quantizer", None)
-        if isinstance(quantizer, Quantizer):
-            yield module, quantizer

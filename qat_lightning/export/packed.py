@@ -1,0 +1,110 @@
+"""A student → a folder with its weights packed at their true width; it appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qat_lightning.export.configuration import make_config
+from qat_lightning.export.files import SUFFIXES
+from qat_lightning.export.manifest import CONFIG, MANIFEST, WEIGHTS, Plain, canonical, make_manifest, names_code
+from qat_lightning.packing import Layout, Rest, packed_tensors, size_of
+
+
+def write_packed(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    rest: Rest = "float32",
+    ternary: Layout = "bits",
+    processor: Any = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Plain:
+    """Write what `qat_lightning.load_packed` reads; returns the manifest.
+
+    A packed folder of that name is replaced once the new one is complete. The same model gives the same bytes. A student
+    that computes in bfloat16 or float64 is stored, and will be read, in float32.
+
+    Args:
+        rest: type of the weights that are not quantized; float16 halves them, and predictions then differ a little.
+        ternary: weights of at most three levels as 2 bits each, or as five trits a byte (1.6 bits).
+        processor: a tokenizer or image processor, which writes its own files (`save_pretrained`).
+        facts: what the manifest carries along, as JSON.
+
+    Raises:
+        ValueError: a model that could not be read again; a folder that holds something else; see `packed_tensors`.
+    """
+    folder = Path(os.path.realpath(folder))
+    _check_free(folder)
+    packed = packed_tensors(model, rest, ternary)
+    config = canonical(make_config(model, packed))
+    try:
+        canonical(facts or {})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"facts cannot be written as JSON: {error}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        files = _processor_files(processor, partial) | {CONFIG: config}
+        manifest = make_manifest(packed, size_of(model, packed), files, facts or {})
+        (partial / CONFIG).write_bytes(config)
+        _save(packed.tensors, partial / WEIGHTS)
+        (partial / MANIFEST).write_bytes(canonical(manifest))
+        _replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _save(tensors: dict[str, Any], file: Path) -> None:
+    from safetensors.torch import save
+
+    file.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would make a file that only its owner can read
+
+
+def _check_free(folder: Path) -> None:
+    """An existing folder must be empty or a packed one: it is going to be removed."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} holds something else, which would be lost: name a folder that is new, or a packed one"
+        )
+
+
+def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:
+    """What a tokenizer or image processor writes, by its names."""
+    if processor is None:
+        return {}
+    processor.save_pretrained(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    for name, path in files.items():
+        if name in (CONFIG, WEIGHTS, MANIFEST) or path.suffix not in SUFFIXES - {".safetensors"}:
+            raise ValueError(f"{type(processor).__name__} writes {name}, which has no place in a packed folder")
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    for name, data in contents.items():
+        if names_code(name, data):
+            raise ValueError(
+                f"{type(processor).__name__} comes with code of its own (auto_map in {name}): use a plain one"
+            )
+    return contents
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Two renames; where the second fails the old folder comes back."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)
