@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from qat_lightning.config import check, register_schema, resolve, suggest
+from qat_lightning.config import ConfigError, check, read_run, register_schema, resolve, suggest
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -27,6 +27,18 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 FULL = "HYDRA_FULL_ERROR"
 TRACEBACK = os.environ.get(FULL, "0") not in ("", "0")
 MULTIRUN = ("-m", "--multirun")
+FREE = ("export.", "threads=", "trainer.accelerator=", "trainer.enable_progress_bar=")
+"""What can be changed in a finished run without making another one of it."""
+EVALUATE_HELP = """python -m qat_lightning.evaluate run=DIR [model=student|teacher|packed|onnx] [key=value …]
+
+Score a finished run on its validation rows again: the student (as trained), its teacher, or what was exported.
+Overrides are those of the run: data.path=FOLDER, data.validation_limit=500, trainer.accelerator=cpu, threads=2 …
+The figures go to DIR/evaluation/<model>.json as well."""
+EXPORT_HELP = """python -m qat_lightning.export run=DIR [key=value …]
+
+Write DIR/export anew from a finished run: packed folder, ONNX file, model card; each is checked against the student.
+export.onnx=false, export.packed=false leave one out; export.rest=float16, export.ternary=trits make the folder smaller;
+export.rows=1000 validation rows are compared."""
 HINT = f"({FULL}=1 shows the traceback)"
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP from C++, which no filter reaches
@@ -52,14 +64,83 @@ def _train(config: DictConfig) -> float:
 
 def train() -> None:
     """`python -m qat_lightning` and `qat-train`."""
+    _in_words(_train)
+
+
+def _in_words(main: Callable[[], None]) -> None:
+    """Call one of Hydra's, and tell what it refuses."""
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
     with _mistakes_in_words():
         asked = os.environ.get(FULL)
         os.environ[FULL] = "1"  # let Hydra pass errors on instead of printing them
         try:
-            _train()
+            main()
         finally:
             os.environ[FULL] = asked or "0"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="bench")
+def _bench(config: DictConfig) -> None:
+    with _mistakes_in_words():
+        plain = resolve(config)
+        from qat_lightning.bench import run_bench
+
+        run_bench(plain, list(HydraConfig.get().overrides.task))
+
+
+def bench() -> None:
+    """`python -m qat_lightning.bench` and `qat-bench`."""
+    _in_words(_bench)
+
+
+def evaluate() -> None:
+    """`python -m qat_lightning.evaluate` and `qat-evaluate`."""
+    with _mistakes_in_words():
+        folder, given, overrides = _of_a_run(EVALUATE_HELP, model="student")
+        config = read_run(folder, overrides)
+        from qat_lightning.evaluation import evaluate as score
+
+        score(config, folder, given["model"])
+
+
+def export() -> None:
+    """`python -m qat_lightning.export` and `qat-export`: the run's own command again, which finds its stages finished."""
+    with _mistakes_in_words():
+        folder, _, overrides = _of_a_run(EXPORT_HELP)
+        config = read_run(folder, overrides)
+        if not (folder / "metrics.json").is_file():
+            raise ConfigError(
+                f"run={str(folder)!r} is not finished: give its own command with hydra.run.dir={folder} again"
+            )
+        if other := [word for word in overrides if not word.startswith(FREE)]:
+            free = ", ".join(f"{key}…" for key in FREE)
+            raise ConfigError(f"{other[0]} would make another run of this one: only {free} can be given here")
+        from qat_lightning.run import run
+
+        run(config, folder, [*_typed(folder), *overrides])
+
+
+def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
+    """The run folder, what else the command takes, and the overrides of the run's configuration."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"}.intersection(words):
+        print(help)
+        raise SystemExit(0 if words else 1)
+    if wrong := [word for word in words if not _is_override(word)]:
+        raise ConfigError(f"{wrong[0]!r} is no key=value; --help shows what can be given")
+    given = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in {"run", *defaults})
+    if "run" not in given:
+        raise ConfigError("run=DIR must be given: the folder of a run")
+    overrides = [word for word in words if word.split("=", 1)[0] not in {"run", *defaults}]
+    return Path(given.pop("run")).expanduser(), defaults | given, overrides
+
+
+def _typed(folder: Path) -> list[str]:
+    """What was given when the run began."""
+    import yaml
+
+    place = folder / "overrides.yaml"
+    return yaml.safe_load(place.read_text(encoding="utf-8")) or [] if place.is_file() else []
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from qat_lightning.analysis import class_ids, projection_weights, token_classes
@@ -32,17 +33,19 @@ from qat_lightning.build import (
     stage_names,
     stage_settings,
 )
+from qat_lightning.card import write_card
 from qat_lightning.config import Plain
 from qat_lightning.convert import open_attention
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.hub import require_hub
+from qat_lightning.exporting import Exporter
 from qat_lightning.packing import bits, size, tensors_hash
 from qat_lightning.quantized import switch_on
 from qat_lightning.rehearsal import rehearse
 from qat_lightning.signals import Observed, Signals
 from qat_lightning.sites import has_site
 from qat_lightning.training.report import summary_table, write_report
-from qat_lightning.training.stages import Budget, Outcome, Stage, own_score
+from qat_lightning.training.stages import Budget, Outcome, Stage, own_scores, weights_of
 
 PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
@@ -55,7 +58,6 @@ class Run:
     config: Plain
     folder: Path
     data: TaskData
-    content: str  # the data's fingerprint
     console: Console
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
@@ -66,9 +68,9 @@ class Run:
         Raises:
             ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
         """
-        previous = None
+        previous, content = None, self.data.fingerprint()
         for name in stage_names(self.config):
-            settings = stage_settings(self.config, name, self.steps(name), self.data, self.content, previous)
+            settings = stage_settings(self.config, name, self.steps(name), self.data, content, previous)
             self.stages[name] = Stage(name, self.folder, settings)
             previous = self.stages[name].fingerprint
 
@@ -98,10 +100,27 @@ class Run:
         trainer = self.config["trainer"]
         return self.data.batches_per_epoch(_count(trainer["devices"]) * trainer["num_nodes"])
 
-    def score(self, student: nn.Module) -> float:
-        """The validation metric of a model as it stands."""
+    def scores(self, model: nn.Module) -> dict[str, float]:
+        """The validation metrics of a model as it stands."""
         trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
-        return own_score(trainer, build_module(self.config, "teacher", 0, student, self.data), self.data)
+        return own_scores(trainer, build_module(self.config, "teacher", 0, model, self.data), self.data)
+
+    def restored(self, stage: str) -> nn.Module:
+        """The teacher or the student with the weights that a finished stage has handed on.
+
+        Raises:
+            ValueError: the folder holds no such weights.
+        """
+        weights = weights_of(stage, self.folder)
+        if not weights.is_file():
+            raise ValueError(
+                f"{weights} is not there: the run has not finished its {stage} stage, or was moved in part"
+            )
+        model: nn.Module = build_model(self.config, self.data)
+        if stage != "teacher":
+            model = build_student(self.config, model, self.data)
+        load_model(model, weights)
+        return model
 
     def say(self, words: str) -> None:
         """A line for the terminal, however long; from the first process only."""
@@ -137,6 +156,25 @@ class Run:
         return told + ("" if outcome.assisted is None else f" (teacher-assisted {outcome.assisted:.4f})")
 
 
+def opened(config: Plain, folder: Path, needs_model: bool = True) -> Run:
+    """A run with its data read and its seed set, nothing begun.
+
+    Args:
+        needs_model: False where `model.path` will not be read.
+
+    Raises:
+        ValueError: in words, for data or a model that is not there or cannot be used.
+    """
+    _quiet()
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    require_hub(_wanted(config if needs_model else config | {"model": {**config["model"], "pretrained": False}}))
+    data = build_data(config)
+    data.load()
+    seed_everything(config["seed"], verbose=False)
+    return Run(config, folder, data, Console(quiet=not _first_process(), highlight=False))
+
+
 def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     """Run all stages of `config` in `folder`; returns the content of `metrics.json`.
 
@@ -145,15 +183,8 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     Raises:
         ValueError: in words with the remedy, for all that is wrong with input.
     """
-    _quiet()
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    console = Console(quiet=not _first_process(), highlight=False)
-    require_hub(_wanted(config))
-    data = build_data(config)
-    data.load()
-    seed_everything(config["seed"], verbose=False)
-    run = Run(config, folder, data, data.fingerprint(), console)
+    run = opened(config, folder)
+    data, console = run.data, run.console
     run.plan()
     batch = data.example_batch(8)
     teacher = build_model(config, data)
@@ -162,7 +193,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
 
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
-    untrained, signals = run.score(student), {"untrained": _watch(student, batch)}
+    untrained, signals = run.scores(student)[data.metric], {"untrained": _watch(student, batch)}
     run.say(f"[bold]quantized[/], not trained: {data.metric} {untrained:.4f}")
 
     distilled = teacher if config["teacher"] == "full_precision" else None
@@ -174,9 +205,12 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     results = _results(run, student, untrained)
     report = folder / "report.md"
     if _first_process():
+        results["export"] = Exporter(config, folder, data, student, run.say).export()
         report = write_report(folder, results, signals, batch, data.tokens(batch), _classes(data, batch))
         # last: a folder with metrics.json is a finished run
         (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        if results["export"]:
+            write_card(folder)
     console.print(summary_table(results, report))
     return results
 
@@ -206,6 +240,7 @@ def _results(run: Run, student: nn.Module, untrained: float) -> Plain:
         "bits": bits(student),
         "student_hash": tensors_hash(student),
         "versions": {name: version(name) for name in ("qat-lightning", "torch", "lightning", "transformers")},
+        "export": None,
         "status": "finished",
     }
 

@@ -20,6 +20,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 
 from qat_lightning.cli import CONF
 from qat_lightning.config import ConfigError, check, resolve
+from qat_lightning.evaluation import MODELS
 
 Line = tuple[str, ...]
 """Words of the command line."""
@@ -91,7 +92,8 @@ def missing_choices(text: str) -> list[str]:
 
 
 def exists(group: str, name: str) -> bool:
-    return (CONF / group / f"{name}.yaml").is_file()
+    scored = group == "model" and name in MODELS  # of qat_lightning.evaluate
+    return scored or (CONF / group / f"{name}.yaml").is_file()
 
 
 # --- overrides ------------------------------------------------------------------------------------------------------

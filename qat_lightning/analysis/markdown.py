@@ -9,6 +9,9 @@ from qat_lightning.analysis.verdict import score
 
 Results = Mapping[str, Any]
 
+FORMS = {"packed": "export/packed", "onnx": "export/model.onnx"}
+"""What a run exports → where it lies in the run folder."""
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns to the left, the others to the right."""
@@ -17,7 +20,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
 
 
 def model_rows(results: Results) -> list[list[str]]:
-    """[model, metric, bytes, ratio] of the teacher, the student without training, the student; absent ones left out."""
+    """[model, metric, bytes, ratio] of the teacher, the student without training, the student, and what was exported of it;
+    absent ones left out."""
     size = results.get("bytes") or {}
     small = [human_bytes(size.get("packed")), f"{size['ratio']:.2f}×" if "ratio" in size else "–"]
     rows = [
@@ -25,7 +29,18 @@ def model_rows(results: Results) -> list[list[str]]:
         ["quantized, not trained", results.get("untrained"), small],
         ["student", results["student"], small],
     ]
-    return [[name, score(value), *cells] for name, value, cells in rows if value is not None]
+    shown = [[name, score(value), *cells] for name, value, cells in rows if value is not None]
+    for form, name in FORMS.items():
+        if told := (results.get("export") or {}).get(form):
+            shown.append([name, _form_score(told, results), human_bytes(told["bytes"]), f"{told['ratio']:.2f}×"])
+    return shown
+
+
+def _form_score(form: Mapping[str, Any], results: Results) -> str:
+    """The metric of an exported form; where fewer rows were compared, only how far it was from the student's on those."""
+    if form["student"] == results["student"]:
+        return score(form["score"])
+    return f"student {form['score'] - form['student']:+.4f}"
 
 
 def stage_rows(results: Results) -> list[list[str]]:
@@ -44,12 +59,23 @@ def sizes(results: Results) -> str:
     lines = (
         "Bytes count each of the student's parameters once. *float32*: 4 bytes an element. *packed*: a quantized weight"
         " takes its bits for each element and 4 bytes for each scale, all else 4 bytes an element. The ratio is"
-        " float32 ÷ packed."
+        " float32 ÷ packed. A file under export/ is counted whole, with the names of its tensors."
     )
-    checkpoint = (results.get("bytes") or {}).get("checkpoint")
-    if checkpoint:
-        lines += f" A training checkpoint (weights and optimizer, no teacher) took {human_bytes(checkpoint)}."
-    return lines
+    return f"{lines} {stored(results)}".strip()
+
+
+def stored(results: Results) -> str:
+    """What a training checkpoint took and what the packed file takes, and why that is not less: what stays as it was."""
+    told, packed = [], (results.get("export") or {}).get("packed")
+    if checkpoint := (results.get("bytes") or {}).get("checkpoint"):
+        told.append(f"A training checkpoint (weights and optimizer, no teacher) took {human_bytes(checkpoint)}.")
+    if packed:
+        told.append(
+            f"The packed file takes {human_bytes(packed['bytes'])}, {packed['bits_per_weight']:.3g} bits a quantized weight;"
+            f" {human_bytes(packed['full_precision_bytes'])} of it stay {packed['rest']}:"
+            f" {', '.join([*packed['full_precision'], 'biases and normalization'])}."
+        )
+    return " ".join(told)
 
 
 def selection(results: Results) -> str:

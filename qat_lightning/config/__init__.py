@@ -1,6 +1,7 @@
 """Typed schema of a run, checks across its fields, and the one place that turns configuration into objects."""
 
 from qat_lightning.config.checks import check
+from qat_lightning.config.folder import read_run
 from qat_lightning.config.schema import ConfigError, Plain, register_schema, resolve
 from qat_lightning.config.targets import ALLOWED, check_targets, create, create_all, suggest
 
@@ -12,6 +13,7 @@ __all__ = [
     "check_targets",
     "create",
     "create_all",
+    "read_run",
     "register_schema",
     "resolve",
     "suggest",

@@ -26,7 +26,7 @@ _POSITIVE = (
     "stages.teacher.checkpoint_every", "stages.intervene.checkpoint_every", "stages.train.checkpoint_every",
     "stages.teacher.validate_every", "stages.intervene.validate_every", "stages.train.validate_every",
     "threads", "trainer.accumulate_grad_batches", "quantization.calibration_rows", "data.stride",
-    "data.max_question_length", "data.n_best", "data.max_answer_length", "data.size",
+    "data.max_question_length", "data.n_best", "data.max_answer_length", "data.size", "export.rows",
 )  # fmt: skip
 
 

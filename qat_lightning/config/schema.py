@@ -33,6 +33,20 @@ class Keep(Enum):
     last = "last"
 
 
+class Rest(Enum):
+    """Type of the weights that are not quantized, in the packed folder."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class Ternary(Enum):
+    """How the packed folder holds weights of three values: 2 bits each, or five in a byte."""
+
+    bits = "bits"
+    trits = "trits"
+
+
 @dataclass
 class ModelConfig:
     """path: hub id or folder · architecture: fields of the transformers configuration, for pretrained=false ·
@@ -109,6 +123,18 @@ class QuantizationConfig:
 
 
 @dataclass
+class ExportConfig:
+    """packed, onnx: what is written · rest, ternary: of the packed folder · rows: validation rows that both are checked
+    against the student on."""
+
+    packed: bool = True
+    onnx: bool = True
+    rest: Rest = Rest.float32
+    ternary: Ternary = Ternary.bits
+    rows: int = 1000
+
+
+@dataclass
 class TrainerConfig:
     """Lightning's own names; see its Trainer. Budgets and validation belong to `stages`."""
 
@@ -147,6 +173,7 @@ class RunConfig:
     scheduler: dict[str, Any] = field(default_factory=dict)
     stages: StagesConfig = field(default_factory=StagesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 

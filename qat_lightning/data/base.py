@@ -84,6 +84,12 @@ class TaskData(LightningDataModule):
         return self.num_labels == 1
 
     @property
+    def processor(self) -> Any:
+        """transformers' tokenizer or image processor that makes a model's inputs of what a user has; None where there is
+        none."""
+        return getattr(self, "tokenizer", None)
+
+    @property
     def higher_is_better(self) -> bool:
         """Of the metric that counts; one that does not say (a correlation) is taken for yes."""
         return self.metrics[self.metric].higher_is_better is not False

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from PIL import Image as Pillow
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+from transformers import ViTImageProcessorPil
 
 from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.files import require_column
@@ -90,6 +92,11 @@ class ImageData(TaskData):
         pixels = torch.stack([self._decode(row) for row in rows]) / 255
         return {"pixel_values": self.scale(pixels), "labels": torch.tensor([row["labels"] for row in rows])}
 
+    @property
+    def processor(self) -> ViTImageProcessorPil:
+        sides = {"height": self.size, "width": self.size}
+        return image_processor(self.scale, self.channels, 1 / 255, size=sides, resample=Pillow.Resampling.BILINEAR)
+
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Lightning's hook, on the device and just before the step that sees the batch, never ahead of it."""
         if not self.augmentation or self.trainer is None or not self.trainer.training:
@@ -166,6 +173,10 @@ class Digits(TaskData):
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         return collate_images(rows)
 
+    @property
+    def processor(self) -> ViTImageProcessorPil:
+        return image_processor(Scale([1.0], [1.0], 1), 1, 1 / 8, do_resize=False)
+
 
 def collate_images(rows: Sequence[Row]) -> dict[str, Tensor]:
     """pixel_values (B, channels, height, width) and labels (B,)."""
@@ -173,3 +184,11 @@ def collate_images(rows: Sequence[Row]) -> dict[str, Tensor]:
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
         "labels": torch.tensor([row["labels"] for row in rows]),
     }
+
+
+def image_processor(scale: Scale, channels: int, factor: float, **resizing: Any) -> ViTImageProcessorPil:
+    """transformers' own, which does to an image of whole numbers what the data does: · factor, − mean, / std."""
+    mean, std = (values.flatten().expand(channels).tolist() for values in (scale.mean, scale.std))
+    return ViTImageProcessorPil(
+        rescale_factor=factor, image_mean=mean, image_std=std, do_convert_rgb=channels == 3, **resizing
+    )

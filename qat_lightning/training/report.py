@@ -74,8 +74,9 @@ def summary_table(results: Mapping[str, Any], report: Path | None = None) -> Gro
     models = _rich_table(["model", f"{results['metric']} {arrow}", "size", "ratio"], markdown.model_rows(results))
     stages = _rich_table(["stage", "steps", "time", "per step"], markdown.stage_rows(results))
     title = Text(f"{results['experiment']} · {results['task']} · seed {results['seed']}", style="bold")
-    where = [] if report is None else [Text(f"report: {report}", overflow="fold")]
-    return Group(title, models, stages, *where)
+    places = {"report": report, "export": report.parent / "export" if report and results.get("export") else None}
+    where = [Text(f"{name}: {place}", overflow="fold") for name, place in places.items() if place is not None]
+    return Group(title, models, Text(markdown.stored(results) + "\n"), stages, *where)
 
 
 def _rich_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -95,7 +96,7 @@ def _heading(results: Mapping[str, Any]) -> list[str]:
 def _outcome(results: Mapping[str, Any]) -> list[str]:
     arrow = "↑" if results["higher_is_better"] else "↓"
     rows = markdown.model_rows(results)
-    rows[-1] = [f"**{cell}**" for cell in rows[-1]]
+    rows = [[f"**{cell}**" for cell in row] if row[0] == "student" else row for row in rows]
     models = markdown.table(["model", f"{results['metric']} {arrow} (validation)", "bytes", "ratio"], rows)
     widths = ["## Bits", markdown.bits(results)] if results.get("bits") else []
     notes = [markdown.selection(results), markdown.sizes(results), markdown.assisted(results)]

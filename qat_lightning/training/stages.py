@@ -85,7 +85,7 @@ class Stage:
 
     def __init__(self, name: str, folder: Path, settings: Settings) -> None:
         self.name, self.settings = name, json.loads(json.dumps(settings, sort_keys=True, default=str))
-        self.weights = folder / "checkpoints" / f"{name}.safetensors"
+        self.weights = weights_of(name, folder)
         self.record, self.scratch = self.weights.with_suffix(".json"), self.weights.with_suffix("")
         self.fingerprint = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self._refuse_other_settings()
@@ -182,9 +182,20 @@ class Stage:
         temporary.replace(path)
 
 
+def weights_of(stage: str, folder: Path) -> Path:
+    """The file with what a finished stage of a run folder handed on."""
+    return folder / "checkpoints" / f"{stage}.safetensors"
+
+
+def own_scores(trainer: Trainer, module: QATModule, data: TaskData) -> dict[str, float]:
+    """The student's own validation metrics, with no teacher at hand."""
+    logged = trainer.validate(module, datamodule=data, verbose=False)[0]
+    return {name: float(logged[f"val/{name}"]) for name in data.metrics}
+
+
 def own_score(trainer: Trainer, module: QATModule, data: TaskData) -> float:
-    """The student's own validation metric, with no teacher at hand."""
-    return float(trainer.validate(module, datamodule=data, verbose=False)[0][f"val/{data.metric}"])
+    """The one that counts."""
+    return own_scores(trainer, module, data)[data.metric]
 
 
 def _find(trainer: Trainer, kind: type) -> Any:

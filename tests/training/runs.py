@@ -24,6 +24,7 @@ SMALL = (
     "trainer.accelerator=cpu",
     "threads=1",
     "optimizer.lr=1e-3",
+    "export.onnx=false",  # it takes seconds; tests/test_exporting.py asks for it
 )
 
 

@@ -1,0 +1,40 @@
+"""The configuration of a run that was: what its folder holds, with overrides on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from qat_lightning.config.checks import check
+from qat_lightning.config.schema import ConfigError, Plain, RunConfig, resolve
+from qat_lightning.config.targets import suggest
+
+
+def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
+    """`config.yaml` of a run folder, typed and checked as a new run's is; keys that are newer than it take their defaults.
+
+    Args:
+        overrides: key=value, as on the command line.
+
+    Raises:
+        ConfigError: no run folder, or an override of a key that the run does not have.
+    """
+    place = folder / "config.yaml"
+    if not place.is_file():
+        raise ConfigError(f"run={str(folder)!r} holds no config.yaml: give the folder of a run")
+    config = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(place))
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, parent = override.key_or_group, override.key_or_group.rpartition(".")[0]
+        node = OmegaConf.select(config, parent) if parent else config
+        if override.is_add() or override.is_delete() or override.is_sweep_override():
+            raise ConfigError(f"{override.input_line!r}: give key=value, with a key that the run has")
+        if not OmegaConf.is_dict(node) or key.rpartition(".")[2] not in node:
+            choices = [f"{parent}.{name!s}" if parent else str(name) for name in node or ()]
+            raise ConfigError(f"{key} is no key of this run: {suggest(key, choices)}")
+        OmegaConf.update(config, key, override.value(), merge=False)
+    plain = resolve(config)  # type: ignore[arg-type]
+    check(plain)
+    return plain

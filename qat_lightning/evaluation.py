@@ -1,0 +1,81 @@
+"""A finished run scored again: its student, its teacher, or what it exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from qat_lightning.config import ConfigError, Plain, suggest
+from qat_lightning.export import load_packed
+from qat_lightning.export.onnx import OnnxModel
+from qat_lightning.exporting import EXPORT, ONNX, PACKED
+from qat_lightning.run import Run, opened
+
+MODELS = ("student", "teacher", "packed", "onnx")
+
+
+def evaluate(config: Plain, folder: Path, model: str) -> Plain:
+    """Score `model` on the validation rows, by the very code that scored it during the run.
+
+    Returns what `evaluation/<model>.json` holds: the metrics, and the figure that the run recorded (of an exported model
+    the student's, which it must reach).
+
+    Args:
+        config: of the run, with overrides.
+        folder: the run folder.
+        model: "student", "teacher", "packed" (export/packed) or "onnx" (export/model.onnx, on the CPU).
+
+    Raises:
+        ValueError: in words, for a model that the folder does not hold, or that is damaged.
+    """
+    if model not in MODELS:
+        raise ConfigError(f"model={model!r}: {suggest(model, MODELS)}")
+    if model == "onnx":
+        config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
+    run = opened(config, folder, needs_model=model in ("student", "teacher"))
+    scores = run.scores(_model(run, model))
+    result: Plain = {
+        "model": model,
+        "task": run.data.task,
+        "metric": run.data.metric,
+        "scores": scores,
+        "recorded": _recorded(folder, model),
+        "rows": len(run.data.validation_rows),
+    }
+    place = folder / "evaluation" / f"{model}.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    run.console.print(_shown(result))
+    return result
+
+
+def _model(run: Run, model: str) -> nn.Module:
+    export = run.folder / EXPORT
+    if model == "packed":
+        return load_packed(export / PACKED)
+    if model == "onnx":
+        return OnnxModel(export / ONNX, run.config["threads"])
+    return run.restored("teacher" if model == "teacher" else "train")
+
+
+def _recorded(folder: Path, model: str) -> float | None:
+    """None where the run is not finished."""
+    place = folder / "metrics.json"
+    if not place.is_file():
+        return None
+    return json.loads(place.read_text(encoding="utf-8"))["teacher" if model == "teacher" else "student"]
+
+
+def _shown(result: Plain) -> Group:
+    title = Text(f"{result['model']} · {result['task']} · {result['rows']} validation rows", style="bold")
+    shown = Table("metric", "now", "recorded", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, value in result["scores"].items():
+        counts = name == result["metric"] and result["recorded"] is not None
+        shown.add_row(name, f"{value:.4f}", f"{result['recorded']:.4f}" if counts else "–")
+    return Group(title, shown)

@@ -1,0 +1,142 @@
+"""What a run hands over: a packed folder, an ONNX file, a model card; each checked against the student before it counts."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from qat_lightning.config import Plain
+from qat_lightning.data.base import TaskData
+from qat_lightning.export import load_packed, write_packed
+from qat_lightning.export.manifest import PARTS, WEIGHTS
+from qat_lightning.export.onnx import OnnxModel, export_onnx
+from qat_lightning.packing import size
+from qat_lightning.scoring import Comparison, compare
+from qat_lightning.sites import family
+
+HALF_A_POINT = 0.005
+"""How far the metric of an exported model may be from the student's: of one that lies in 0 … 1; of a perplexity, as a
+share of it."""
+
+EXPORT, PACKED, ONNX, RECORD = "export", "packed", "model.onnx", "metrics.json"
+"""In the run folder: export/packed, export/model.onnx, export/metrics.json."""
+
+
+class NotFaithfulError(ValueError):
+    """An exported model that does not do as well as the student; what was written of it is left to be looked at."""
+
+
+@dataclass
+class Exporter:
+    """Writes what `config["export"]` asks for of a student on the CPU.
+
+    Args:
+        folder: the run folder.
+        say: takes a line for the terminal.
+    """
+
+    config: Plain
+    folder: Path
+    data: TaskData
+    student: nn.Module
+    say: Callable[[str], None]
+
+    def export(self) -> Plain | None:
+        """Returns the content of `export/metrics.json`; None where nothing is asked for.
+
+        Raises:
+            ValueError: a model that cannot be exported, with the override that leaves that form out.
+            NotFaithfulError: an exported model whose metric is more than half a point off.
+        """
+        wanted, start = self.config["export"], time.monotonic()
+        if not (wanted["packed"] or wanted["onnx"]):
+            return None
+        self.student.cpu().float().eval()
+        self._float32 = size(self.student).float32
+        self._name_classes()
+        forms = {
+            "packed": self._packed() if wanted["packed"] else None,
+            "onnx": self._onnx() if wanted["onnx"] else None,
+        }
+        record: Plain = {
+            "metric": self.data.metric,
+            "float32": self._float32,
+            **forms,
+            "seconds": round(time.monotonic() - start, 1),
+            "versions": {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
+        }
+        place = self.folder / EXPORT / RECORD
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return record
+
+    def _name_classes(self) -> None:
+        """So that who loads the model reads "positive" and not "LABEL_1"."""
+        if names := self.data.label_names:
+            self.student.config.id2label = dict(enumerate(names))  # type: ignore[union-attr]
+            self.student.config.label2id = {name: number for number, name in enumerate(names)}  # type: ignore[union-attr]
+
+    def _packed(self) -> Plain:
+        folder, wanted = self.folder / EXPORT / PACKED, self.config["export"]
+        written = write_packed(
+            self.student, folder, rest=wanted["rest"], ternary=wanted["ternary"], processor=self.data.processor
+        )
+        file = (folder / WEIGHTS).stat().st_size
+        seen = compare(load_packed(folder), self.student, self.data, wanted["rows"])
+        exact = wanted["rest"] == "float32"
+        self._check(seen, "export/packed", "export.rest=float32" if not exact else "export.packed=false", exact)
+        return self._figures(file, seen) | {
+            "bits_per_weight": written["bytes"]["bits_per_weight"],
+            "full_precision_bytes": written["bytes"]["full_precision"],
+            "full_precision": _whole_matrices(written["tensors"]),
+            "rest": wanted["rest"],
+            "ternary": wanted["ternary"],
+        }
+
+    def _onnx(self) -> Plain | None:
+        if family(self.student).causal:
+            self.say("[bold]export[/]: no ONNX file, which is for encoders")
+            return None
+        path = self.folder / EXPORT / ONNX
+        self.say(f"[bold]export[/]: {path} …")
+        model: OnnxModel = export_onnx(self.student, path, self.data.example_batch(2))
+        seen = compare(model, self.student, self.data, self.config["export"]["rows"])
+        self._check(seen, "export/model.onnx", "export.onnx=false")
+        return self._figures(path.stat().st_size, seen) | {
+            "inputs": list(model.inputs),
+            "outputs": model.outputs,
+        }
+
+    def _figures(self, count: int, seen: Comparison) -> Plain:
+        return {
+            "bytes": count,
+            "ratio": round(self._float32 / count, 3),
+            "score": seen.score,
+            "student": seen.reference,
+            "rows": seen.rows,
+            "largest_difference": seen.largest_difference,
+            "agreement": seen.agreement,
+        }
+
+    def _check(self, seen: Comparison, name: str, remedy: str, exact: bool = False) -> None:
+        told = (
+            f"{self.data.metric} {seen.score:.4f}, the student {seen.reference:.4f}; largest difference of logits"
+            f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, {seen.rows} rows"
+        )
+        self.say(f"[bold]{name}[/]: {told}")
+        allowed = HALF_A_POINT * max(1.0, abs(seen.reference))
+        if not abs(seen.score - seen.reference) <= allowed or (exact and seen.agreement < 1):
+            raise NotFaithfulError(f"{name} does not do as the student does ({told}): leave it out with {remedy}")
+
+
+def _whole_matrices(tensors: Plain) -> list[str]:
+    """Names of the matrices that are not quantized, layers folded; vectors are biases, normalization and scales."""
+    whole = [name for name, told in tensors.items() if len(told["shape"]) > 1 and not name.endswith(PARTS)]
+    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in whole))

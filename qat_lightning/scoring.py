@@ -1,0 +1,62 @@
+"""What models answer to the same batches, compared: logits, predictions, metrics."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.data.base import TaskData
+from qat_lightning.signals import Observed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How another form of a model does beside the model itself, on the same rows.
+
+    Attributes:
+        score, reference: the validation metric of that form, and of the model.
+        largest_difference: between their logits.
+        agreement: share of logit vectors (one for each row; of a language model or question answering, for each token)
+            with the same largest entry; of a regression, share that are equal to 1e-3.
+        rows: how many were compared.
+    """
+
+    score: float
+    reference: float
+    largest_difference: float
+    agreement: float
+    rows: int
+
+
+@torch.no_grad()
+def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Comparison:
+    """Both on the first validation rows, in the batches that validation takes, in float32 on the CPU."""
+    observe, observe_other = Observed(model.eval()), Observed(other.eval())
+    metric, other_metric = (copy.deepcopy(data.metrics[data.metric]) for _ in range(2))
+    largest, same, vectors, seen = 0.0, 0, 0, 0
+    for batch in _batches(data, rows):
+        expected, given = observe(batch)["logits"], observe_other(batch)["logits"]
+        metric.update(*data.predict(expected, batch))
+        other_metric.update(*data.predict(given, batch))
+        for left, right in zip(expected, given, strict=True):
+            largest = max(largest, float((left - right).abs().max()))
+            equal = _equal(left, right)
+            same, vectors = same + int(equal.sum()), vectors + equal.numel()
+        seen += len(batch["labels"])
+    return Comparison(float(other_metric.compute()), float(metric.compute()), largest, same / max(vectors, 1), seen)
+
+
+def _batches(data: TaskData, rows: int) -> Iterator[Mapping[str, Tensor]]:
+    taken, size = data.validation_rows, data.evaluation_batch_size
+    for start in range(0, min(rows, len(taken)), size):
+        yield data.collate([taken[row] for row in range(start, min(start + size, rows, len(taken)))])
+
+
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    if left.shape[-1] == 1:
+        return (left - right).abs() <= 1e-3
+    return left.argmax(-1) == right.argmax(-1)
