@@ -70,9 +70,11 @@ def stored(results: Results) -> str:
     if checkpoint := (results.get("bytes") or {}).get("checkpoint"):
         told.append(f"A training checkpoint (weights and optimizer, no teacher) took {human_bytes(checkpoint)}.")
     if packed:
+        each = packed["bits_per_weight"]
         told.append(
-            f"The packed file takes {human_bytes(packed['bytes'])}, {packed['bits_per_weight']:.3g} bits a quantized weight;"
-            f" {human_bytes(packed['full_precision_bytes'])} of it stay {packed['rest']}:"
+            f"The packed file takes {human_bytes(packed['bytes'])}"
+            + (f", {each:.3g} bits a quantized weight;" if each < 32 else ";")
+            + f" {human_bytes(packed['full_precision_bytes'])} of it stay {packed['rest']}:"
             f" {', '.join([*packed['full_precision'], 'biases and normalization'])}."
         )
     return " ".join(told)

@@ -1,0 +1,46 @@
+"""The model card of an export: `export/README.md`, written from the run's own files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+
+from qat_lightning.card.bits import bits
+from qat_lightning.card.facts import Facts
+from qat_lightning.card.loading import heading, loading
+from qat_lightning.card.metadata import metadata
+from qat_lightning.card.method import method
+from qat_lightning.card.results import results
+from qat_lightning.card.training import again, data, training
+
+
+def write_card(folder: Path) -> Path:
+    """Write `export/README.md` of a run folder; returns its path.
+
+    Read are `config.yaml`, `metrics.json`, `overrides.yaml` and `export/metrics.json`, and which files the packed folder
+    has. Nothing is asked of the hub; folders of this machine are named by their last component alone.
+
+    Raises:
+        ValueError: a folder without one of these files (`overrides.yaml` may be absent).
+    """
+    facts = Facts(
+        folder,
+        yaml.safe_load(_text(folder, "config.yaml", "python -m qat_lightning hydra.run.dir=DIR")),
+        json.loads(_text(folder, "metrics.json", "finish the run: the same command with hydra.run.dir=DIR goes on")),
+        json.loads(_text(folder, "export/metrics.json", "python -m qat_lightning.export run=DIR")),
+    )
+    sections = [heading, loading, results, method, bits, data, training, again]
+    body = "\n\n".join(block for section in sections for block in section(facts) if block)
+    path = folder / "export" / "README.md"
+    ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n").save(path)
+    return path
+
+
+def _text(folder: Path, name: str, remedy: str) -> str:
+    place = folder / name
+    if not place.is_file():
+        raise ValueError(f"{folder} holds no {name}, so nothing can be said in a card: {remedy}")
+    return place.read_text(encoding="utf-8")
