@@ -66,7 +66,9 @@ def write_packed(
 def _save(tensors: dict[str, Any], file: Path) -> None:
     from safetensors.torch import save
 
-    file.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would make a file that only its owner can read
+    file.write_bytes(
+        save(tensors, metadata={"format": "pt"})
+    )  # save_file would make a file that only its owner can read
 
 
 def _check_free(folder: Path) -> None:

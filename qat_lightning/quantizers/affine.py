@@ -64,7 +64,12 @@ class AffineQuantizer(Quantizer):
         # Where all values are one: code 0 with scale |low| and offset ∓1 is that value, and zeros stay zeros.
         step = torch.where(step > tiny, step, low.abs())
         floored = step.clamp(min=tiny)
-        offset = (-low / floored).round() if self.static else -low / floored
+        if self.static:
+            offset = (-low / floored).round()
+        elif self.range == "minmax":
+            offset = -low / floored
+        else:
+            offset = torch.full_like(low, levels / 2)  # zero lies in the middle, whatever the division would round to
         codes = (x / floored).round() + offset if self.static else ((x - low) / floored).round()
         return codes.clamp(0, levels), step, offset
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.export.onnx.layers import replace_layers
-from qat_lightning.export.onnx.runtime import OnnxModel
+from qat_lightning.export.onnx.runtime import INPUTS, OnnxModel
 from qat_lightning.nn.attention import IMPLEMENTATION
 from qat_lightning.signals import LOGITS
 from qat_lightning.sites import family
@@ -32,17 +32,17 @@ class OnnxError(ValueError):
 
 
 def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> OnnxModel:
-    """Write `model` as ONNX, with a batch and, for texts, a length of any size; returns it under the runtime.
+    """Write `model` as ONNX; returns it under the runtime.
 
-    Weights are stored at 1, 2, 4 or 8 bits. Where inputs have whole codes and one scale (`UniformQuantizer`,
-    `LSQQuantizer`) and weights whole codes and a scale for each output at most, products are of whole numbers, with
-    the activations' arithmetic as in training; all else is computed in float32 on the same values. The file appears
-    when the runtime has loaded and run it, not before.
+    Batches may be of any size, texts of any length that the model has positions for. Weights are stored at 1, 2, 4 or 8
+    bits. Where inputs have whole codes and one scale (`UniformQuantizer`, `LSQQuantizer`) and weights whole codes and a
+    scale for each output at most, products are of whole numbers, with the activations' arithmetic as in training; all
+    else is computed in float32 on the same values. The file appears when the runtime has loaded and run it, not before.
 
     Args:
         model: a transformers encoder, quantized or not; it stays as it is.
         path: of the file.
-        batch: one to run, two rows or more; what the model takes of it becomes the file's inputs.
+        batch: one to run; what the model takes of it becomes the file's inputs.
 
     Raises:
         OnnxError: a decoder, or what the exporter or the runtime refuses.
@@ -52,8 +52,7 @@ def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> On
             f"a {model.config.model_type} model generates token by token, and this export is for encoders: take the packed"  # type: ignore[union-attr]
             " folder (export.onnx=false)"
         )
-    accepted = inspect.signature(model.forward).parameters
-    inputs = {name: value.cpu() for name, value in batch.items() if name in accepted and name != "labels"}
+    inputs = _inputs(model, batch)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     try:
@@ -63,6 +62,15 @@ def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> On
     finally:
         unfinished.unlink(missing_ok=True)
     return runnable
+
+
+def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What both the model and the runtime's wrapper take."""
+    accepted = inspect.signature(model.forward).parameters.keys() & set(INPUTS)
+    inputs = {name: value.detach().cpu() for name, value in batch.items() if name in accepted}
+    if "input_ids" in inputs and "attention_mask" not in inputs:
+        raise OnnxError("the batch has no attention_mask, and a file without one could read no padded texts: give one")
+    return inputs
 
 
 class _Heads(nn.Module):
@@ -82,17 +90,18 @@ def _prepared(model: nn.Module) -> nn.Module:
     if prepared.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
         # Plain products and a softmax, which the runtime is faster with than with what the fused attention becomes.
         prepared.set_attn_implementation("eager")  # type: ignore[operator]
-    return replace_layers(prepared)
+    return prepared
 
 
 def _write(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
     from onnxscript import optimizer
 
     with torch.no_grad(), _quiet():
-        answer = copy.copy(model).eval()(**inputs)
+        prepared = _prepared(model)
+        answer = prepared(**inputs)
         try:
             program = torch.onnx.export(
-                _Heads(_prepared(model)),
+                _Heads(replace_layers(prepared)),
                 (dict(inputs), {}),  # a last dictionary would be taken for keywords
                 input_names=list(inputs),
                 output_names=[name for name in LOGITS if name in answer],
@@ -104,11 +113,11 @@ def _write(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
             )
         except torch.onnx.OnnxExporterError as error:
             raise OnnxError(f"torch cannot export this model: {_reason(error)}") from error
-    assert program is not None
-    optimizer.optimize(program.model, input_size_limit=FOLDED)
-    _sum_before_normalization(program.model.graph)
-    _forget_sources(program.model)
-    program.save(path, external_data=False)
+        assert program is not None
+        optimizer.optimize(program.model, input_size_limit=FOLDED)
+        _sum_before_normalization(program.model.graph)
+        _forget_sources(program.model)
+        program.save(path, external_data=False)
 
 
 def _sum_before_normalization(graph: Any) -> None:

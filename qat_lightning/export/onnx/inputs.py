@@ -71,9 +71,14 @@ class Simulated(nn.Module):
         return ((codes - offset) * scale).reshape(x.shape)
 
 
+def at_work(quantizer: nn.Module) -> bool:
+    """Whether there is a quantizer, and it is not switched off."""
+    return isinstance(quantizer, Quantizer) and quantizer.enabled
+
+
 def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput | None:
     """None where the quantizer has no whole codes with one scale for the tensor."""
-    if not isinstance(quantizer, Quantizer) or quantizer.granularity != "tensor":
+    if not at_work(quantizer) or quantizer.granularity != "tensor":
         return None
     if isinstance(quantizer, UniformQuantizer):
         high = float(2 ** (quantizer.bits - 1) - 1)
@@ -86,4 +91,6 @@ def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput 
 
 def float_input(quantizer: nn.Module) -> nn.Module:
     """The quantizer's grid in float32; nothing where there is no quantizer."""
-    return Simulated(quantizer) if isinstance(quantizer, Quantizer) else nn.Identity()
+    if not isinstance(quantizer, Quantizer):
+        return quantizer
+    return Simulated(quantizer) if quantizer.enabled else nn.Identity()

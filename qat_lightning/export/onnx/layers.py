@@ -5,15 +5,15 @@ Shapes: … leading dimensions, K inputs, N outputs; of attention as in `qat_lig
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qat_lightning.export.onnx.inputs import IntegerInput, float_input, integer_input
+from qat_lightning.export.onnx.inputs import IntegerInput, at_work, float_input, integer_input
 from qat_lightning.export.onnx.operators import multiply_integers
 from qat_lightning.export.onnx.weights import FloatWeight, IntegerWeight, is_integer
 from qat_lightning.nn import AttentionCore, QuantEmbedding, QuantLinear
 from qat_lightning.packing import Stored, stored
-from qat_lightning.quantizers import Quantizer
 
 
 class IntegerLinear(nn.Module):
@@ -53,10 +53,11 @@ class PackedEmbedding(nn.Module):
 
 
 class Product(nn.Module):
-    """left · right · factor: of whole numbers where both operands' quantizers allow, else in float32."""
+    """left · right · factor, or left · rightᵀ: of whole numbers where both operands' quantizers allow, else in float32."""
 
-    def __init__(self, left: nn.Module, right: nn.Module, positive: bool = False) -> None:
+    def __init__(self, left: nn.Module, right: nn.Module, positive: bool = False, transposed: bool = False) -> None:
         super().__init__()
+        self.transposed = transposed
         whole = integer_input(left, positive), integer_input(right)
         self.whole = None not in whole
         self.left = whole[0] if self.whole else float_input(left)
@@ -64,8 +65,10 @@ class Product(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
         if not self.whole:
-            return self.left(left) @ self.right(right) * factor  # type: ignore[misc]
-        first, second = self.left(left), self.right(right)  # type: ignore[misc]
+            right = self.right(right)  # type: ignore[misc]
+            return self.left(left) @ (right.mT if self.transposed else right) * factor  # type: ignore[misc]
+        # With one scale for the tensor it may be transposed first: the runtime makes one of this and that of the heads.
+        first, second = self.left(left), self.right(right.mT if self.transposed else right)  # type: ignore[misc]
         product = multiply_integers(first.codes, second.codes, first.zero, second.zero).float()
         return product * (first.scale * second.scale * factor)
 
@@ -75,14 +78,13 @@ class PackedCore(nn.Module):
 
     def __init__(self, core: AttentionCore) -> None:
         super().__init__()
-        self.scores = Product(core.query_quantizer, core.key_quantizer)
+        self.scores = Product(core.query_quantizer, core.key_quantizer, transposed=True)
         self.context = Product(core.probs_quantizer, core.value_quantizer, positive=True)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
     ) -> tuple[Tensor, Tensor]:
-        # Transposed before it is quantized: the runtime makes one of this transposition and that of the heads.
-        scores = self.scores(query, key.transpose(2, 3), scaling)
+        scores = self.scores(query, key, scaling)
         probs = functional.softmax(scores if mask is None else scores + mask, dim=-1)
         return self.context(probs, value).transpose(1, 2).contiguous(), probs
 
@@ -103,7 +105,7 @@ def replace_layers(model: nn.Module) -> nn.Module:
     for path, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             model.set_submodule(path, _linear(module))
-        elif isinstance(module, QuantEmbedding):
+        elif isinstance(module, QuantEmbedding) and at_work(module.weight_quantizer):
             model.set_submodule(path, PackedEmbedding(FloatWeight(_kept(module))))
         elif isinstance(module, AttentionCore):
             model.set_submodule(path, PackedCore(module))
@@ -111,12 +113,17 @@ def replace_layers(model: nn.Module) -> nn.Module:
 
 
 def _linear(layer: QuantLinear) -> nn.Module:
-    if not isinstance(layer.weight_quantizer, Quantizer):
-        return FloatLinear(float_input(layer.input_quantizer), _Given(layer.weight), layer.bias)
+    if not at_work(layer.weight_quantizer):
+        return FloatLinear(float_input(layer.input_quantizer), _Given(_passed(layer)), layer.bias)
     kept, whole = _kept(layer), integer_input(layer.input_quantizer)
     if whole is not None and is_integer(kept):
         return IntegerLinear(whole, IntegerWeight(kept), layer.bias)
     return FloatLinear(float_input(layer.input_quantizer), FloatWeight(kept), layer.bias)
+
+
+def _passed(layer: QuantLinear) -> nn.Parameter:
+    with torch.no_grad():
+        return nn.Parameter(layer.weight_quantizer(layer.weight).detach(), requires_grad=False)
 
 
 def _kept(layer: nn.Module) -> Stored:

@@ -8,6 +8,9 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+"""What an exported file may take."""
+
 
 class OnnxModel(nn.Module):
     """`model(input_ids=…, attention_mask=…)` → {"logits": …}; what the file has no input for is left out.
@@ -44,12 +47,7 @@ class OnnxModel(nn.Module):
         token_type_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        given = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "pixel_values": pixel_values,
-        }
-        feed = {name: numpy.asarray(given[name]) for name in self.inputs if given[name] is not None}
+        given = dict(zip(INPUTS, (input_ids, attention_mask, token_type_ids, pixel_values), strict=True))
+        feed = {name: numpy.asarray(given[name]) for name in self.inputs if given.get(name) is not None}
         outputs = self.session.run(self.outputs, feed)
         return {name: torch.from_numpy(output) for name, output in zip(self.outputs, outputs, strict=True)}

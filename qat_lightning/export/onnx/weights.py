@@ -65,7 +65,8 @@ class IntegerWeight(nn.Module):
             raise ValueError("codes with an offset of their own, or a scale for each group, are no whole numbers")
         whole, times = _whole(kept)
         signed = _largest(whole, kept.codes) <= SAFE
-        values = whole.to(torch.int8) if signed else (whole + 128).to(torch.uint8)
+        within = whole.clamp(-128, 127)  # what lies beyond belongs to codes that are not in use
+        values = within.to(torch.int8) if signed else (within + 128).to(torch.uint8)
         self.register_buffer("zero", torch.tensor(0 if signed else 128, dtype=values.dtype))
         self.register_buffer("scale", (kept.scale / times).reshape(-1 if kept.scale.numel() > 1 else ()))
         self.rows = PackedRows(kept.codes.t().contiguous(), kept.bits, values)
@@ -114,7 +115,8 @@ def is_integer(kept: Stored) -> bool:
     if isinstance(kept.offset, Tensor) or kept.codes.dim() != 2:
         return False
     whole, _ = _whole(kept)
-    return bool((whole == whole.round()).all()) and float(whole.min()) >= -128 and float(whole.max()) <= 127
+    low, high = (float(whole[int(end)]) for end in kept.codes.aminmax())
+    return low.is_integer() and low >= -128 and high <= 127
 
 
 def _whole(kept: Stored) -> tuple[Tensor, int]:
