@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.export import load_packed, write_packed
 from qat_lightning.export.manifest import PARTS, WEIGHTS
 from qat_lightning.export.onnx import OnnxModel, export_onnx
-from qat_lightning.packing import size
+from qat_lightning.packing import DivergedError, size
 from qat_lightning.scoring import Comparison, compare
 from qat_lightning.sites import family
 
@@ -49,27 +48,31 @@ class Exporter:
     say: Callable[[str], None]
 
     def export(self) -> Plain | None:
-        """Returns the content of `export/metrics.json`; None where nothing is asked for.
+        """Returns the content of `export/metrics.json`; None where nothing is asked for, or the student
+        has diverged.
 
         Raises:
             ValueError: a model that cannot be exported, with the override that leaves that form out.
             NotFaithfulError: an exported model whose metric is more than half a point off.
         """
-        wanted, start = self.config["export"], time.monotonic()
+        wanted = self.config["export"]
         if not (wanted["packed"] or wanted["onnx"]):
             return None
         self.student.cpu().float().eval()
         self._float32 = size(self.student).float32
         self._name_classes()
-        forms = {
-            "packed": self._packed() if wanted["packed"] else None,
-            "onnx": self._onnx() if wanted["onnx"] else None,
-        }
+        try:
+            forms = {
+                "packed": self._packed() if wanted["packed"] else None,
+                "onnx": self._onnx() if wanted["onnx"] else None,
+            }
+        except DivergedError as error:
+            self.say(f"[bold]export[/]: nothing, {error}")
+            return None
         record: Plain = {
             "metric": self.data.metric,
             "float32": self._float32,
             **forms,
-            "seconds": round(time.monotonic() - start, 1),
             "versions": {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
         }
         place = self.folder / EXPORT / RECORD

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from qat_lightning.data.base import TaskData
 from qat_lightning.signals import Observed
@@ -36,7 +37,7 @@ class Comparison:
 def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Comparison:
     """Both on the first validation rows, in the batches that validation takes, in float32 on the CPU."""
     observe, observe_other = Observed(model.eval()), Observed(other.eval())
-    metric, other_metric = (copy.deepcopy(data.metrics[data.metric]) for _ in range(2))
+    metric, other_metric = (_alone(data.metrics[data.metric]) for _ in range(2))
     largest, same, vectors, seen = 0.0, 0, 0, 0
     for batch in _batches(data, rows):
         expected, given = observe(batch)["logits"], observe_other(batch)["logits"]
@@ -48,6 +49,13 @@ def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Co
             same, vectors = same + int(equal.sum()), vectors + equal.numel()
         seen += len(batch["labels"])
     return Comparison(float(other_metric.compute()), float(metric.compute()), largest, same / max(vectors, 1), seen)
+
+
+def _alone(metric: Metric) -> Metric:
+    """A copy of this process's own: it does not wait for others, which do not compare."""
+    copied = copy.deepcopy(metric)
+    copied.distributed_available_fn = lambda: False
+    return copied
 
 
 def _batches(data: TaskData, rows: int) -> Iterator[Mapping[str, Tensor]]:

@@ -80,7 +80,7 @@ def test_run_folder(tmp_path):
     results = small_run(tmp_path, "losses.hidden.weight=0.5")
     assert json.loads((tmp_path / "metrics.json").read_text()) == results
     assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoints", "config.yaml", "logs", "metrics.json", "overrides.yaml", "plots", "report.md",
+        "checkpoints", "config.yaml", "export", "logs", "metrics.json", "overrides.yaml", "plots", "report.md",
     }  # fmt: skip
     keys = {
         "experiment", "task", "metric", "higher_is_better", "teacher", "untrained", "student", "seed", "steps", "seconds",
