@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image as Pillow
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from qat_lightning.cli import CONF
 from qat_lightning.config import create, resolve
@@ -365,3 +365,26 @@ def test_images_come_in_the_size_that_the_model_wants(model, size, channels, par
             described = AutoConfig.for_model(**config["model"]["architecture"], num_labels=10)
             built = AutoModelForImageClassification.from_config(described)
         assert built.num_parameters() == parameters
+
+
+# --- what is handed over ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 5], ids=["as it is", "resized"])
+@pytest.mark.parametrize("kept", ["RGB", "L"])
+def test_the_image_processor_makes_of_a_file_what_the_data_makes_of_it(tmp_path, size, kept):
+    """So that who has the packed folder alone feeds the model what it was trained on."""
+    scales = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "size": size}
+    encoded = [file(numpy.arange(27).reshape(3, 3, 3) * 9 if kept == "RGB" else [[0, 90], [180, 250]])] * 2
+    data = images(parquet(tmp_path, encoded), **scales)
+    data.processor.save_pretrained(tmp_path / "kept")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "kept", use_fast=False)
+    made = processor(Pillow.open(io.BytesIO(encoded[0])), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(made[0], data.example_batch(1)["pixel_values"][0], atol=1e-6, rtol=1e-6)
+
+
+def test_the_processor_of_digits_takes_their_sixteen_shades():
+    data = digits()
+    shades = (data.example_batch(3)["pixel_values"] + 1) * 8
+    made = data.processor([shade.numpy().astype(numpy.uint8) for shade in shades], input_data_format="channels_first")
+    torch.testing.assert_close(torch.tensor(numpy.stack(made["pixel_values"])).float(), shades / 8 - 1)
