@@ -172,9 +172,9 @@ def _told(error: BaseException) -> str:
 def _drop_empty_folder() -> None:
     """A run that never began leaves no run folder."""
     if HydraConfig.initialized():
-        folder = HydraConfig.get().runtime.output_dir
-        if folder and Path(folder).is_dir() and not any(Path(folder).iterdir()):
-            Path(folder).rmdir()
+        folder = Path(HydraConfig.get().runtime.output_dir or ".").resolve()
+        if folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _speak_for_one_job() -> None:

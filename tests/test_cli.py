@@ -14,11 +14,13 @@ from tests.training.runs import SMALL
 ROOT = Path(__file__).parents[1]
 
 
-def call(folder: Path, *words: str, **environment: str) -> tuple[subprocess.CompletedProcess, float]:
+def call(
+    folder: Path, *words: str, module: str = "qat_lightning", **environment: str
+) -> tuple[subprocess.CompletedProcess, float]:
     """`python -m qat_lightning` in an empty folder; the ended process and its seconds."""
     start = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, "-m", "qat_lightning", *words],
+        [sys.executable, "-m", module, *words],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -121,3 +123,18 @@ def test_weights_and_biases_works_offline_without_an_account(tmp_path):
     assert (tmp_path / "run" / "metrics.json").is_file()
     stages = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(stages) == 3, "one W&B run a stage"
+
+
+def test_a_bench_from_the_command_line(tmp_path):
+    small = ("model=tiny", "bench.shapes=[[1,8]]", "bench.repeats=1", "bench.warmup=0", "bench.loads=1", "threads=1")
+    ended, _ = call(tmp_path, *small, "output=figures.json", module="qat_lightning.bench")
+    assert ended.returncode == 0, ended.stderr
+    assert "onnxruntime packed" in ended.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"figures.json"}
+
+
+def test_a_bench_that_is_refused_leaves_the_empty_folder_it_was_called_in(tmp_path):
+    ended, _ = call(tmp_path, "bench.repeats=0", module="qat_lightning.bench")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("qat_lightning: bench.repeats=0 must be a whole number, 1 or more")
+    assert tmp_path.is_dir()

@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from qat_lightning.config import check, resolve
+from qat_lightning import load_packed
+from qat_lightning.config import check, read_run, resolve
+from qat_lightning.evaluation import evaluate
+from qat_lightning.export.onnx import OnnxModel
 from qat_lightning.run import run
 from tests.training.runs import CONF, compose, initialize_config_dir
 
@@ -34,6 +39,30 @@ def test_quickstart_is_an_honest_demonstration(tmp_path):
     assert results["untrained"] <= results["teacher"] - 0.05
     assert results["student"] >= results["teacher"] - 0.02
     assert results["bytes"]["ratio"] > 10
+    config = read_run(tmp_path)
+    for model in ("student", "packed", "onnx"):
+        assert evaluate(config, tmp_path, model)["scores"]["accuracy"] == pytest.approx(results["student"], abs=1e-6)
+
+
+@pytest.mark.slow
+@needs_shared
+def test_what_is_exported_of_a_real_encoder_answers_as_the_student_on_the_whole_dev_set(tmp_path):
+    data = ("data=sst2", f"data.path={SHARED / 'data' / 'glue' / 'sst2'}", "data.validation_limit=null")
+    results = whole_run(tmp_path, *SMALL, *data)
+    packed, onnx = results["export"]["packed"], results["export"]["onnx"]
+    assert (packed["rows"], packed["agreement"], packed["largest_difference"]) == (872, 1, 0)
+    assert packed["score"] == results["student"]
+    assert packed["ratio"] > 13.5
+    assert onnx["agreement"] > 0.99
+    assert abs(onnx["score"] - results["student"]) <= 0.005
+    assert onnx["ratio"] > 13.4
+    texts = ["a gripping and funny film", "a waste of two hours"]
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "export" / "packed")(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = load_packed(tmp_path / "export" / "packed")(**inputs).logits
+    assert logits.shape == (2, 2)
+    told = OnnxModel(tmp_path / "export" / "model.onnx")(**inputs)["logits"]
+    torch.testing.assert_close(told, logits, atol=0.1, rtol=0)
 
 
 MINILM = (

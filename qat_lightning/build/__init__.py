@@ -1,6 +1,6 @@
 """Configuration → objects. Nothing below this floor reads configuration."""
 
-from qat_lightning.build.models import build_data, build_model, build_quantized, build_student
+from qat_lightning.build.models import build_data, build_model, build_quantized, build_student, described
 from qat_lightning.build.stages import build_callbacks, build_module, build_trainer, stage_names, stage_settings
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "build_quantized",
     "build_student",
     "build_trainer",
+    "described",
     "stage_names",
     "stage_settings",
 ]

@@ -66,9 +66,9 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
 def _read_model(config: Plain, data: TaskData) -> PreTrainedModel:
     model, (auto, _) = config["model"], HEADS[data.head]
     if not model["pretrained"]:
-        described = _described(model, num_labels=data.num_labels)
-        _check_head(described, data.head)
-        return auto.from_config(described, trust_remote_code=False)
+        architecture = described(model, num_labels=data.num_labels)
+        _check_head(architecture, data.head)
+        return auto.from_config(architecture, trust_remote_code=False)
     if model["path"] is None:
         raise ConfigError(
             "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
@@ -126,20 +126,20 @@ def _check_fit(config: Plain, model: PreTrainedModel, report: Mapping[str, Any])
         )
 
 
-def _check_head(described: PretrainedConfig, head: Head) -> None:
-    known = FAMILIES.get(described.model_type)
+def _check_head(architecture: PretrainedConfig, head: Head) -> None:
+    known = FAMILIES.get(architecture.model_type)
     if head == "causal_language_model" and known is not None and not known.causal:
         raise ConfigError(
-            f"a {described.model_type} model reads in both directions and predicts no next token: choose model=gpt2 or llama,"
+            f"a {architecture.model_type} model reads in both directions and predicts no next token: choose model=gpt2 or llama,"
             " or other data"
         )
-    if type(described) not in HEADS[head][1]:
+    if type(architecture) not in HEADS[head][1]:
         raise ConfigError(
-            f"a {described.model_type} model has no head for {head.replace('_', ' ')}: choose another model=… or data=…"
+            f"a {architecture.model_type} model has no head for {head.replace('_', ' ')}: choose another model=… or data=…"
         )
 
 
-def _described(model: Plain, num_labels: int) -> PretrainedConfig:
+def described(model: Plain, num_labels: int) -> PretrainedConfig:
     """The architecture: of a local folder, else as configured; never from the hub."""
     if model["path"] and (Path(model["path"]) / "config.json").is_file():
         return AutoConfig.from_pretrained(model["path"], num_labels=num_labels, trust_remote_code=False)

@@ -1,0 +1,54 @@
+"""The command: measure, print, and write what was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from qat_lightning.bench.inference import measure_inference
+from qat_lightning.bench.machine import machine, versions
+from qat_lightning.bench.table import inference_table
+from qat_lightning.config import ConfigError, Plain, suggest
+
+BENCHES = {"inference": (measure_inference, inference_table)}
+"""bench.name → what measures, and what shows it."""
+
+WIDTH = 100
+"""Columns where there is no terminal to fill."""
+
+
+def run_bench(config: Plain, command: Sequence[str]) -> None:
+    """Print a table of what `bench.name` measures; with `output`, write all of it as JSON.
+
+    Args:
+        command: the overrides of the command line, to be printed with the figures.
+
+    Raises:
+        ConfigError: an unknown bench, an impossible number of threads, an output that has no folder.
+    """
+    name, output = config["bench"]["name"], config["output"] and Path(config["output"])
+    if name not in BENCHES:
+        raise ConfigError(f"bench.name={name!r}: {suggest(str(name), BENCHES)}")
+    if type(config["threads"]) is not int or config["threads"] < 1:
+        raise ConfigError(f"threads={config['threads']} must be 1 or more: both runtimes take as many")
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        raise ConfigError(f"output={output} must be a file in a folder that exists")
+    measure, table = BENCHES[name]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    with console.status("") as status:
+        results = {
+            "bench": name,
+            "command": list(command),
+            "machine": machine(),
+            "versions": versions(),
+            **measure(config, status.update),
+        }
+    console.print(table(results))
+    if output:
+        output.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        console.print(f"all figures: {output}", soft_wrap=True)
