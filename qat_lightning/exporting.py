@@ -17,13 +17,16 @@ from qat_lightning.export import load_packed, write_packed
 from qat_lightning.export.manifest import PARTS, WEIGHTS
 from qat_lightning.export.onnx import OnnxModel, export_onnx
 from qat_lightning.packing import DivergedError, size
-from qat_lightning.scoring import Comparison, compare
+from qat_lightning.scoring import Comparison, InFloat64, compare
 from qat_lightning.sites import family
 
-HALF_A_POINT, TWO_ROWS = 0.005, 2
+HALF_A_POINT = 0.005
 """How far the metric of an exported model may be from the student's: of one that lies in 0 … 1; of a perplexity, as a
-share of it. Fewer than 400 rows cannot tell half a point from two rows, and a few rows lie on the border between two
-answers: computed in float64, a student of 2 bits moves its own logits by as much as the runtime does."""
+share of it."""
+
+TIMES = 2.0
+"""How much further than the student in float64 an exported model's logits may be from the student's, where the metric is
+off: so far they are the student's own rounding. What lies on the border between two codes falls to either side."""
 
 EXPORT, PACKED, ONNX, RECORD = "export", "packed", "model.onnx", "metrics.json"
 """In the run folder: export/packed, export/model.onnx, export/metrics.json."""
@@ -54,7 +57,8 @@ class Exporter:
 
         Raises:
             ValueError: a model that cannot be exported, with the override that leaves that form out.
-            NotFaithfulError: an exported model whose metric is more than half a point (and two rows) off.
+            NotFaithfulError: an exported model whose metric is more than half a point off, and whose logits are
+                further from the student's than rounding explains.
         """
         wanted = self.config["export"]
         if not (wanted["packed"] or wanted["onnx"]):
@@ -135,9 +139,16 @@ class Exporter:
             f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, {seen.rows} rows"
         )
         self.say(f"[bold]{name}[/]: {told}")
-        allowed = max(HALF_A_POINT, TWO_ROWS / seen.rows) * max(1.0, abs(seen.reference))
-        if not abs(seen.score - seen.reference) <= allowed or (exact and seen.agreement < 1):
+        allowed = HALF_A_POINT * max(1.0, abs(seen.reference))
+        if abs(seen.score - seen.reference) <= allowed and (seen.agreement == 1 or not exact):
+            return
+        own = compare(InFloat64(self.student), self.student, self.data, seen.rows)
+        if exact or not seen.largest_difference <= TIMES * own.largest_difference:
             raise NotFaithfulError(f"{name} does not do as the student does ({told}): leave it out with {remedy}")
+        self.say(
+            f"[bold]{name}[/]: that is the student's own rounding: computed in float64 its {self.data.metric} is"
+            f" {own.score:.4f}, and its logits are up to {own.largest_difference:.2g} off"
+        )
 
 
 def _whole_matrices(tensors: Plain) -> list[str]:

@@ -33,6 +33,29 @@ class Comparison:
     rows: int
 
 
+class InFloat64(nn.Module):
+    """A copy of a model that computes in float64: how far it is from the model itself is what rounding does to it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).double()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> Mapping[str, Tensor]:
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "pixel_values": None if pixel_values is None else pixel_values.double(),
+        }
+        return self.model(**{name: value for name, value in given.items() if value is not None})
+
+
 @torch.no_grad()
 def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Comparison:
     """Both on the first validation rows, in the batches that validation takes, in float32 on the CPU."""

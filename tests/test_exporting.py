@@ -1,5 +1,6 @@
 """What a run hands over, and that it is what the student was."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from qat_lightning.config import ConfigError, read_run
 from qat_lightning.evaluation import evaluate
 from qat_lightning.run import opened
 from qat_lightning.run import run as run_config
-from qat_lightning.scoring import compare
+from qat_lightning.scoring import InFloat64, compare
 from tests.training.runs import composed, small_run
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +126,27 @@ def test_what_does_not_do_as_the_student_is_refused(copy, monkeypatch):
         exporting.NotFaithfulError, match=r"export/packed does not do as the student does .* leave it out with"
     ):
         exporting.Exporter(config, copy, run.data, run.restored("train"), lambda line: None).export()
+
+
+def test_what_the_students_own_rounding_does_is_told_and_not_refused(copy, monkeypatch):
+    """A metric that is off while the logits are hardly: as in a student that has learned next to nothing."""
+    seen, lines = [], []
+
+    def off(other, model, data, rows):
+        seen.append(compare(other, model, data, rows))
+        metric = seen[-1].score if isinstance(other, InFloat64) else seen[-1].score + 0.02
+        return dataclasses.replace(seen[-1], score=metric)
+
+    monkeypatch.setattr(exporting, "compare", off)
+    config = read_run(copy, ["export.packed=false", "export.onnx=true"])
+    run = opened(config, copy)
+    exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
+    onnx, wide = seen
+    assert 0 < onnx.largest_difference <= exporting.TIMES * wide.largest_difference
+    assert "that is the student's own rounding" in lines[-1]
+    monkeypatch.setattr(exporting, "TIMES", 0.0)
+    with pytest.raises(exporting.NotFaithfulError, match=r"leave it out with export\.onnx=false"):
+        exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
 
 
 def test_compare_against_numbers_by_hand():
