@@ -27,11 +27,12 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 FULL = "HYDRA_FULL_ERROR"
 TRACEBACK = os.environ.get(FULL, "0") not in ("", "0")
 MULTIRUN = ("-m", "--multirun")
-FREE = ("export.", "threads=", "trainer.accelerator=", "trainer.enable_progress_bar=")
+FREE = ("export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=")
 """What can be changed in a finished run without making another one of it."""
 EVALUATE_HELP = """python -m qat_lightning.evaluate run=DIR [model=student|teacher|packed|onnx] [key=value …]
 
-Score a finished run on its validation rows again: the student (as trained), its teacher, or what was exported.
+Score a finished run on its validation rows again: the student (as trained), its teacher, or what was exported
+(the ONNX file on the CPU, in float32).
 Overrides are those of the run: data.path=FOLDER, data.validation_limit=500, trainer.accelerator=cpu, threads=2 …
 The figures go to DIR/evaluation/<model>.json as well."""
 EXPORT_HELP = """python -m qat_lightning.export run=DIR [key=value …]
@@ -108,16 +109,21 @@ def export() -> None:
     with _mistakes_in_words():
         folder, _, overrides = _of_a_run(EXPORT_HELP)
         config = read_run(folder, overrides)
-        if not (folder / "metrics.json").is_file():
-            raise ConfigError(
-                f"run={str(folder)!r} is not finished: give its own command with hydra.run.dir={folder} again"
-            )
         if other := [word for word in overrides if not word.startswith(FREE)]:
             free = ", ".join(f"{key}…" for key in FREE)
             raise ConfigError(f"{other[0]} would make another run of this one: only {free} can be given here")
+        from qat_lightning.build import stage_names
         from qat_lightning.run import run
+        from qat_lightning.training.stages import weights_of
 
-        run(config, folder, [*_typed(folder), *overrides])
+        if missing := [name for name in stage_names(config) if not weights_of(name, folder).is_file()]:
+            raise ConfigError(
+                f"run={str(folder)!r} is not finished, or was moved in part: {weights_of(missing[0], folder)} is not there,"
+                f" and an export trains nothing; the run's own command with hydra.run.dir={folder} does"
+            )
+        given = {word.split("=", 1)[0] for word in overrides}
+        before = [word for word in _typed(folder) if word.split("=", 1)[0] not in given]
+        run(config, folder, [*before, *overrides])
 
 
 def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -39,7 +40,7 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
     if model == "onnx":
         config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
     run = opened(config, folder, needs_model=model in ("student", "teacher"))
-    scores = run.scores(_model(run, model))
+    scores = _scores(run, _model(run, model), model)
     result: Plain = {
         "model": model,
         "task": run.data.task,
@@ -48,20 +49,47 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         "recorded": _recorded(folder, model),
         "rows": len(run.data.validation_rows),
     }
-    place = folder / "evaluation" / f"{model}.json"
-    place.parent.mkdir(exist_ok=True)
-    place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes, one writes
+        place = folder / "evaluation" / f"{model}.json"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     run.console.print(_shown(result))
     return result
 
 
 def _model(run: Run, model: str) -> nn.Module:
-    export = run.folder / EXPORT
+    if model in ("student", "teacher"):
+        return run.restored("teacher" if model == "teacher" else "train")
+    place = run.folder / EXPORT / (PACKED if model == "packed" else ONNX)
+    if model == "onnx" and run.data.head == "causal_language_model":
+        raise ConfigError("a model that generates text has no ONNX file: model=packed")
+    if not place.exists():
+        raise ConfigError(
+            f"{place} is not there: python -m qat_lightning.export run={run.folder} export.{model}=true makes it"
+        )
     if model == "packed":
-        return load_packed(export / PACKED)
-    if model == "onnx":
-        return OnnxModel(export / ONNX, run.config["threads"])
-    return run.restored("teacher" if model == "teacher" else "train")
+        return load_packed(place)
+    try:
+        return OnnxModel(place, run.config["threads"])
+    except Exception as error:  # onnxruntime's errors have no common ancestor but this
+        raise ConfigError(f"onnxruntime cannot read {place} ({_first_line(error)}): export again") from error
+
+
+def _scores(run: Run, scored: nn.Module, model: str) -> dict[str, float]:
+    """Raises ConfigError where data and model do not fit, whoever finds that out: torch, Lightning, onnxruntime."""
+    try:
+        return run.scores(scored)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"model={model} cannot be scored so: {_first_line(error)}; give overrides that fit the model and this machine"
+            " (trainer.accelerator=cpu)"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _recorded(folder: Path, model: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from qat_lightning.config import Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.export import load_packed, write_packed
 from qat_lightning.export.manifest import PARTS, WEIGHTS
-from qat_lightning.export.onnx import OnnxModel, export_onnx
+from qat_lightning.export.onnx import OnnxError, OnnxModel, export_onnx
 from qat_lightning.packing import DivergedError, size
 from qat_lightning.scoring import Comparison, InFloat64, compare
 from qat_lightning.sites import family
@@ -28,8 +29,8 @@ TIMES = 2.0
 """How much further than the student in float64 an exported model's logits may be from the student's, where the metric is
 off: so far they are the student's own rounding. What lies on the border between two codes falls to either side."""
 
-EXPORT, PACKED, ONNX, RECORD = "export", "packed", "model.onnx", "metrics.json"
-"""In the run folder: export/packed, export/model.onnx, export/metrics.json."""
+EXPORT, PACKED, ONNX, RECORD, CARD = "export", "packed", "model.onnx", "metrics.json", "README.md"
+"""In the run folder: export/packed, export/model.onnx, export/metrics.json, export/README.md."""
 
 
 class NotFaithfulError(ValueError):
@@ -61,6 +62,8 @@ class Exporter:
                 further from the student's than rounding explains.
         """
         wanted = self.config["export"]
+        for name in (RECORD, CARD):  # of an earlier export: what they tell is no longer so, should this one end early
+            (self.folder / EXPORT / name).unlink(missing_ok=True)
         if not (wanted["packed"] or wanted["onnx"]):
             return None
         self.student.cpu().float().eval()
@@ -74,6 +77,9 @@ class Exporter:
         except DivergedError as error:
             self.say(f"[bold]export[/]: nothing, {error}")
             return None
+        for form, name in (("packed", PACKED), ("onnx", ONNX)):
+            if not wanted[form] and (self.folder / EXPORT / name).exists():
+                self.say(f"[bold]export/{name}[/]: left as an earlier export made it; the card does not speak of it")
         record: Plain = {
             "metric": self.data.metric,
             "float32": self._float32,
@@ -114,7 +120,10 @@ class Exporter:
             return None
         path = self.folder / EXPORT / ONNX
         self.say(f"[bold]export[/]: {path} …")
-        model: OnnxModel = export_onnx(self.student, path, self.data.example_batch(2))
+        try:
+            model: OnnxModel = export_onnx(self.student, path, self.data.example_batch(2))
+        except OnnxError as error:
+            raise OnnxError(f"{error}: leave it out with export.onnx=false") from error
         seen = compare(model, self.student, self.data, self.config["export"]["rows"])
         self._check(seen, "export/model.onnx", "export.onnx=false")
         return self._figures(path.stat().st_size, seen) | {
@@ -136,11 +145,12 @@ class Exporter:
     def _check(self, seen: Comparison, name: str, remedy: str, exact: bool = False) -> None:
         told = (
             f"{self.data.metric} {seen.score:.4f}, the student {seen.reference:.4f}; largest difference of logits"
-            f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, {seen.rows} rows"
+            f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, rows: {seen.rows}"
         )
         self.say(f"[bold]{name}[/]: {told}")
         allowed = HALF_A_POINT * max(1.0, abs(seen.reference))
-        if abs(seen.score - seen.reference) <= allowed and (seen.agreement == 1 or not exact):
+        both_nan = math.isnan(seen.score) and math.isnan(seen.reference)  # as a correlation with a constant is
+        if (both_nan or abs(seen.score - seen.reference) <= allowed) and (seen.agreement == 1 or not exact):
             return
         own = compare(InFloat64(self.student), self.student, self.data, seen.rows)
         if exact or not seen.largest_difference <= TIMES * own.largest_difference:

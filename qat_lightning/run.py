@@ -19,7 +19,6 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from qat_lightning.analysis import class_ids, projection_weights, token_classes
@@ -45,7 +44,7 @@ from qat_lightning.rehearsal import rehearse
 from qat_lightning.signals import Observed, Signals
 from qat_lightning.sites import has_site
 from qat_lightning.training.report import summary_table, write_report
-from qat_lightning.training.stages import Budget, Outcome, Stage, own_scores, weights_of
+from qat_lightning.training.stages import Budget, Outcome, Stage, load_weights, own_scores, weights_of
 
 PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
@@ -119,7 +118,7 @@ class Run:
         model: nn.Module = build_model(self.config, self.data)
         if stage != "teacher":
             model = build_student(self.config, model, self.data)
-        load_model(model, weights)
+        load_weights(model, weights)
         return model
 
     def say(self, words: str) -> None:

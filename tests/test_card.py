@@ -142,7 +142,7 @@ def image(folder: Path) -> str:
 def test_metadata_of_a_text_model(tmp_path: Path) -> None:
     card(tmp_path)
     assert metadata(tmp_path) == {
-        "library_name": "transformers",
+        "library_name": "qat_lightning",
         "pipeline_tag": "text-classification",
         "tags": ["quantization", "ternary", "distillation", "qat_lightning", "teacher-intervention"],
         "base_model": "google-bert/bert-base-uncased",
@@ -459,7 +459,7 @@ def test_a_diverged_run_reports_no_score_to_the_hub(tmp_path: Path) -> None:
 def test_what_is_not_known_is_left_out(tmp_path: Path, nothing: str) -> None:
     text = card(tmp_path, results={nothing: None})
     assert "None" not in text
-    assert metadata(tmp_path)["library_name"] == "transformers"
+    assert metadata(tmp_path)["library_name"] == "qat_lightning"
 
 
 @pytest.mark.parametrize(

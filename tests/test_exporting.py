@@ -18,7 +18,7 @@ from qat_lightning.config import ConfigError, read_run
 from qat_lightning.evaluation import evaluate
 from qat_lightning.run import opened
 from qat_lightning.run import run as run_config
-from qat_lightning.scoring import InFloat64, compare
+from qat_lightning.scoring import Comparison, InFloat64, compare
 from tests.training.runs import composed, small_run
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +104,60 @@ def test_an_export_needs_no_checkpoints(copy):
         evaluate(read_run(copy), copy, "student")
 
 
+def test_an_export_trains_nothing(copy):
+    shutil.rmtree(copy / "checkpoints")
+    ended = command("export", copy.parent, "run=copy", "export.onnx=false")
+    assert ended.returncode == 1
+    assert "teacher.safetensors is not there, and an export trains nothing" in ended.stderr
+    assert not (copy / "checkpoints").exists()
+
+
+def test_what_is_missing_is_told_with_what_makes_it(copy):
+    (copy / "export" / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"onnxruntime cannot read .*model\.onnx .*: export again"):
+        evaluate(read_run(copy), copy, "onnx")
+    (copy / "export" / "model.onnx").unlink()
+    with pytest.raises(ConfigError, match=r"python -m qat_lightning\.export run=.* export\.onnx=true makes it"):
+        evaluate(read_run(copy), copy, "onnx")
+
+
+def test_a_damaged_checkpoint_is_told_in_words(copy):
+    (copy / "checkpoints" / "train.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"train\.safetensors is not there, damaged"):
+        evaluate(read_run(copy), copy, "student")
+
+
+def test_a_score_that_neither_has_is_no_difference(copy, monkeypatch):
+    """Pearson's correlation of one row, or with a student that answers one number."""
+    config = read_run(copy)
+    run = opened(config, copy)
+    exporter = exporting.Exporter(config, copy, run.data, run.restored("train"), lambda line: None)
+    nan = float("nan")
+    exporter._check(Comparison(nan, nan, 0.0, 1.0, 500), "export/packed", "export.packed=false", exact=True)
+    monkeypatch.setattr(exporting, "compare", lambda *_: Comparison(0.5, 0.5, 0.0, 1.0, 500))
+    for score, reference in ((nan, 0.5), (0.5, nan)):
+        with pytest.raises(exporting.NotFaithfulError):
+            exporter._check(Comparison(score, reference, 0.1, 1.0, 500), "export/packed", "export.packed=false")
+
+
+def test_an_export_that_fails_leaves_no_card_of_the_one_before(copy, monkeypatch):
+    monkeypatch.setattr(exporting, "compare", lambda *_: Comparison(0.0, 1.0, 1.0, 0.0, 1000))
+    config = read_run(copy, ["export.onnx=false"])
+    run = opened(config, copy)
+    with pytest.raises(exporting.NotFaithfulError):
+        exporting.Exporter(config, copy, run.data, run.restored("train"), lambda line: None).export()
+    assert not (copy / "export" / "README.md").exists()
+    assert not (copy / "export" / "metrics.json").exists()
+
+
+def test_what_an_export_leaves_out_is_told_where_it_lies(copy):
+    lines: list[str] = []
+    config = read_run(copy, ["export.onnx=false"])
+    run = opened(config, copy)
+    exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
+    assert any("export/model.onnx" in line and "left as an earlier export made it" in line for line in lines)
+
+
 def test_a_model_that_is_none_is_refused(copy):
     with pytest.raises(ConfigError, match="did you mean 'packed'"):
         evaluate(read_run(copy), copy, "pakced")
@@ -143,7 +197,7 @@ def test_what_the_students_own_rounding_does_is_told_and_not_refused(copy, monke
     exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
     onnx, wide = seen
     assert 0 < onnx.largest_difference <= exporting.TIMES * wide.largest_difference
-    assert "that is the student's own rounding" in lines[-1]
+    assert any("that is the student's own rounding" in line for line in lines)
     monkeypatch.setattr(exporting, "TIMES", 0.0)
     with pytest.raises(exporting.NotFaithfulError, match=r"leave it out with export\.onnx=false"):
         exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
@@ -261,6 +315,9 @@ def test_export_from_the_command_line_runs_no_stage(copy):
         ("export", ["run=copy", "seed=3"], "would make another run of this one"),
         ("export", ["run=copy", "export.rest=float8"], "export.rest"),
         ("export", ["run=unfinished"], "is not finished"),
+        ("evaluate", ["run=copy", "data.num_labels=3"], "of another model than configured"),
+        ("evaluate", ["run=copy", "model=packed", "data.length=100"], "model=packed cannot be scored so"),
+        ("evaluate", ["run=copy", "datta.rows=3"], "did you mean 'data'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -35,7 +35,7 @@ def metadata(facts: Facts) -> ModelCardData:
         metric_value=student,
     )
     return ModelCardData(
-        library_name="transformers",
+        library_name="qat_lightning",  # what AutoModel cannot read, the hub must not say it can
         pipeline_tag=PIPELINES[facts.head],
         tags=tags,
         base_model=base if base and facts.is_hub_id(base) else None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from qat_lightning.config.checks import check
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig, resolve
@@ -25,13 +26,20 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
     place = folder / "config.yaml"
     if not place.is_file():
         raise ConfigError(f"run={str(folder)!r} holds no config.yaml: give the folder of a run")
-    config = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(place))
+    try:
+        kept = OmegaConf.load(place)
+    except YAMLError as error:
+        raise ConfigError(f"{place} is damaged: {' '.join(str(error).split())}") from error
+    config = OmegaConf.merge(OmegaConf.structured(RunConfig), kept)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, parent = override.key_or_group, override.key_or_group.rpartition(".")[0]
         node = OmegaConf.select(config, parent) if parent else config
         if override.is_add() or override.is_delete() or override.is_sweep_override():
             raise ConfigError(f"{override.input_line!r}: give key=value, with a key that the run has")
-        if not OmegaConf.is_dict(node) or key.rpartition(".")[2] not in node:
+        while not OmegaConf.is_dict(node):  # name the first part that is wrong
+            key, parent = parent, parent.rpartition(".")[0]
+            node = OmegaConf.select(config, parent) if parent else config
+        if key.rpartition(".")[2] not in node:
             choices = [f"{parent}.{name!s}" if parent else str(name) for name in node or ()]
             raise ConfigError(f"{key} is no key of this run: {suggest(key, choices)}")
         OmegaConf.update(config, key, override.value(), merge=False)

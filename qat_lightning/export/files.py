@@ -64,7 +64,7 @@ def read_bytes(folder: Path, name: str) -> bytes:
         raise PackedError(f"{folder}: {name} is no file of a packed folder ({', '.join(sorted(SUFFIXES))}): {REMEDY}")
     path = folder.joinpath(*parts)
     try:
-        if folder.resolve() not in path.resolve().parents:
+        if folder.resolve() not in path.resolve().parents and path.resolve().parent not in _blobs(folder):
             raise PackedError(f"{folder}: {name} is a link out of the folder: copy the file itself")
         if not stat.S_ISREG(path.stat().st_mode):
             raise PackedError(f"{folder}: {name} is no file: {REMEDY}")
@@ -72,6 +72,11 @@ def read_bytes(folder: Path, name: str) -> bytes:
     except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
         told = getattr(error, "strerror", None) or error
         raise PackedError(f"{folder}: {name} cannot be read ({told}): {REMEDY}") from error
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Where the hub's cache keeps the files that a snapshot links to."""
+    return [parent / "blobs" for parent in folder.resolve().parents]
 
 
 def read_json(data: bytes, name: str) -> dict[str, Any]:

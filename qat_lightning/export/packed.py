@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def write_packed(
     except (TypeError, ValueError) as error:
         raise ValueError(f"facts cannot be written as JSON: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         files = _processor_files(processor, partial) | {CONFIG: config}
         manifest = make_manifest(packed, size_of(model, packed), files, facts or {})
@@ -77,6 +78,15 @@ def _check_free(folder: Path) -> None:
         raise ValueError(
             f"{folder} holds something else, which would be lost: name a folder that is new, or a packed one"
         )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what exports of this folder have left that were killed; an old folder without a new one comes back first."""
+    left = sorted(folder.parent.glob(f".{escape(folder.name)}.*.old"), key=lambda path: path.stat().st_mtime)
+    if left and not folder.exists():
+        left.pop().rename(folder)
+    for path in (*left, *folder.parent.glob(f".{escape(folder.name)}.*.partial")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:

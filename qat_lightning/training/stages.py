@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -103,7 +105,7 @@ class Stage:
 
     def load(self, student: nn.Module) -> None:
         """The finished stage's weights into `student`."""
-        load_model(student, self.weights)
+        load_weights(student, self.weights)
 
     def callbacks(self, data: TaskData, every: int) -> list[Callback]:
         """The time spent; `best.ckpt` by the validation metric; `last.ckpt` every so many steps, to go on from."""
@@ -185,6 +187,19 @@ class Stage:
 def weights_of(stage: str, folder: Path) -> Path:
     """The file with what a finished stage of a run folder handed on."""
     return folder / "checkpoints" / f"{stage}.safetensors"
+
+
+def load_weights(model: nn.Module, weights: Path) -> None:
+    """The weights of that file into the model.
+
+    Raises:
+        ValueError: no such file, a damaged one, or one of another model.
+    """
+    try:
+        load_model(model, weights)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = textwrap.shorten(str(error), 240, placeholder=" …")
+        raise ValueError(f"{weights} is not there, damaged, or of another model than configured: {reason}") from error
 
 
 def own_scores(trainer: Trainer, module: QATModule, data: TaskData) -> dict[str, float]:

@@ -459,3 +459,20 @@ def test_files_that_nobody_listed_are_not_read(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
     (folder / "adapter_config.json").write_text("not read")
     load_packed(folder)
+
+
+def test_a_snapshot_in_the_hubs_cache_is_read_through_its_links(tmp_path):
+    """snapshots/REVISION/packed/FILE → ../../../blobs/DIGEST; a link to anywhere else is refused."""
+    packed = tmp_path / "snapshots" / "abc" / "packed"
+    write_packed(student("bert", "ternary_w2a8"), packed)
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(sorted(packed.iterdir())):
+        file.rename(tmp_path / "blobs" / str(number))
+        file.symlink_to(Path("../../../blobs") / str(number))
+    assert load_packed(packed)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "blobs" / "0").rename(tmp_path / "elsewhere" / "0")
+    (packed / "config.json").unlink()
+    (packed / "config.json").symlink_to("../../../elsewhere/0")
+    with pytest.raises(PackedError, match="link out of the folder"):
+        load_packed(packed)

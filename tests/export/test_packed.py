@@ -250,6 +250,29 @@ def test_a_failed_export_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
+def test_what_a_killed_export_left_is_cleared(tmp_path: Path) -> None:
+    """Killed while it wrote, and between the two renames: the old folder comes back even where the new export fails."""
+    folder = tmp_path / "packed"
+    write_packed(tiny_model("bert"), folder)
+    before = digests(folder)
+    folder.rename(tmp_path / ".packed.11.old")
+    (tmp_path / ".packed.12.partial").mkdir()
+    with pytest.raises(ValueError, match="has no place"):
+        write_packed(student("bert", "ternary_w2a8"), folder, processor=Writes("model.bin", "x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    assert digests(folder) == before
+
+
+class Writes:
+    """A processor that writes one file."""
+
+    def __init__(self, name: str, content: str) -> None:
+        self.name, self.content = name, content
+
+    def save_pretrained(self, place: Path) -> None:
+        (Path(place) / self.name).write_text(self.content)
+
+
 def _refuse() -> None:
     raise OSError("no rename")
 
