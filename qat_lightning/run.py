@@ -32,12 +32,10 @@ from qat_lightning.build import (
     stage_names,
     stage_settings,
 )
-from qat_lightning.card import write_card
 from qat_lightning.config import Plain
 from qat_lightning.convert import open_attention
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.hub import require_hub
-from qat_lightning.exporting import Exporter
 from qat_lightning.packing import bits, size, tensors_hash
 from qat_lightning.quantized import switch_on
 from qat_lightning.rehearsal import rehearse
@@ -204,6 +202,10 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     results = _results(run, student, untrained)
     report = folder / "report.md"
     if _first_process():
+        # not before: torch's exporter takes seconds to import, and what is missing must be told first
+        from qat_lightning.card import write_card
+        from qat_lightning.exporting import Exporter
+
         results["export"] = Exporter(config, folder, data, student, run.say).export()
         report = write_report(folder, results, signals, batch, data.tokens(batch), _classes(data, batch))
         # last: a folder with metrics.json is a finished run
