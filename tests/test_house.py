@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,9 @@ FLOORS = (
         "config",
         "build",
         "rehearsal",
+        "failures",
+        "folder",
+        "foresight",
         "scoring",
         "exporting",
         "card",
@@ -48,7 +52,17 @@ MAY_IMPORT = {
     "omegaconf": TOP,
     "transformers": {"nn", "convert", "export", "data"} | TOP,
 }
-PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
+PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+SHELLS = {"subprocess", "pty", "pexpect", "commands", "code", "runpy", "ctypes"}
+CALLS = re.compile(
+    r"(builtins\.)?(eval|exec|compile|__import__)|os\.(system|popen|fork|forkpty|startfile|exec\w+|(posix_)?spawn\w*)"
+    r"|asyncio\.create_subprocess_\w+|torch\.hub\.\w+|torch\.(jit|package)\.\w+|(\w+\.)*(unsafe_load|load_from_checkpoint)"
+    r"|yaml\.(full|unsafe)_load(_all)?|(\w+\.)*read_pickle"
+)
+"""Calls that run text, a command or a pickle, whatever their arguments."""
+
+NAMED_IMPORTS = {"config/targets.py": 1}
+"""How often a module may be imported by a name that is a value: behind the allowlist, and nowhere else."""
 
 
 def module_of(file: Path) -> str:
@@ -90,19 +104,41 @@ def forbidden_libraries(module: str, tree: ast.AST) -> list[str]:
 
 
 def dangerous(tree: ast.AST) -> list[str]:
-    """Pickles, evaluated text, and loading of weights that may hold code."""
-    found = sorted({name.split(".")[0] for name in imports(tree)} & PICKLES)
+    """Pickles, shells, evaluated text, and loading of weights or settings that may hold code."""
+    names = imports(tree)
+    found = sorted({name.split(".")[0] for name in names} & (PICKLES | SHELLS))
+    found += sorted(name for name in names if CALLS.fullmatch(name) or name in {"torch.load", "yaml.load"})
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        called = ast.unparse(node.func)
-        if called in {"eval", "exec", "builtins.eval", "builtins.exec"}:
-            found.append(called)
-        if called == "torch.load" and not any(
-            keyword.arg == "weights_only" and ast.unparse(keyword.value) == "True" for keyword in node.keywords
-        ):
-            found.append(called)
+        if isinstance(node, ast.Call):
+            found += _dangerous_call(ast.unparse(node.func), node)
+        if isinstance(node, ast.Import):  # by another name, its calls would not be seen
+            found += [ast.unparse(each) for each in node.names if each.asname and each.name in {"os", "torch", "yaml"}]
     return found
+
+
+def _dangerous_call(called: str, node: ast.Call) -> list[str]:
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+    splat = any(keyword.arg is None for keyword in node.keywords)
+    found = [called] if CALLS.fullmatch(called) else []
+    if called == "torch.load" and (splat or given.get("weights_only") != "True"):
+        found.append(called)
+    if called in {"yaml.load", "yaml.load_all"} and (
+        splat or not {given.get("Loader"), *map(ast.unparse, node.args[1:])} & {"yaml.SafeLoader", "yaml.CSafeLoader"}
+    ):
+        found.append(called)
+    wrong = {"allow_pickle": "False", "shell": "False", "weights_only": "True", "trust_remote_code": "False"}
+    for name, safe in wrong.items():
+        # What is no constant comes from a setting: the one for trusted code is checked where it is read.
+        if name in given and given[name] in {"True", "False", "None"} and given[name] != safe:
+            found.append(f"{name}={given[name]}")
+    return found
+
+
+def named_imports(tree: ast.AST) -> int:
+    """Modules that are imported by a name that the source does not hold."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = [node for node in calls if ast.unparse(node.func).rpartition(".")[2] in {"import_module", "find_spec"}]
+    return sum(not (node.args and isinstance(node.args[0], ast.Constant)) for node in named)
 
 
 def parsed(file: Path) -> ast.AST:
@@ -140,6 +176,11 @@ def test_libraries_stay_on_their_floors(file: Path) -> None:
 @every_file
 def test_nothing_dangerous(file: Path) -> None:
     assert dangerous(parsed(file)) == []
+
+
+@every_file
+def test_modules_are_imported_by_name_behind_the_allowlist_alone(file: Path) -> None:
+    assert named_imports(parsed(file)) == NAMED_IMPORTS.get(ids(file), 0)
 
 
 @pytest.mark.parametrize("name", ["utils", "helpers", "common", "misc"])
@@ -203,9 +244,44 @@ def test_the_check_sees_a_library_on_the_wrong_floor(module: str, source: str, f
         ("from dill import loads", ["dill"]),
         ("def f(x):\n    return eval(x)", ["eval"]),
         ("torch.load(path)", ["torch.load"]),
-        ("torch.load(path, weights_only=False)", ["torch.load"]),
+        ("torch.load(path, weights_only=False)", ["torch.load", "weights_only=False"]),
+        ("import torch as pytorch", ["torch as pytorch"]),
         ("torch.load(path, weights_only=True)\nmodel.eval()", []),
+        ("torch.load(path, **given)", ["torch.load"]),
+        ("torch.load(path, weights_only=True, **given)", ["torch.load"]),
+        ("torch.load(path, weights_only=trusting)", ["torch.load"]),
+        ("from torch import load", ["torch.load"]),
+        ("from os import system", ["os.system"]),
+        ("from builtins import eval as value", ["builtins.eval"]),
+        ("os.system(command)", ["os.system"]),
+        ("os.popen(command)", ["os.popen"]),
+        ("os.execvp(name, words)", ["os.execvp"]),
+        ("os.posix_spawn(name, words, {})", ["os.posix_spawn"]),
+        ("import subprocess", ["subprocess"]),
+        ("from subprocess import run", ["subprocess"]),
+        ("run(command, shell=True)", ["shell=True"]),
+        ("asyncio.create_subprocess_shell(command)", ["asyncio.create_subprocess_shell"]),
+        ("__import__(name)", ["__import__"]),
+        ("import marshal", ["marshal"]),
+        ("numpy.load(path, allow_pickle=True)", ["allow_pickle=True"]),
+        ("numpy.load(path)\nnumpy.load(path, allow_pickle=False)", []),
+        ("pandas.read_pickle(path)", ["pandas.read_pickle"]),
+        ("yaml.load(text)", ["yaml.load"]),
+        ("yaml.load(text, Loader=yaml.Loader)", ["yaml.load"]),
+        ("yaml.load(text, yaml.FullLoader)", ["yaml.load"]),
+        ("yaml.unsafe_load(text)", ["yaml.unsafe_load"]),
+        ("yaml.load(text, yaml.SafeLoader)\nyaml.load(text, Loader=yaml.SafeLoader)\nyaml.safe_load(text)", []),
+        ("torch.hub.load(name, model)", ["torch.hub.load"]),
+        ("QATModule.load_from_checkpoint(path)", ["QATModule.load_from_checkpoint"]),
+        ("trainer.fit(module, weights_only=False)", ["weights_only=False"]),
+        ("auto.from_pretrained(path, trust_remote_code=True)", ["trust_remote_code=True"]),
+        ("auto.from_pretrained(path, trust_remote_code=False)\nre.compile(text)\nmodel.compile()", []),
     ],
 )
 def test_the_check_sees_what_is_dangerous(source: str, found: list[str]) -> None:
     assert dangerous(ast.parse(source)) == found
+
+
+def test_the_check_sees_an_import_by_a_name() -> None:
+    assert named_imports(ast.parse("importlib.import_module(name)\nimport_module(f'a.{name}')")) == 2
+    assert named_imports(ast.parse("importlib.import_module('math')")) == 0

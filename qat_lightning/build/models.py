@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from qat_lightning.build.pretrained import as_data, read_architecture, read_weights, runs_code
 from qat_lightning.config import ConfigError, Plain, create, create_all
 from qat_lightning.convert import keep_layers, quantize
 from qat_lightning.data.base import Head, TaskData
@@ -51,7 +52,7 @@ def build_data(config: Plain) -> TaskData:
 def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
     """An unforked transformers model with the task's head: pretrained from a hub id or folder, or random weights.
 
-    Weights are read from safetensors only, and no code that comes with a model is run.
+    Nothing that comes with a model is run (`qat_lightning.build.pretrained`).
     """
     loaded = _read_model(config, data)
     family(loaded)
@@ -73,19 +74,10 @@ def _read_model(config: Plain, data: TaskData) -> PreTrainedModel:
         raise ConfigError(
             "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
         )
-    try:
-        _check_head(AutoConfig.from_pretrained(model["path"], trust_remote_code=False), data.head)
-        loaded, report = auto.from_pretrained(
-            model["path"],
-            num_labels=data.num_labels,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(f"model.path={model['path']!r} cannot be loaded: {error}") from error
+    architecture = read_architecture(model, num_labels=data.num_labels)
+    if not runs_code(model, architecture, auto):
+        _check_head(architecture, data.head)
+    loaded, report = read_weights(model, architecture, auto)
     _check_fit(config, loaded, report)
     return loaded
 
@@ -142,7 +134,7 @@ def _check_head(architecture: PretrainedConfig, head: Head) -> None:
 def described(model: Plain, num_labels: int) -> PretrainedConfig:
     """The architecture: of a local folder, else as configured; never from the hub."""
     if model["path"] and (Path(model["path"]) / "config.json").is_file():
-        return AutoConfig.from_pretrained(model["path"], num_labels=num_labels, trust_remote_code=False)
+        return read_architecture(model, num_labels)
     if not model["architecture"]:
         raise ConfigError("model.pretrained=false needs model.architecture, or a model.path that holds a config.json")
-    return AutoConfig.for_model(**model["architecture"], num_labels=num_labels)
+    return as_data(AutoConfig.for_model(**model["architecture"], num_labels=num_labels), "model.architecture")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from omegaconf import OmegaConf
-
-from qat_lightning.config.schema import ConfigError, Plain, Teacher
+from qat_lightning.config.bounds import check_bounds
+from qat_lightning.config.schema import ConfigError, Plain, RunConfig, Teacher
 from qat_lightning.config.targets import check_targets, check_type, create, create_all, suggest
 
 _DATA_TYPES: Mapping[str, Any] = {
@@ -21,14 +21,6 @@ _DATA_TYPES: Mapping[str, Any] = {
 }  # fmt: skip
 """The data modules' classes import Lightning, which takes seconds; these types are known without."""
 
-_POSITIVE = (
-    "data.batch_size", "data.max_length", "data.train_limit", "data.validation_limit", "data.num_labels",
-    "stages.teacher.checkpoint_every", "stages.intervene.checkpoint_every", "stages.train.checkpoint_every",
-    "stages.teacher.validate_every", "stages.intervene.validate_every", "stages.train.validate_every",
-    "threads", "trainer.accumulate_grad_batches", "quantization.calibration_rows", "data.stride",
-    "data.max_question_length", "data.n_best", "data.max_answer_length", "data.size", "export.rows",
-)  # fmt: skip
-
 
 def check(config: Plain) -> None:
     """All that can be known to be wrong before data and models are loaded, in a second or two.
@@ -36,13 +28,15 @@ def check(config: Plain) -> None:
     Raises:
         ConfigError: naming the key and the valid choices.
     """
+    _check_known(config, RunConfig)
     _check_values(config)
     losses = create_all(config["losses"], "losses")
     interventions = create_all(config["intervention"], "intervention")
     for group in ("schedule", "scheduler"):
         if config[group]:
             create(config[group], group)
-    check_targets(config["optimizer"], "optimizer")
+    for group in ("optimizer", "callbacks", "logger"):
+        check_targets(config[group], group)
     create_all(config["quantization"]["rules"], "quantization.rules")
     for key, quantizer in _quantizers(config["quantization"]):
         create(quantizer | {"_partial_": False}, key)
@@ -50,31 +44,47 @@ def check(config: Plain) -> None:
     _check_teacher(config, losses)
     _check_schedule(config, interventions)
     _check_layers(config)
+    _check_optimizer(config["optimizer"])
+
+
+def _check_known(node: Plain, schema: type, prefix: str = "") -> None:
+    """No key that a `+` has added where the schema has them all."""
+    kinds = get_type_hints(schema)
+    for name, child in node.items():
+        if name not in kinds:
+            raise ConfigError(f"unknown key {prefix + str(name)!r}: {suggest(str(name), kinds)}")
+        if is_dataclass(kinds[name]):
+            _check_known(child, kinds[name], f"{prefix}{name}.")
 
 
 def _check_values(config: Plain) -> None:
     for name, annotation in _DATA_TYPES.items():
         if name in config["data"]:
             check_type(config["data"][name], annotation, f"data.{name}")
-    for key in _POSITIVE:
-        value = OmegaConf.select(OmegaConf.create(config), key)
-        if value is not None and value < 1:
-            raise ConfigError(f"{key}={value} must be 1 or more")
+    check_bounds(config)
     for glob, width in (config["quantization"]["bits"] or {}).items():
         if type(width) is not int or not 1 <= width <= 8:
             raise ConfigError(f"quantization.bits gives {glob!r} {width!r}: give a whole number from 1 to 8")
-    for kind, given in config["quantization"]["learned"].items():
-        for name, value in given.items():
-            if value is not None and value < 0:
-                raise ConfigError(f"quantization.learned.{kind}.{name}={value} must be 0 or more")
     for name, stage in config["stages"].items():
-        for budget in ("max_steps", "max_epochs"):
-            if stage[budget] is not None and stage[budget] < 0:
-                raise ConfigError(f"stages.{name}.{budget}={stage[budget]} must be 0 or more")
+        if stage["checkpoint_minutes"] is not None and not stage["checkpoint_minutes"] > 0:
+            raise ConfigError(
+                f"stages.{name}.checkpoint_minutes={stage['checkpoint_minutes']} must be above 0, or null"
+            )
         if stage["max_steps"] is None and stage["max_epochs"] is None:
             raise ConfigError(
                 f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
             )
+
+
+def _check_optimizer(node: Plain) -> None:
+    """By making one, for a parameter of no size; last, as torch takes a second to get ready for it."""
+    import torch
+
+    try:
+        create(node, "optimizer")([torch.nn.Parameter(torch.empty(0))])
+    except (ValueError, TypeError, RuntimeError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in node.items() if not name.startswith("_"))
+        raise ConfigError(f"optimizer ({given}): {error}") from error
 
 
 def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from qat_lightning.config.checks import check
+from qat_lightning.config.foreign import read_foreign
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig, resolve
 from qat_lightning.config.targets import suggest
 
@@ -26,11 +26,7 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
     place = folder / "config.yaml"
     if not place.is_file():
         raise ConfigError(f"run={str(folder)!r} holds no config.yaml: give the folder of a run")
-    try:
-        kept = OmegaConf.load(place)
-    except YAMLError as error:
-        raise ConfigError(f"{place} is damaged: {' '.join(str(error).split())}") from error
-    config = OmegaConf.merge(OmegaConf.structured(RunConfig), kept)
+    config = OmegaConf.merge(OmegaConf.structured(RunConfig), read_foreign(place))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, parent = override.key_or_group, override.key_or_group.rpartition(".")[0]
         node = OmegaConf.select(config, parent) if parent else config

@@ -49,24 +49,31 @@ class Ternary(Enum):
 
 @dataclass
 class ModelConfig:
-    """path: hub id or folder · architecture: fields of the transformers configuration, for pretrained=false ·
-    student_layers: the student is made of these layers of the teacher alone."""
+    """path: hub id or folder · revision: of a hub id, a branch, a tag or a commit · architecture: fields of the
+    transformers configuration, for pretrained=false · student_layers: the student is made of these layers of the teacher
+    alone · trust_remote_code: run the code that comes with a hub id, pinned by a full commit as the revision ·
+    pickled_weights: read a pytorch_model.bin where there is no model.safetensors (as tensors, never as objects)."""
 
     path: str | None = None
+    revision: str | None = None
     pretrained: bool = True
     architecture: dict[str, Any] = field(default_factory=dict)
     student_layers: list[int] | None = None
+    trust_remote_code: bool = False
+    pickled_weights: bool = False
 
 
 @dataclass
 class StageConfig:
-    """Budgets in optimizer steps and epochs; lr: this stage's own (else optimizer.lr)."""
+    """Budgets in optimizer steps and epochs; lr: this stage's own (else optimizer.lr) · checkpoint_every, checkpoint_minutes:
+    optimizer steps and minutes after which a checkpoint is written, whichever come first."""
 
     max_steps: int | None = None
     max_epochs: int | None = None
     lr: float | None = None
     validate_every: int | None = None
     checkpoint_every: int = 500
+    checkpoint_minutes: float | None = None
     keep: Keep = Keep.best
 
 

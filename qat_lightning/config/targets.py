@@ -9,13 +9,40 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qat_lightning.config.schema import ConfigError
 
-ALLOWED = ("qat_lightning.", "torchmetrics.", "lightning.pytorch.", "torch.optim.")
-"""Where a `_target_` may live; checked on the resolved object, since a dotted path can be an alias."""
+SOURCES = ("qat_lightning.", "torchmetrics.", "lightning.pytorch.", "torch.optim.")
+"""Where the dotted path of a `_target_` may begin; nothing else is imported."""
+
+ALLOWED: Mapping[str, str | None] = {
+    "qat_lightning.convert.": None,
+    "qat_lightning.data.": None,
+    "qat_lightning.intervention.": None,
+    "qat_lightning.losses.": None,
+    "qat_lightning.quantizers.": None,
+    "qat_lightning.schedules.": None,
+    "qat_lightning.training.analyses.": "lightning.pytorch.callbacks.callback.Callback",
+    "qat_lightning.training.callbacks.StepSizeWarmup.": None,
+    "qat_lightning.training.optimizers.": "torch.optim.optimizer.Optimizer",
+    "lightning.pytorch.callbacks.": "lightning.pytorch.callbacks.callback.Callback",
+    "lightning.pytorch.loggers.": "lightning.pytorch.loggers.logger.Logger",
+    "torch.optim.": "torch.optim.optimizer.Optimizer",
+    "torchmetrics.classification.": "torchmetrics.metric.Metric",
+    "torchmetrics.regression.": "torchmetrics.metric.Metric",
+    "torchmetrics.text.perplexity.": "torchmetrics.metric.Metric",  # others there load models, or download
+}
+"""Where a class may be defined → the class that it must derive from. Judged on the resolved object, since a dotted path can
+be an alias; a prefix alone is not enough: `lightning.pytorch.cli` makes anything of a name."""
+
+FUNCTIONS = "qat_lightning.losses."
+"""Functions are allowed from here alone: distances, which compute and nothing else."""
+
+SPECIAL = ("_target_", "_partial_")
+"""Hydra's words that a node may hold; `_args_`, `_recursive_` and `_convert_` would go around the checks of arguments."""
 
 
 def create(node: Any, key: str, **given: Any) -> Any:
@@ -25,6 +52,8 @@ def create(node: Any, key: str, **given: Any) -> Any:
         ConfigError: a target outside `ALLOWED`, an argument that it does not know, a value of another type or one that
             the object refuses.
     """
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)  # what is checked is what is made
     check_targets(node, key, given)
     try:
         return instantiate(node, _convert_="all", **given)
@@ -42,11 +71,17 @@ def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def check_targets(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
     """Every `_target_` below `node`: allowed, known arguments, plain values of the annotated types."""
+    if isinstance(node, str) and "${" in node:
+        # Hydra would resolve it after the checks, and ${oc.create:…} into another target.
+        raise ConfigError(f"{key}={node!r} is an interpolation within a value: write the value itself")
     if isinstance(node, list | tuple):
         for index, child in enumerate(node):
             check_targets(child, f"{key}.{index}")
     if not isinstance(node, Mapping):
         return
+    for name in node:
+        if not isinstance(name, str) or (name.startswith("_") and name.endswith("_") and name not in SPECIAL):
+            raise ConfigError(f"{key} holds the name {name!r}: only names of arguments, {' and '.join(SPECIAL)}")
     if "_target_" in node:
         _check_arguments(_locate(node["_target_"], key), node, key, given or {})
     for name, child in node.items():
@@ -63,16 +98,27 @@ def suggest(wrong: str, choices: typing.Iterable[str]) -> str:
 def _locate(target: Any, key: str) -> Any:
     """The allowed class or function of that dotted path, checked by where it is really defined."""
     refused = ConfigError(f"{key}._target_={target!r} is not allowed: only {', '.join(f'{p}*' for p in ALLOWED)}")
-    if not isinstance(target, str) or not target.startswith(ALLOWED):
+    if not isinstance(target, str) or not target.startswith(SOURCES):
+        raise refused
+    if not all(part.isidentifier() and not part.startswith("_") for part in target.split(".")):
         raise refused
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}._target_={target!r} does not exist: {error}") from error
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not f"{found.__module__}.".startswith(ALLOWED):
+    if not _is_allowed(found) or get_object(target) is not found:  # Hydra finds the same
         raise refused
     return found
+
+
+def _is_allowed(found: Any) -> bool:
+    if inspect.isfunction(found):
+        return f"{found.__module__}.".startswith(FUNCTIONS)
+    if not inspect.isclass(found):
+        return False
+    own, *above = [f"{kind.__module__}.{kind.__qualname__}" for kind in found.__mro__]
+    return any(f"{own}.".startswith(place) and base in (None, *above) for place, base in ALLOWED.items())
 
 
 def _check_arguments(target: Any, node: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -145,6 +146,7 @@ class TaskData(LightningDataModule):
             batch_sampler=self._train_batches(),
             collate_fn=self.collate,
             num_workers=self.num_workers,
+            worker_init_fn=_outlive,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -157,6 +159,7 @@ class TaskData(LightningDataModule):
             sampler=ShardSampler(len(self.validation_rows), *self._place()),
             collate_fn=self.collate,
             num_workers=self.num_workers,
+            worker_init_fn=_outlive,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -202,3 +205,8 @@ class TaskData(LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def _outlive(worker: int) -> None:
+    """A signal to the whole group leaves a worker at work: its process decides when to end. A second one ends it."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -28,13 +28,7 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
     """
     folder = Path(path)
     if folder.is_dir():
-        file = _file(folder, split)
-        try:
-            return Dataset(_table(file))
-        except (OSError, ValueError, NotImplementedError) as error:
-            raise ValueError(
-                f"{str(file)!r} cannot be read ({_line(error)}): repair it, or give data.path=FOLDER another folder"
-            ) from error
+        return _rows(_file(folder, split))
     require_hub({"data.path": path})
     try:
         return load_dataset(path, name, split=split)
@@ -43,6 +37,25 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
             f"the {split} split of data.path={path!r} data.name={name} cannot be read ({_line(error)}): choose another"
             " data.name=…, another split with data.train_split=… data.validation_split=…, or give data.path=FOLDER"
         ) from error
+
+
+def _rows(file: Path) -> Dataset:
+    try:
+        rows = Dataset(_table(file))
+    except (
+        OSError,
+        ValueError,
+        NotImplementedError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ) as error:  # all are pyarrow's
+        raise ValueError(
+            f"{str(file)!r} cannot be read ({_line(error)}): repair it, or give data.path=FOLDER another folder"
+        ) from error
+    if not len(rows):
+        raise ValueError(f"{str(file)!r} holds no rows: fill it, or give data.path=FOLDER another folder")
+    return rows
 
 
 def require_column(split: Dataset, name: str, path: str, column: str, remedy: str) -> None:

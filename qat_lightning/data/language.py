@@ -33,6 +33,7 @@ class LanguageModelData(TaskData):
         name: configuration on the hub, such as wikitext-2-raw-v1; None for none.
         text_column: the column of texts.
         tokenizer: hub id or folder; None is refused when read.
+        tokenizer_revision: branch, tag or commit on the hub; None for its default.
         max_length: tokens that the model sees at once.
         packing: rows across the bounds of texts.
         separator: packed texts are joined with this one, empty texts too; None ends each (not the empty) with the
@@ -50,6 +51,7 @@ class LanguageModelData(TaskData):
         *,
         path: str,
         tokenizer: str | None,
+        tokenizer_revision: str | None = None,
         name: str | None = None,
         text_column: str = "text",
         train_split: str = "train",
@@ -68,11 +70,14 @@ class LanguageModelData(TaskData):
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.text_column, self.splits = text_column, {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
+        self.tokenizer_revision = tokenizer_revision
         self.packing, self.separator = packing, separator
         self.tokenizer: Any = None
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, must_pad=not self.packing)
+        self.tokenizer = read_tokenizer(
+            self.tokenizer_path, self.max_length, must_pad=not self.packing, revision=self.tokenizer_revision
+        )
         train, validation = (self._texts(name) for name in self.splits)
         return self._rows(train), self._rows(validation)
 

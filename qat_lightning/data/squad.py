@@ -35,6 +35,7 @@ class SquadData(TaskData):
         path: hub id such as rajpurkar/squad, or a folder; the columns are context, question and answers.
         name: configuration on the hub; None for none.
         tokenizer: hub id or folder; None is refused when read.
+        tokenizer_revision: branch, tag or commit on the hub; None for its default.
         max_length: tokens of a feature.
         stride: tokens of the context that two neighbouring features share.
         max_question_length: tokens; longer questions are cut.
@@ -55,6 +56,7 @@ class SquadData(TaskData):
         *,
         path: str,
         tokenizer: str | None,
+        tokenizer_revision: str | None = None,
         name: str | None = None,
         train_split: str = "train",
         validation_split: str = "validation",
@@ -82,6 +84,7 @@ class SquadData(TaskData):
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.splits = {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
+        self.tokenizer_revision = tokenizer_revision
         self.lengths = Lengths(max_length, stride, max_question_length)
         self.n_best, self.max_answer_length = n_best, max_answer_length
         self.unanswerable, self.null_threshold = unanswerable, null_threshold
@@ -95,7 +98,7 @@ class SquadData(TaskData):
                 metric.key = self.key
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length)
+        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, revision=self.tokenizer_revision)
         check_room(self.tokenizer, self.lengths)
         train, validation = self._questions("train"), self._questions("validation")
         self.key.contexts = [question.context for question in validation]

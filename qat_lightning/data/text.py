@@ -29,6 +29,7 @@ class TextData(TaskData):
         text_columns: one, or two for pairs.
         label_column: whole numbers from 0, names, or numbers for a regression (num_labels=1).
         tokenizer: hub id or folder; None is refused when read.
+        tokenizer_revision: branch, tag or commit on the hub; None for its default.
         max_length: tokens; longer rows are cut.
         padding: "longest" of the batch, or "max_length" for all as the papers' code does.
 
@@ -42,6 +43,7 @@ class TextData(TaskData):
         path: str,
         text_columns: Sequence[str],
         tokenizer: str | None,
+        tokenizer_revision: str | None = None,
         name: str | None = None,
         label_column: str = "label",
         train_split: str = "train",
@@ -62,10 +64,11 @@ class TextData(TaskData):
         self.text_columns, self.label_column = list(text_columns), label_column
         self.splits = {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
+        self.tokenizer_revision = tokenizer_revision
         self.tokenizer: Any = None
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length)
+        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, revision=self.tokenizer_revision)
         train, validation = (read_split(self.path, self.name, split) for split in self.splits.values())
         for split, name in ((train, "train"), (validation, "validation")):
             self._check_columns(split, name)

@@ -10,23 +10,33 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from qat_lightning.data.hub import require_hub
+from qat_lightning.data.trust import source
 
 
-def read_tokenizer(path: str | None, max_length: int, must_pad: bool = True) -> Any:
+def read_tokenizer(
+    path: str | None,
+    max_length: int,
+    must_pad: bool = True,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
     """The tokenizer of `path`, a hub id or a folder.
 
     Args:
         must_pad: refuse one that has no padding token.
+        revision, trust_remote_code: as of the model; code that comes with a tokenizer is run by the flag alone.
 
     Raises:
-        ValueError: in words: no path, no tokenizer there, no padding token, or fewer positions than `max_length`.
+        ValueError: in words: no path, no tokenizer there, one that is made by code of its own, no padding token, or fewer
+            positions than `max_length`.
     """
     if path is None:  # model.path=null, as a model of random weights has it
         raise ValueError("there is no tokenizer to read texts with: give model.path=FOLDER or data.tokenizer=FOLDER")
+    given = source(path, revision, trust_remote_code)
     require_hub({"data.tokenizer": path})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **given)
+    except Exception as error:  # of transformers, tokenizers or the hub's client, for whatever lies there
         raise ValueError(
             f"no tokenizer in {path!r}: give model.path or data.tokenizer a folder that holds one"
             f" ({' '.join(str(error).split())})"

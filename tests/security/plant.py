@@ -1,0 +1,230 @@
+"""How to make what a stranger could have made: folders and files that would leave a canary, were anything of them run."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from safetensors.torch import load_file
+from transformers import BertTokenizer
+
+from qat_lightning.export import write_packed
+from qat_lightning.export.files import sha256
+from qat_lightning.export.manifest import canonical
+from tests.export.students import student
+from tests.models import tiny_model
+from tests.security.modules import OneWeight
+from tests.training import runs
+
+KEPT = TemporaryDirectory()
+"""What is made once, and copied: a model, a packed folder, a checkpoint."""
+
+SECRET = "a-word-of-the-environment"
+
+
+class Runs:
+    """Unpickled, it runs a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+@cache
+def _composed(*overrides: str) -> dict[str, Any]:
+    return runs.composed(*overrides)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    return copy.deepcopy(_composed(*overrides))
+
+
+def canary(folder: Path) -> Path:
+    return folder / "canary"
+
+
+def command(folder: Path) -> str:
+    return f"touch {canary(folder)}"
+
+
+def code(folder: Path) -> str:
+    """A module that no import survives unseen; it defines all that a repository of models is asked for."""
+    names = ("Config", "Model", "Tokenizer", "generate")
+    return f"open({str(canary(folder))!r}, 'w').close()\n" + "".join(f"class {name}: pass\n" for name in names)
+
+
+@cache
+def plain() -> Path:
+    folder = Path(KEPT.name) / "model"
+    tiny_model("bert").save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=24).save_pretrained(folder)
+    return folder
+
+
+@cache
+def _packed() -> Path:
+    folder = Path(KEPT.name) / "packed"
+    write_packed(student("bert", "lsq_w3a8"), folder)
+    return folder
+
+
+def model(folder: Path, *, weights: bool = True, files: dict[str, str] | None = None, **config: Any) -> Path:
+    """A model folder with other values in its config.json, code of its own beside it, and other files."""
+    made = Path(shutil.copytree(plain(), folder / "model"))
+    told = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(told | config))
+    (made / "evil.py").write_text(code(folder))
+    if not weights:
+        (made / "model.safetensors").unlink()
+    for name, text in (files or {}).items():
+        (made / name).write_text(text)
+    return made
+
+
+def pickled(folder: Path, name: str = "pytorch_model.bin", **config: Any) -> Path:
+    """A model folder whose only weights are a pickle, good tensors and a command in it."""
+    made = model(folder, weights=False, **config)
+    torch.save(load_file(plain() / "model.safetensors") | {"more": Runs(command(folder))}, made / name)
+    return made
+
+
+def sharded(folder: Path, shard: str) -> Path:
+    """An index of safetensors, all of whose weights lie in `shard`: a pickle."""
+    made = pickled(folder, "evil.bin")
+    shutil.copy(made / "evil.bin", folder / "evil.bin")
+    names = load_file(plain() / "model.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, shard)}
+    (made / "model.safetensors.index.json").write_text(json.dumps(index))
+    return made
+
+
+def headed(folder: Path, change: Callable[[dict[str, Any]], Any], cut: int = 0) -> Path:
+    """A model folder whose safetensors have another header, `cut` bytes missing at the end."""
+    made = model(folder)
+    path = made / "model.safetensors"
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    told = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(told)) + told + data[8 + length : len(data) - cut])
+    return made
+
+
+def adapter(folder: Path) -> Path:
+    made = model(folder)
+    told = {"peft_type": "LORA", "base_model_name_or_path": "evil/model", "auto_mapping": {"parent_library": "evil"}}
+    (made / "adapter_config.json").write_text(json.dumps(told))
+    torch.save({"x": Runs(command(folder))}, made / "adapter_model.bin")
+    return made
+
+
+def tokenizer(folder: Path, *gone: str, **config: Any) -> Path:
+    made = model(folder)
+    (made / "config.json").unlink()
+    told = json.loads((made / "tokenizer_config.json").read_text())
+    (made / "tokenizer_config.json").write_text(json.dumps(told | config))
+    for name in gone:
+        (made / name).unlink()
+    return made
+
+
+def packed(folder: Path) -> Path:
+    return Path(shutil.copytree(_packed(), folder / "packed"))
+
+
+def manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A packed folder with another manifest, sealed with the checksum that it would have."""
+    made = packed(folder)
+    told = json.loads((made / "manifest.json").read_text())
+    change(told)
+    told.pop("sha256", None)
+    (made / "manifest.json").write_bytes(canonical(told | {"sha256": sha256(canonical(told))}))
+    return made
+
+
+def configured(folder: Path, **config: Any) -> Path:
+    """A packed folder with other values in its config.json, and a manifest that agrees."""
+    data = json.dumps(json.loads((_packed() / "config.json").read_text()) | config).encode()
+    made = manifest(folder, lambda told: told["files"].update({"config.json": sha256(data)}))
+    (made / "config.json").write_bytes(data)
+    return made
+
+
+def stored(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A packed folder with another header of its tensors."""
+    made = packed(folder)
+    data = (made / "packed.safetensors").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    told = json.dumps(header).encode()
+    (made / "packed.safetensors").write_bytes(struct.pack("<Q", len(told)) + told + data[8 + length :])
+    return made
+
+
+def linked(folder: Path, name: str) -> Path:
+    """A packed folder one of whose files is a link to a file elsewhere."""
+    made = packed(folder)
+    shutil.move(made / name, folder / name)
+    (made / name).symlink_to(folder / name)
+    return made
+
+
+def run_folder(folder: Path, text: str = "", **changes: Any) -> Path:
+    """A run folder whose config.yaml has other values, and `text` after them."""
+    made = folder / "run"
+    made.mkdir()
+    (made / "config.yaml").write_text(yaml.safe_dump(composed() | changes, sort_keys=False) + text)
+    return made
+
+
+@cache
+def _checkpoint() -> Path:
+    place = Path(KEPT.name) / "last.ckpt"
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=place.parent,
+    )  # fmt: skip
+    trainer.fit(OneWeight(), [0])
+    trainer.save_checkpoint(place)
+    return place
+
+
+def checkpoint(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A stage's `last.ckpt`, as Lightning writes it but for one thing."""
+    told = torch.load(_checkpoint(), weights_only=True)
+    told["callbacks"]["BestWeights"] = {"score": None, "step": None}
+    change(told)
+    return raw_checkpoint(folder, lambda path: torch.save(told, path))
+
+
+def raw_checkpoint(folder: Path, write: Callable[[Path], Any]) -> Path:
+    """A begun stage whose `last.ckpt` bears the seal of a whole one: a checksum, which anybody can write."""
+    scratch = folder / "checkpoints" / "teacher"
+    scratch.mkdir(parents=True)
+    (scratch / "settings.json").write_text("{}")
+    write(scratch / "last.ckpt")
+    data = (scratch / "last.ckpt").read_bytes()
+    (scratch / "last.ckpt").write_bytes(data + b"\nsha256:" + sha256(data).encode())
+    return folder
+
+
+def pickle_file(path: Path, folder: Path) -> None:
+    path.write_bytes(pickle.dumps(Runs(command(folder))))
