@@ -12,9 +12,11 @@ from qat_lightning.build import build_callbacks, build_quantized, stage_names
 from qat_lightning.config import ConfigError, Plain, create_all
 from qat_lightning.convert import open_attention_for
 from qat_lightning.data.base import TaskData
+from qat_lightning.data.tokenizers import read_tokenizer
 from qat_lightning.intervention import Intervention
 from qat_lightning.quantized import switch_on
 from qat_lightning.signals import Observed
+from qat_lightning.training.compatible import label_names, other_order
 
 
 @torch.no_grad()
@@ -23,10 +25,12 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
 
     Raises:
         ValueError: in words, for a site or an intervention that the family does not have, layers that do not fit, a part
-            that does not exist, tokens or lengths that are beyond the model.
+            that does not exist, tokens or lengths that are beyond the model, classes or tokens that it numbers otherwise.
     """
     _check_tokens(data, model)
     _check_pixels(data, model)
+    _check_labels(data, model)
+    _check_tokenizer(config, data, model)
     for stage in stage_names(config):
         build_callbacks(config, stage, data)
     losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
@@ -83,3 +87,36 @@ def _check_pixels(data: TaskData, model: nn.Module) -> None:
     given, taken = getattr(data, "channels", None), getattr(model.config, "num_channels", None)
     if None not in (given, taken) and given != taken:
         raise ConfigError(f"data.channels={given}, but the model takes {taken} channels: give data.channels={taken}")
+
+
+def _check_labels(data: TaskData, model: nn.Module) -> None:
+    """The teacher, which the student is a copy of, numbers the classes as the data does, where both name them.
+
+    Also where a teacher stage would teach it the other order: what is exported names its classes by the model's.
+    """
+    if (told := other_order(label_names(model), data.label_names)) is not None:
+        raise ConfigError(
+            f"the model numbers the classes otherwise than the data: {told}: give a model.path that was trained on this data's"
+            " order, or mend id2label in its config.json if only the names are wrong"
+        )
+
+
+def _check_tokenizer(config: Plain, data: TaskData, model: nn.Module) -> None:
+    """Another tokenizer than the model's own must give a token the same number; words added at the end may be more."""
+    own, path = getattr(data, "tokenizer", None), config["model"]["path"]
+    if own is None or not config["model"]["pretrained"] or config["data"].get("tokenizer") in (None, path):
+        return
+    try:
+        known = read_tokenizer(path, 1, must_pad=False).get_vocab()
+    except ValueError:  # the model comes without one: there is nothing to compare with
+        return
+    if len(known) < getattr(model.config, "vocab_size", 0) / 2:
+        return  # of a folder without a tokenizer transformers makes one of a few special tokens
+    numbers = own.get_vocab()
+    moved = [token for token, number in numbers.items() if known.get(token, number) != number]
+    if moved or len(numbers.keys() - known.keys()) > len(numbers) / 2:
+        token = moved[0] if moved else next(iter(numbers.keys() - known.keys()))
+        raise ConfigError(
+            f"data.tokenizer={config['data']['tokenizer']!r} is not the tokenizer of model.path={path!r}: {token!r} is"
+            f" {numbers[token]} and not {known.get(token, 'known')}: leave data.tokenizer out, or give another model.path"
+        )

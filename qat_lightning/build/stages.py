@@ -19,6 +19,7 @@ from qat_lightning.losses import Task
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings
+from qat_lightning.training.stopping import leave_signals_alone
 
 
 def stage_names(config: Plain) -> list[str]:
@@ -50,6 +51,7 @@ def build_module(
         optimizer=create(optimizer, "optimizer"),
         scheduler=create(config["scheduler"], "scheduler"),
         steps=steps,
+        stage=stage,
         teacher=teacher,
         interventions=list(interventions.values()),
         weight_decay=config["optimizer"].get("weight_decay", 0.0),
@@ -72,7 +74,7 @@ def build_trainer(
     """
     trainer = dict(config["trainer"])
     bar = trainer.pop("enable_progress_bar") and record
-    return Trainer(
+    made = Trainer(
         **trainer | {"strategy": _strategy(trainer["strategy"], trainer["devices"])},
         max_steps=steps,
         max_epochs=-1,
@@ -87,6 +89,7 @@ def build_trainer(
         logger=_loggers(config, stage, folder) if record else False,
         default_root_dir=folder,
     )
+    return leave_signals_alone(made)
 
 
 def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]:

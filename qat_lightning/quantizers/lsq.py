@@ -121,8 +121,9 @@ class LSQQuantizer(Quantizer):
 
     @torch.no_grad()
     def keep_positive(self) -> None:
-        """After an optimizer's step."""
-        self.learned.clamp_(min=SMALLEST)
+        """After an optimizer's step: SMALLEST … LARGEST; SMALLEST too where a momentum that has overflowed makes it no number."""
+        top = min(LARGEST, torch.finfo(self.learned.dtype).max)
+        self.learned.nan_to_num_(nan=SMALLEST, posinf=top, neginf=SMALLEST).clamp_(SMALLEST, top)
 
     def _set(self, value: Tensor) -> None:
         with torch.no_grad():

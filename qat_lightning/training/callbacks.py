@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -70,37 +68,6 @@ class StepSizeWarmup(Callback):
                 quantizer.following = following
                 if not name.endswith("weight_quantizer"):  # weights are the same in every process
                     quantizer.join = _of_all_processes
-
-
-class ResumePoint(Checkpoint):
-    """`last.ckpt`, to go on from: written every so many optimizer steps, and at the end.
-
-    Where a validation follows a batch, it is written after the validation: a checkpoint from before it would lose its
-    score on resume. Must stand after the callbacks whose state it is to hold.
-
-    Args:
-        path: written to a temporary name and renamed, so that it is whole whenever it exists.
-        every: optimizer steps.
-    """
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch:  # type: ignore[operator]
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, module: Any) -> None:
-        trainer.save_checkpoint(self.path)
-
-    def _save(self, trainer: Trainer) -> None:
-        batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if batches % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.path)
 
 
 class StageBar(TQDMProgressBar):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +17,9 @@ from qat_lightning.intervention import Intervention
 from qat_lightning.quantized import step_sizes
 from qat_lightning.quantizers import LSQQuantizer
 from qat_lightning.signals import Batch, Observed, Signals
+from qat_lightning.training.compatible import check_teacher
+from qat_lightning.training.diverged import check_weights
+from qat_lightning.training.guards import NumbersGuard, TeacherGuard
 
 
 class Loss(Protocol):
@@ -53,6 +56,10 @@ class QATModule(LightningModule):
         weight_decay: for matrices; biases and normalization get none (arXiv:2009.12812, released code).
         learned: "weights", "activations" → lr and weight_decay of what their quantizers learn; without, the
             optimizer's own lr and no decay.
+        stage: what an error calls this training.
+
+    Raises:
+        ValueError: a teacher that cannot teach this student (`compatible.check_teacher`).
     """
 
     def __init__(
@@ -68,11 +75,14 @@ class QATModule(LightningModule):
         interventions: Sequence[Intervention] = (),
         weight_decay: float = 0.01,
         learned: Mapping[str, Mapping[str, float]] | None = None,
+        stage: str = "train",
     ) -> None:
         super().__init__()
         self.student, self.steps, self.predict, self.weight_decay = student, steps, predict, weight_decay
         self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
         self.make_optimizer, self.factor, self.learned = optimizer, scheduler, learned or {}
+        self.stage = stage
+        self.terms: dict[str, Tensor] = {}  # of the last batch
         self.metrics = nn.ModuleDict({
             "val": nn.ModuleDict(copy.deepcopy(dict(metrics))),
             "val_assisted": nn.ModuleDict(copy.deepcopy(dict(metrics))),
@@ -83,6 +93,7 @@ class QATModule(LightningModule):
         self.answer, self.observe_teacher = Observed(student), _silent
         self._outside: list[nn.Module] = []  # a list: torch does not register the teacher as a part of the module
         if teacher is not None:
+            check_teacher(teacher, student)
             self._outside.append(teacher.requires_grad_(False).eval())
             given = {site for intervention in interventions for site in intervention.sites}
             self.observe_teacher = Observed(teacher, sorted(sites | given))
@@ -91,7 +102,8 @@ class QATModule(LightningModule):
         teacher = self.teach(batch)
         with self.intervention.by(teacher, self.student):
             student = self.observe_student(batch)
-        terms = {name: loss.weight * loss(student, teacher, batch) for name, loss in self.losses.items()}
+        terms = self.weighted(student, teacher, batch)
+        self.terms = {name: term.detach() for name, term in terms.items()}  # for who asks after the step
         total = torch.stack(list(terms.values())).sum()
         # sync_dist: the curve is the mean over all processes, not one process's part of it
         self.log("train/loss", total, prog_bar=True, sync_dist=True)
@@ -111,6 +123,10 @@ class QATModule(LightningModule):
     def teach(self, batch: Batch) -> Signals:
         """The teacher's signals; none without a teacher."""
         return self.observe_teacher(batch)
+
+    def weighted(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
+        """The terms whose sum is the loss."""
+        return {name: loss.weight * loss(student, teacher, batch) for name, loss in self.losses.items()}
 
     def score(self, kind: str, signals: Signals, batch: Batch) -> None:
         predictions, targets = self.predict([logits.float() for logits in signals["logits"]], batch)
@@ -146,10 +162,20 @@ class QATModule(LightningModule):
                     parameter.grad = None
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        """No update, however large, leaves a step size that is not positive and finite."""
         super().optimizer_step(*arguments, **keywords)
         for quantizer in self.student.modules():
             if isinstance(quantizer, LSQQuantizer):
                 quantizer.keep_positive()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What no training goes without, whoever makes the Trainer."""
+        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [guard() for guard in (TeacherGuard, NumbersGuard) if guard not in present]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of weights that are not finite no checkpoint is made: the last good one stays."""
+        check_weights(self, self.trainer)
 
     @property
     def teacher(self) -> nn.Module | None:

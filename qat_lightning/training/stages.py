@@ -6,21 +6,26 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 import textwrap
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from qat_lightning.data.base import TaskData
-from qat_lightning.training.callbacks import ResumePoint
+from qat_lightning.training.earlier import set_aside
 from qat_lightning.training.module import QATModule
+from qat_lightning.training.resume import LAST, BestWeights, ResumePoint, best_path, resume_point
+from qat_lightning.training.stopping import StoppedBySignal, Stopping
+from qat_lightning.training.whole import PART, read_sealed, whole
 
 Settings = dict[str, Any]
 """Dotted key → value: all that decides a stage's result."""
@@ -75,7 +80,7 @@ class Outcome:
 
 
 class Stage:
-    """`checkpoints/<name>.safetensors` and `.json` when finished; `checkpoints/<name>/` with Lightning's while it runs.
+    """`checkpoints/<name>.safetensors` and `.json` when finished; `checkpoints/<name>/` with its own while it runs.
 
     Args:
         folder: the run folder.
@@ -86,9 +91,15 @@ class Stage:
     """
 
     def __init__(self, name: str, folder: Path, settings: Settings) -> None:
-        self.name, self.settings = name, json.loads(json.dumps(settings, sort_keys=True, default=str))
+        self.name, self.folder, self.settings = (
+            name,
+            folder,
+            json.loads(json.dumps(settings, sort_keys=True, default=str)),
+        )
         self.weights = weights_of(name, folder)
         self.record, self.scratch = self.weights.with_suffix(".json"), self.weights.with_suffix("")
+        self.begun, self.stopping = self.scratch / "settings.json", Stopping()
+        self.skipped: dict[Path, str] = {}
         self.fingerprint = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self._refuse_other_settings()
 
@@ -97,35 +108,38 @@ class Stage:
         """None until the stage is finished."""
         return Outcome(**json.loads(self.record.read_text())) if self.record.is_file() else None
 
-    @property
+    @cached_property
     def unfinished(self) -> Path | None:
-        """The checkpoint to go on from."""
-        last = self.scratch / "last.ckpt"
-        return last if last.is_file() and self.outcome is None else None
+        """The checkpoint to go on from: the newest that is whole. A folder that does not say its settings is not ours."""
+        if self.outcome is not None or not self.begun.is_file():
+            return None
+        found, self.skipped = resume_point(self.scratch)
+        for path, wrong in self.skipped.items():
+            instead = f"going on from {found.name}" if found else f"stage {self.name!r} begins anew"
+            rank_zero_warn(f"{path} {wrong}: {instead}")
+        return found
 
     def load(self, student: nn.Module) -> None:
         """The finished stage's weights into `student`."""
+        shutil.rmtree(self.scratch, ignore_errors=True)  # a kill came between the record and the removal
         load_weights(student, self.weights)
 
-    def callbacks(self, data: TaskData, every: int) -> list[Callback]:
-        """The time spent; `best.ckpt` by the validation metric; `last.ckpt` every so many steps, to go on from."""
-        best = ModelCheckpoint(
-            self.scratch,
-            filename="best",
-            monitor=f"val/{data.metric}",
-            mode="max" if data.higher_is_better else "min",
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
-        return [Timer(), best, ResumePoint(self.scratch / "last.ckpt", every)]
+    def callbacks(self, data: TaskData, every: int, minutes: float | None = None) -> list[Callback]:
+        """The time spent; the best weights by the validation metric; a checkpoint every so many steps or minutes."""
+        best = BestWeights(self.scratch, f"val/{data.metric}", data.higher_is_better)
+        return [Timer(), best, ResumePoint(self.scratch / LAST, every, minutes, best, self.stopping)]
 
     def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep: Keep) -> Outcome:
-        """Train to the module's steps or on from the last checkpoint, keep the best or the last weights, write both files."""
+        """Train to the module's steps or on from the last checkpoint, keep the best or the last weights, write both files.
+
+        Raises:
+            StoppedBySignal: a signal has asked for the end; the next start goes on.
+        """
         checkpoint, assisted = self.unfinished, None
         if trainer.is_global_zero:
-            self._write(self.scratch / "settings.json", self.settings)
+            self._prepare()
         if module.steps > 0:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            self._train(trainer, module, data, checkpoint)
             assisted = trainer.callback_metrics.get(f"val_assisted/{data.metric}")
         last_score = own_score(trainer, module, data)
         outcome = Outcome(
@@ -134,35 +148,64 @@ class Stage:
             score=self._take_best(trainer, module, data, last_score) if keep == "best" else last_score,
             last_score=last_score,
             assisted=None if assisted is None else float(assisted),
-            checkpoint_bytes=_bytes(self.scratch / "last.ckpt"),
+            checkpoint_bytes=_bytes(self.scratch / LAST),
             settings=self.settings,
         )
         self._finish(trainer, module.student, outcome)
         return outcome
 
+    def _prepare(self) -> None:
+        """Nothing half-written, and nothing of another run, stays where this stage will write or the report will read."""
+        if not self.begun.is_file():
+            set_aside(self.folder, self.name)
+        leftovers = [path for path in self.scratch.glob("*") if self.unfinished is None and path != self.begun]
+        for path in {*leftovers, *self.skipped, *self.scratch.glob(f"*{PART}"), *self.weights.parent.glob(f"*{PART}")}:
+            path.unlink(missing_ok=True)
+        self._write(self.begun, self.settings)
+
+    def _train(self, trainer: Trainer, module: QATModule, data: TaskData, checkpoint: Path | None) -> None:
+        try:
+            with self.stopping:
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except StoppedBySignal as stopped:
+            self._tell(trainer, f"stopped by {stopped.name} after step {stopped.step}")
+            raise
+        except Exception as error:
+            if not self.stopping.signal:
+                raise
+            # The signal went to others as well (a loader's worker, another process), and they were gone first.
+            ended = StoppedBySignal(self.stopping.signal, trainer.global_step, trainer.is_global_zero)
+            self._tell(trainer, f"stopped by {ended.name} after step {ended.step} (not saved)")
+            raise ended from error
+
+    def _tell(self, trainer: Trainer, what: str) -> None:
+        if trainer.is_global_zero:
+            how = f"the same command with hydra.run.dir={self.folder} goes on"
+            print(f"{what} of stage {self.name!r}: {how}", file=sys.stderr)
+
     def _take_best(self, trainer: Trainer, module: QATModule, data: TaskData, last_score: float) -> float:
         """The best weights into the module, if they score better than the last; returns the score of what is kept."""
-        best = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None) is not None), None)
-        score = getattr(best, "best_model_score", None)
-        if score is None or not (score > last_score if data.higher_is_better else score < last_score):
+        best: BestWeights = _find(trainer, BestWeights)
+        if best.score is None or best.step is None:
             return last_score
-        state = torch.load(self.scratch / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
-        return float(score)
+        if not (best.score > last_score if data.higher_is_better else best.score < last_score):
+            return last_score
+        module.load_state_dict(read_sealed(best_path(self.scratch, best.step))["state_dict"])
+        return best.score
 
     def _finish(self, trainer: Trainer, student: nn.Module, outcome: Outcome) -> None:
         trainer.strategy.barrier("stage finished")
         if trainer.is_global_zero:
-            self.weights.parent.mkdir(parents=True, exist_ok=True)
-            save_model(student, str(self.weights))  # a tied weight once
+            with whole(self.weights) as temporary:
+                save_model(student, str(temporary))  # a tied weight once
             self._write(self.record, asdict(outcome))  # last: a stage with a record is a finished stage
             shutil.rmtree(self.scratch, ignore_errors=True)
         trainer.strategy.barrier("stage written")
 
     def _refuse_other_settings(self) -> None:
         kept = self.outcome.settings if self.outcome else None
-        if kept is None and (begun := self.scratch / "settings.json").is_file():
-            kept = json.loads(begun.read_text())
+        if kept is None and self.begun.is_file():
+            kept = json.loads(self.begun.read_text())
         if kept is None or kept == self.settings:
             return
         changed = [
@@ -177,11 +220,8 @@ class Stage:
 
     @staticmethod
     def _write(path: Path, content: Any) -> None:
-        """Whole or not at all: another process may be reading."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(content, indent=2))
-        temporary.replace(path)
+        with whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2))
 
 
 def weights_of(stage: str, folder: Path) -> Path:

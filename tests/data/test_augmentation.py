@@ -20,8 +20,8 @@ from qat_lightning.config import resolve
 from qat_lightning.data import ImageData, augmentation
 from qat_lightning.data.augmentation import Crop, Flip, TrivialAugment
 from qat_lightning.run import run
-from qat_lightning.training.callbacks import ResumePoint
 from qat_lightning.training.module import QATModule
+from qat_lightning.training.resume import ResumePoint
 from tests.training.runs import SMALL, compose, initialize_config_dir
 
 SIZE, ROWS, BATCH = 8, 10, 3

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from qat_lightning.analysis.records import read_landscapes, read_spectra
 from qat_lightning.training import analyses
 from qat_lightning.training.analyses import AttentionAnalysis, HessianSpectrum, LossLandscape
 from qat_lightning.training.callbacks import InterventionSchedule
+from qat_lightning.training.diverged import NonFiniteError
 from qat_lightning.training.module import QATModule
 from tests.training.runs import small_run
 from tests.training.test_processes import TWO, command_line_run
@@ -188,12 +188,30 @@ def test_they_know_their_stage(stage, expected):
     assert analyses._at_hand(*trainer_and_module(**stage)) is expected
 
 
-def test_a_run_that_diverged_is_not_lost_to_its_spectrum(tmp_path):
-    with pytest.warns(UserWarning, match="no Hessian spectrum of the student: the Hessian is not finite"):
-        results = small_run(tmp_path, *ALL, "optimizer.lr=1e30")
+def test_a_run_that_diverged_ends_in_words_without_analyses(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"stage \w+, step 2: the loss is not finite"):
+        small_run(tmp_path, *ALL, "optimizer.lr=1e18")
+    assert (tmp_path / "diverged.md").is_file()
+    assert not (tmp_path / "metrics.json").exists()
+    assert not (tmp_path / "analysis").exists()
+
+
+def test_a_stage_is_not_lost_to_a_spectrum_that_is_not_finite(tmp_path):
+    """Training, whose attention is fused, may stay finite where second derivatives do not."""
+    spectrum = HessianSpectrum._spectrum
+
+    def spoilt(self, name, model, batches):
+        if name == "student":
+            next(model.parameters()).data.fill_(float("nan"))
+        return spectrum(self, name, model, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HessianSpectrum, "_spectrum", spoilt)
+        with pytest.warns(UserWarning, match="no Hessian spectrum of the student: the Hessian is not finite"):
+            results = run(tmp_path, *ALL[:2])
     assert results["status"] == "finished"
     assert read_spectra(tmp_path)[0]["student"] == []
-    assert not math.isfinite(read_landscapes(tmp_path)[0]["student"].centre)
+    assert read_spectra(tmp_path)[0]["teacher"] != []
 
 
 def test_the_norms_may_be_added(tmp_path):

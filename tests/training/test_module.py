@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_student, build_trainer
 from qat_lightning.intervention import Intervention
+from qat_lightning.training.guards import NumbersGuard, TeacherGuard
 from tests.training.runs import composed
 
 
@@ -150,3 +151,14 @@ def test_intervention_follows_the_schedule_by_steps_not_batches(parts, tmp_path)
     trainer.fit(module, datamodule=data)
     output, context, probs = "attention.projection", "attention.context", "attention.probs"
     assert seen == [output] * 2 + [context] * 2 + [probs] * 8
+
+
+def test_the_guards_come_with_the_module_once(parts, tmp_path):
+    config, data, teacher, student = parts
+    module, own = build_module(config, "train", 2, student, data, teacher), NumbersGuard()
+    trainer = build_trainer(config, "train", 2, tmp_path, [own], validate_every=2)
+    trainer.fit(module, datamodule=data)
+    trainer.validate(module, datamodule=data, verbose=False)
+    guards = [callback for callback in trainer.callbacks if isinstance(callback, NumbersGuard | TeacherGuard)]
+    assert sorted(type(guard).__name__ for guard in guards) == ["NumbersGuard", "TeacherGuard"]
+    assert own in guards

@@ -1,0 +1,60 @@
+"""Whether one model can teach another: quantizers, shared weights, the numbers of the classes, the vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from qat_lightning.quantizers import Quantizer
+
+
+def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
+    """Whether one can teach the other.
+
+    Raises:
+        ValueError: a quantized teacher, one that shares weights with the student, that numbers the classes otherwise, or
+            that has another vocabulary.
+    """
+    for name, part in teacher.named_modules():
+        if isinstance(part, Quantizer):
+            raise ValueError(f"the teacher is quantized ({name}): hand over the model in full precision")
+    own = {id(parameter) for parameter in student.parameters()}
+    if shared := [name for name, parameter in teacher.named_parameters() if id(parameter) in own]:
+        raise ValueError(f"teacher and student share {shared[0]}: hand over a copy.deepcopy for one of them")
+    if (told := other_order(label_names(teacher), label_names(student))) is not None:
+        raise ValueError(
+            f"the teacher numbers the classes otherwise than the student: {told}: reorder the teacher's classes, its head with"
+            " its config.id2label"
+        )
+    sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (teacher, student)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the teacher knows {sizes[0]} tokens and the student {sizes[1]}: both must have one vocabulary, so take a teacher"
+            " with the student's tokenizer"
+        )
+
+
+def label_names(model: nn.Module) -> list[str] | None:
+    """The classes of a model by their numbers; None where they have no names but LABEL_0, LABEL_1, …"""
+    given: Mapping[Any, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    names = [str(name) for _, name in sorted(given.items(), key=lambda entry: int(entry[0]))]
+    return None if not names or all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def other_order(names: Sequence[str] | None, expected: Sequence[str] | None) -> str | None:
+    """A class that both know, with its two numbers, where these differ: "'neutral' is 1 and not 2"; None where none does.
+
+    Names are compared without regard to case, spaces and hyphens. Names that only one of them has say nothing.
+    """
+    numbers = {_plain(name): number for number, name in enumerate(expected or ())}
+    for number, name in enumerate(names or ()):
+        if numbers.get(_plain(name), number) != number:
+            return f"{name!r} is {number} and not {numbers[_plain(name)]}"
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().casefold())

@@ -1,0 +1,31 @@
+"""What an earlier run has left in a run folder is put out of the way, not mixed in and not thrown away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from qat_lightning.analysis.records import LANDSCAPES, SPECTRA
+
+MADE = (SPECTRA, LANDSCAPES, Path("metrics.json"), Path("report.md"))
+"""What is made of the stages' results, below the run folder."""
+
+
+def set_aside(folder: Path, stage: str) -> Path | None:
+    """Move the logs of a stage of this name, and what was made of it, to `earlier/<number>` in the run folder.
+
+    For a stage that nothing was kept of: whatever bears its name is of another run, whose checkpoints were deleted.
+    Returns where to; None where there was nothing.
+    """
+    logs = [folder / "logs" / stage, *(folder / "logs").glob(f"{stage}.*")]
+    left = [path for path in (*logs, *(folder / made for made in MADE)) if path.exists()]
+    if not left:
+        return None
+    to = folder / "earlier" / str(1 + sum(1 for _ in (folder / "earlier").glob("*")))
+    for path in left:
+        place = to / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    rank_zero_warn(f"{folder} holds results of an earlier run: they are in {to} from now on")
+    return to

@@ -1,0 +1,89 @@
+"""A signal that asks for the end (preemption, Ctrl-C): the batch at hand is finished, a checkpoint written, then it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+ASKING = [number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None]
+"""What a scheduler or a user sends; Windows has no SIGUSR1."""
+
+
+class StoppedBySignal(SystemExit):
+    """The run has been asked to end and has written what it needs to go on.
+
+    Ends the program with 128 + signal, as a shell tells it. Another process than the first ends with 0: Lightning kills
+    them all when one that it has started ends with anything else, and the first may not be through.
+    """
+
+    def __init__(self, number: int, step: int, first_process: bool = True) -> None:
+        super().__init__(128 + number if first_process else 0)
+        self.name, self.step = signal.Signals(number).name, step
+
+
+class Stopping:
+    """`with Stopping() as stopping:` the first SIGTERM, SIGUSR1 or SIGINT leaves its number in `stopping.signal`.
+
+    A SIGINT after that ends the program at once. Signals that the program was started to ignore stay ignored. At the end
+    the handlers from before are back, and a signal that nobody has stopped for is sent again.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other one to set handlers
+            heeded = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heeded}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self.end()
+        self._restore()
+
+    def end(self) -> None:
+        """Nothing more will be lost: from here on a signal does what it does without this, at once."""
+        self._restore()
+        if self.signal:
+            number, self.signal = self.signal, 0
+            os.kill(os.getpid(), number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A loader's worker, forked with this handler and signalled with the whole group: its batches are still
+            # needed. Its own end comes from the process that started it; a second signal is heeded. (For SIGTERM torch
+            # puts a handler of its own in the place of this one, and the worker ends.)
+            signal.signal(number, signal.SIG_DFL)
+        elif number == signal.SIGINT and self.signal:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(self._process, number)
+        else:
+            self.signal = self.signal or number
+
+
+def leave_signals_alone(trainer: Trainer) -> Trainer:
+    """Without Lightning's own handlers, for which it has no switch.
+
+    Its SIGTERM ends a run with exit code 0 and no checkpoint, and broadcasts to the other processes from within the
+    handler, amid whatever they were exchanging; its SIGUSR1 (SLURM) writes a checkpoint that a later stage would take
+    for its own.
+    """
+    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+    return trainer
+
+
+def _nothing() -> None:
+    """No handler."""
