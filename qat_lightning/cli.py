@@ -13,12 +13,13 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from qat_lightning.config import ConfigError, check, read_run, register_schema, resolve, suggest
+from qat_lightning.config import ConfigError, Plain, check, read_run, register_schema, resolve, suggest
+from qat_lightning.failures import explained, line
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
@@ -40,6 +41,9 @@ EXPORT_HELP = """python -m qat_lightning.export run=DIR [key=value …]
 Write DIR/export anew from a finished run: packed folder, ONNX file, model card; each is checked against the student.
 export.onnx=false, export.packed=false leave one out; export.rest=float16, export.ternary=trits make the folder smaller;
 export.rows=1000 validation rows are compared."""
+BUG = """{line}
+This is a mistake in qat_lightning, not in what you gave it. Please report it with the traceback above, the command, the
+run folder's config.yaml (or what `--cfg job` prints) and what `pip list` says of torch, lightning and transformers."""
 HINT = f"({FULL}=1 shows the traceback)"
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP from C++, which no filter reaches
@@ -49,8 +53,7 @@ register_schema()
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _train(config: DictConfig) -> float:
     with _mistakes_in_words():
-        plain = resolve(config)
-        check(plain)
+        plain = checked(config)
         from qat_lightning.run import run  # after the checks: its imports take seconds
 
         folder, swept = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
@@ -61,6 +64,17 @@ def _train(config: DictConfig) -> float:
         finally:
             if swept:
                 _leave_process_group()
+
+
+def checked(config: DictConfig) -> Plain:
+    """What Hydra has composed, resolved, and free of all mistakes that can be seen before data and models are loaded.
+
+    Raises:
+        ConfigError, OmegaConfBaseException: what `told` tells.
+    """
+    plain = resolve(config)
+    check(plain)
+    return plain
 
 
 def train() -> None:
@@ -146,41 +160,93 @@ def _typed(folder: Path) -> list[str]:
     import yaml
 
     place = folder / "overrides.yaml"
-    return yaml.safe_load(place.read_text(encoding="utf-8")) or [] if place.is_file() else []
+    try:
+        return yaml.safe_load(place.read_text(encoding="utf-8")) or [] if place.is_file() else []
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place} is damaged: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
 def _mistakes_in_words() -> Iterator[None]:
-    """What a user can mend ends the program with one message and exit code 1, without a traceback."""
+    """Whatever ends the program ends it with one message and exit code 1; with a traceback where the mistake is ours."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        _drop_empty_folder()
-        if TRACEBACK:
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
+            _say("stopped", _goes_on())
+        raise
+    except KeyboardInterrupt:
+        _say("stopped", _goes_on())
+        raise SystemExit(1) from None
+    except Exception as error:
+        message, shown = told(error), TRACEBACK
+        if message is None:
+            message, shown = BUG.format(line=f"{type(error).__name__}: {line(error)}"), True
+        if shown:
             traceback.print_exception(error)
-        print(f"qat_lightning: {_told(error)}", *([] if TRACEBACK else [HINT]), sep="\n", file=sys.stderr)
+        _say(message, _goes_on(), *([] if shown else [HINT]))
+        _drop_empty_folder()
         raise SystemExit(1) from None
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str | None:
+    """The one message for what a user can mend: a mistake in a configuration or in data, or the world gone wrong.
+
+    None for anything else, which is a mistake of this package.
+    """
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _of_hydra(error)
+    if not isinstance(error, ConfigError) and (message := explained(error)):
+        return message
+    if not isinstance(error, ValueError | OSError):
+        return None
+    return line(error) if "in DataLoader worker process" in str(error) else str(error)
+
+
+def _of_hydra(error: BaseException) -> str:
     """Hydra's message in short: with the valid choices where a key is mistyped, without its search path."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OverrideParseException):
+        reason = str(error).splitlines()[0]
+        return (
+            f"{error.override!r} cannot be read ({reason}): give key=value, in quotes where it holds brackets or spaces"
+        )
     if not isinstance(cause, OmegaConfBaseException):
-        return re.split(r"\n*Config search path", str(error))[0]
+        message = re.split(r"\n*Config search path", str(error))[0]
+        groups = ", ".join(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+        return f"a group ({groups}): {message}" if message.startswith("Config group override") else message
     key = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
     if key and isinstance(cause.parent_node, DictConfig):
         return f"unknown key {cause.full_key!r}: {suggest(key.group(1), map(str, cause.parent_node.keys()))}"
     return f"{cause.full_key or 'configuration'}: {str(cause).splitlines()[0]}"
 
 
+def _say(*lines: str) -> None:
+    print("qat_lightning:", "\n".join(filter(None, lines)), file=sys.stderr)
+
+
+def _goes_on() -> str:
+    """Where a run has begun and not ended, how it goes on."""
+    folder = _folder()
+    if folder is None or not (folder / "checkpoints").is_dir() or (folder / "metrics.json").is_file():
+        return ""
+    return f"The same command with hydra.run.dir={folder} goes on from what was finished or saved."
+
+
+def _folder() -> Path | None:
+    """Of the run at hand, where Hydra has got so far."""
+    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
+        return None
+    return Path(HydraConfig.get().runtime.output_dir).resolve()
+
+
 def _drop_empty_folder() -> None:
     """A run that never began leaves no run folder."""
-    if HydraConfig.initialized():
-        folder = Path(HydraConfig.get().runtime.output_dir or ".").resolve()
-        if folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    folder = _folder()
+    if folder is not None and folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _speak_for_one_job() -> None:

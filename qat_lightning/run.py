@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -36,13 +37,18 @@ from qat_lightning.config import Plain
 from qat_lightning.convert import open_attention
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.hub import require_hub
+from qat_lightning.folder import check_own, held
+from qat_lightning.foresight import check_libraries
 from qat_lightning.packing import bits, size, tensors_hash
 from qat_lightning.quantized import switch_on
 from qat_lightning.rehearsal import rehearse
 from qat_lightning.signals import Observed, Signals
 from qat_lightning.sites import has_site
+from qat_lightning.training.loggers import begin
+from qat_lightning.training.processes import watch_the_others
 from qat_lightning.training.report import summary_table, write_report
 from qat_lightning.training.stages import Budget, Outcome, Stage, load_weights, own_scores, weights_of
+from qat_lightning.training.whole import whole
 
 PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
@@ -128,12 +134,15 @@ class Run:
         module = build_module(self.config, stage.name, steps, student, self.data, teacher)
         callbacks = [
             *build_callbacks(self.config, stage.name, self.data),
-            *stage.callbacks(self.data, settings["checkpoint_every"]),
+            *stage.callbacks(self.data, settings["checkpoint_every"], settings["checkpoint_minutes"]),
         ]
         every = settings["validate_every"]
         batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
         trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
         switch_on(student, settings.get("parts"))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and _first_process():
+                begin(logger, self.say)
         outcome = stage.fit(trainer, module, self.data, settings["keep"])
         switch_on(student)
         for logger in trainer.loggers:
@@ -163,6 +172,7 @@ def opened(config: Plain, folder: Path, needs_model: bool = True) -> Run:
         ValueError: in words, for data or a model that is not there or cannot be used.
     """
     _quiet()
+    watch_the_others(int(getattr(rank_zero_only, "rank", 0)))
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     require_hub(_wanted(config if needs_model else config | {"model": {**config["model"], "pretrained": False}}))
@@ -180,14 +190,33 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     Raises:
         ValueError: in words with the remedy, for all that is wrong with input.
     """
-    run = opened(config, folder)
-    data, console = run.data, run.console
-    run.plan()
-    batch = data.example_batch(8)
-    teacher = build_model(config, data)
-    rehearse(config, data, teacher)
-    _write_config(config, folder, command)  # not before: a command that is refused leaves the folder as it was
+    with held(folder) if _first_process() else nullcontext():
+        if _first_process():
+            check_own(folder, config["experiment"])
+        run, teacher = prepared(config, folder)
+        _write_config(config, folder, command)  # not before: a command that is refused leaves the folder as it was
+        return _trained(run, teacher)
 
+
+def prepared(config: Plain, folder: Path) -> tuple[Run, nn.Module]:
+    """A run with all its stages planned, and the teacher not yet fine-tuned: nothing is written, and what is known to be
+    wrong has been told.
+
+    Raises:
+        ValueError: in words with the remedy, for all that is wrong with input.
+    """
+    run = opened(config, folder)
+    check_libraries(config, folder)
+    run.plan()
+    teacher = build_model(config, run.data)
+    rehearse(config, run.data, teacher)
+    return run, teacher
+
+
+def _trained(run: Run, teacher: nn.Module) -> Plain:
+    """All stages, then what is written of them."""
+    config, folder, data, console = run.config, run.folder, run.data, run.console
+    batch = data.example_batch(8)
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
     untrained, signals = run.scores(student)[data.metric], {"untrained": _watch(student, batch)}
@@ -209,7 +238,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
         results["export"] = Exporter(config, folder, data, student, run.say).export()
         report = write_report(folder, results, signals, batch, data.tokens(batch), _classes(data, batch))
         # last: a folder with metrics.json is a finished run
-        (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        _write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
         if results["export"]:
             write_card(folder)
     console.print(summary_table(results, report))
@@ -282,9 +311,13 @@ def _wanted(config: Plain) -> dict[str, str]:
 
 def _write_config(config: Plain, folder: Path, command: list[str]) -> None:
     if _first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        (folder / "overrides.yaml").write_text(yaml.safe_dump(command, allow_unicode=True))
+        _write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        _write(folder / "overrides.yaml", yaml.safe_dump(command, allow_unicode=True))
+
+
+def _write(path: Path, text: str) -> None:
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _first_process() -> bool:
