@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
-from omegaconf.errors import OmegaConfBaseException
 
-from qat_lightning.config import ConfigError, Plain, check, read_run, register_schema, resolve, suggest
-from qat_lightning.failures import explained, line
+from qat_lightning.config import CONF, ConfigError, Plain, check, read_run, register_schema, resolve
+from qat_lightning.mistakes import FULL, mistakes_in_words
 
-PACKAGE = Path(__file__).resolve().parent
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""Inside an installed wheel; beside the package in a checkout."""
-
-FULL = "HYDRA_FULL_ERROR"
-TRACEBACK = os.environ.get(FULL, "0") not in ("", "0")
 MULTIRUN = ("-m", "--multirun")
 FREE = ("export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=")
 """What can be changed in a finished run without making another one of it."""
@@ -41,10 +30,6 @@ EXPORT_HELP = """python -m qat_lightning.export run=DIR [key=value …]
 Write DIR/export anew from a finished run: packed folder, ONNX file, model card; each is checked against the student.
 export.onnx=false, export.packed=false leave one out; export.rest=float16, export.ternary=trits make the folder smaller;
 export.rows=1000 validation rows are compared."""
-BUG = """{line}
-This is a mistake in qat_lightning, not in what you gave it. Please report it with the traceback above, the command, the
-run folder's config.yaml (or what `--cfg job` prints) and what `pip list` says of torch, lightning and transformers."""
-HINT = f"({FULL}=1 shows the traceback)"
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP from C++, which no filter reaches
 register_schema()
@@ -52,9 +37,13 @@ register_schema()
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _train(config: DictConfig) -> float:
-    with _mistakes_in_words():
+    with mistakes_in_words():
         plain = checked(config)
-        from qat_lightning.run import run  # after the checks: its imports take seconds
+        # after the checks: what follows takes seconds to import
+        from qat_lightning.hub import require_hub, wanted
+
+        require_hub(wanted(plain))
+        from qat_lightning.run import run
 
         folder, swept = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
         if swept:
@@ -85,7 +74,7 @@ def train() -> None:
 def _in_words(main: Callable[[], None]) -> None:
     """Call one of Hydra's, and tell what it refuses."""
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
-    with _mistakes_in_words():
+    with mistakes_in_words():
         asked = os.environ.get(FULL)
         os.environ[FULL] = "1"  # let Hydra pass errors on instead of printing them
         try:
@@ -96,7 +85,7 @@ def _in_words(main: Callable[[], None]) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="bench")
 def _bench(config: DictConfig) -> None:
-    with _mistakes_in_words():
+    with mistakes_in_words():
         plain = resolve(config)
         from qat_lightning.bench import run_bench
 
@@ -110,7 +99,7 @@ def bench() -> None:
 
 def evaluate() -> None:
     """`python -m qat_lightning.evaluate` and `qat-evaluate`."""
-    with _mistakes_in_words():
+    with mistakes_in_words():
         folder, given, overrides = _of_a_run(EVALUATE_HELP, model="student")
         config = read_run(folder, overrides)
         from qat_lightning.evaluation import evaluate as score
@@ -120,7 +109,7 @@ def evaluate() -> None:
 
 def export() -> None:
     """`python -m qat_lightning.export` and `qat-export`: the run's own command again, which finds its stages finished."""
-    with _mistakes_in_words():
+    with mistakes_in_words():
         folder, _, overrides = _of_a_run(EXPORT_HELP)
         config = read_run(folder, overrides)
         if other := [word for word in overrides if not word.startswith(FREE)]:
@@ -164,89 +153,6 @@ def _typed(folder: Path) -> list[str]:
         return yaml.safe_load(place.read_text(encoding="utf-8")) or [] if place.is_file() else []
     except yaml.YAMLError as error:
         raise ConfigError(f"{place} is damaged: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def _mistakes_in_words() -> Iterator[None]:
-    """Whatever ends the program ends it with one message and exit code 1; with a traceback where the mistake is ours."""
-    try:
-        yield
-    except SystemExit as ended:
-        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
-            _say("stopped", _goes_on())
-        raise
-    except KeyboardInterrupt:
-        _say("stopped", _goes_on())
-        raise SystemExit(1) from None
-    except Exception as error:
-        message, shown = told(error), TRACEBACK
-        if message is None:
-            message, shown = BUG.format(line=f"{type(error).__name__}: {line(error)}"), True
-        if shown:
-            traceback.print_exception(error)
-        _say(message, _goes_on(), *([] if shown else [HINT]))
-        _drop_empty_folder()
-        raise SystemExit(1) from None
-
-
-def told(error: BaseException) -> str | None:
-    """The one message for what a user can mend: a mistake in a configuration or in data, or the world gone wrong.
-
-    None for anything else, which is a mistake of this package.
-    """
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _of_hydra(error)
-    if not isinstance(error, ConfigError) and (message := explained(error)):
-        return message
-    if not isinstance(error, ValueError | OSError):
-        return None
-    return line(error) if "in DataLoader worker process" in str(error) else str(error)
-
-
-def _of_hydra(error: BaseException) -> str:
-    """Hydra's message in short: with the valid choices where a key is mistyped, without its search path."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, OverrideParseException):
-        reason = str(error).splitlines()[0]
-        return (
-            f"{error.override!r} cannot be read ({reason}): give key=value, in quotes where it holds brackets or spaces"
-        )
-    if not isinstance(cause, OmegaConfBaseException):
-        message = re.split(r"\n*Config search path", str(error))[0]
-        groups = ", ".join(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
-        return f"a group ({groups}): {message}" if message.startswith("Config group override") else message
-    key = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
-    if key and isinstance(cause.parent_node, DictConfig):
-        return f"unknown key {cause.full_key!r}: {suggest(key.group(1), map(str, cause.parent_node.keys()))}"
-    return f"{cause.full_key or 'configuration'}: {str(cause).splitlines()[0]}"
-
-
-def _say(*lines: str) -> None:
-    print("qat_lightning:", "\n".join(filter(None, lines)), file=sys.stderr)
-
-
-def _goes_on() -> str:
-    """Where a run has begun and not ended, how it goes on."""
-    folder = _folder()
-    if folder is None or not (folder / "checkpoints").is_dir() or (folder / "metrics.json").is_file():
-        return ""
-    return f"The same command with hydra.run.dir={folder} goes on from what was finished or saved."
-
-
-def _folder() -> Path | None:
-    """Of the run at hand, where Hydra has got so far."""
-    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
-        return None
-    return Path(HydraConfig.get().runtime.output_dir).resolve()
-
-
-def _drop_empty_folder() -> None:
-    """A run that never began leaves no run folder."""
-    folder = _folder()
-    if folder is not None and folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _speak_for_one_job() -> None:

@@ -39,7 +39,7 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         raise ConfigError(f"model={model!r}: {suggest(model, MODELS)}")
     if model == "onnx":
         config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
-    run = opened(config, folder, needs_model=model in ("student", "teacher"))
+    run = opened(config, folder)
     scores = _scores(run, _model(run, model), model)
     result: Plain = {
         "model": model,

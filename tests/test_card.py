@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qat_lightning.card import write_card
-from qat_lightning.cli import CONF
-from qat_lightning.config import resolve
+from qat_lightning.config import CONF, resolve
 from qat_lightning.run import run
 from tests.training.runs import SMALL, small_run
 

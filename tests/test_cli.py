@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qat_lightning.cli import _mistakes_in_words, told
 from qat_lightning.config import ConfigError
+from qat_lightning.mistakes import mistakes_in_words, told
 from tests.training.runs import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def test_traceback_on_request(tmp_path):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_whatever_a_user_can_mend_ends_in_one_place_without_a_traceback(capsys, error, words):
-    with pytest.raises(SystemExit) as ended, _mistakes_in_words():
+    with pytest.raises(SystemExit) as ended, mistakes_in_words():
         raise error
     assert ended.value.code == 1
     said = capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_whatever_a_user_can_mend_ends_in_one_place_without_a_traceback(capsys, 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("mat1 and mat2"), AssertionError(), AttributeError("y")])
 def test_a_mistake_of_ours_shows_its_traceback_and_what_to_send(capsys, error):
-    with pytest.raises(SystemExit) as ended, _mistakes_in_words():
+    with pytest.raises(SystemExit) as ended, mistakes_in_words():
         raise error
     assert ended.value.code == 1
     said = capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_what_a_process_that_loads_data_refuses_is_told_without_its_traceback():
 
 
 def test_a_stage_that_is_asked_to_stop_keeps_its_exit_code(capsys):
-    with pytest.raises(SystemExit) as ended, _mistakes_in_words():
+    with pytest.raises(SystemExit) as ended, mistakes_in_words():
         raise SystemExit(143)
     assert ended.value.code == 143
     assert capsys.readouterr().err == ""

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from qat_lightning.cli import CONF
+from qat_lightning.config import CONF
 from tests.training.runs import small_run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

@@ -6,8 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import ALLOWED, ConfigError, check, check_targets, create, resolve, suggest
+from qat_lightning.config import ALLOWED, CONF, ConfigError, check, check_targets, create, resolve, suggest
 from qat_lightning.quantizers import TernaryQuantizer
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

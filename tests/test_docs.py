@@ -18,8 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import ConfigError, check, resolve
+from qat_lightning.config import CONF, ConfigError, check, resolve
 from qat_lightning.evaluation import MODELS
 
 Line = tuple[str, ...]

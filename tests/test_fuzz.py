@@ -17,7 +17,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qat_lightning.cli import CONF, checked, told
+from qat_lightning.cli import checked
+from qat_lightning.config import CONF
+from qat_lightning.mistakes import told
 from qat_lightning.run import prepared
 from tests.test_cli import call, worked
 from tests.training.runs import SMALL

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "qat_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    {"quantizers", "schedules"},
+    {"quantizers", "schedules", "hub", "failures"},
     {"nn"},
     {"sites"},
     {"signals", "packing"},
@@ -25,7 +25,6 @@ FLOORS = (
         "config",
         "build",
         "rehearsal",
-        "failures",
         "folder",
         "foresight",
         "scoring",
@@ -34,6 +33,7 @@ FLOORS = (
         "run",
         "evaluation",
         "bench",
+        "mistakes",
         "cli",
         "__main__",
         "evaluate",

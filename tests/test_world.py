@@ -22,12 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from qat_lightning import run as running
-from qat_lightning.cli import CONF, checked, told
+from qat_lightning import exporting
+from qat_lightning.cli import checked
+from qat_lightning.config import CONF
 from qat_lightning.data import RandomText
 from qat_lightning.data.files import read_split
 from qat_lightning.failures import explained
 from qat_lightning.folder import FolderError, held
+from qat_lightning.mistakes import told
+from qat_lightning.run import command as running
 from qat_lightning.training.whole import is_sealed
 from tests.test_cli import ROOT, call
 from tests.training.runs import SMALL, composed, small_run
@@ -112,16 +115,18 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_it_goes_on_when_there_is
     assert json.loads((folder / "metrics.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("place", ["write_report", pytest.param("Exporter", marks=pytest.mark.slow)])
-def test_a_disk_that_is_full_at_the_end_costs_no_stage(disk, undisturbed, monkeypatch, place):
-    folder, before = disk / "run", getattr(running, place)
+@pytest.mark.parametrize(
+    ("module", "name"), [(running, "write_report"), pytest.param(exporting, "Exporter", marks=pytest.mark.slow)]
+)
+def test_a_disk_that_is_full_at_the_end_costs_no_stage(disk, undisturbed, monkeypatch, module, name):
+    folder, before = disk / "run", getattr(module, name)
 
     def full(*arguments, **named):
         made = before(*arguments, **named)
         fill(disk)  # the export fails; or metrics.json, after the report
         return made
 
-    monkeypatch.setattr(running, place, full)
+    monkeypatch.setattr(module, name, full)
     with pytest.raises(OSError) as ended:  # noqa: PT011 (the words are looked at below)
         small_run(folder)
     assert "no room is left on the disk" in told(ended.value)
@@ -129,7 +134,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_stage(disk, undisturbed, monkey
     assert not list(folder.rglob("*.part")), "nothing half-written"
     kept = {path.name: path.stat().st_mtime_ns for path in (folder / "checkpoints").iterdir()}
     (disk / "ballast").unlink()
-    monkeypatch.setattr(running, place, before)
+    monkeypatch.setattr(module, name, before)
     assert small_run(folder)["student_hash"] == undisturbed
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "checkpoints").iterdir()} == kept, "not run again"
 
@@ -294,15 +299,15 @@ GOOD = "sentence,label\na cat,1\na dog,0\n"
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("train.csv", b"sentence,label\n", r"train\.csv' holds no rows"),
+        ("train.csv", b"sentence,label\n", r"the train split of .* is empty"),
         ("train.csv", b"sentence,label\na cat,1,2\n", r"train\.csv' cannot be read \(.*Expected 2 columns, got 3"),
         ("train.csv", b"sentence,label\na cat,2\n", r"row 0 of the train split has label 2, outside 0…1"),
         ("train.csv", b"sentence,label\na cat,-1\n", r"row 0 of the train split has label -1, outside 0…1"),
         ("train.jsonl", b'{"sentence": "a cat", "label": 1\n', r"train\.jsonl' cannot be read"),
-        ("train.jsonl", b"", r"train\.jsonl' holds no rows"),
+        ("train.jsonl", b"", r"the train split of .* is empty"),
         ("train.jsonl", b"[" * 100_000, r"train\.jsonl' cannot be read"),
         ("train.parquet", b"PAR1 but no more", r"train\.parquet' cannot be read"),
-        ("validation.csv", b"sentence,label\n", r"validation\.csv' holds no rows"),
+        ("validation.csv", b"sentence,label\n", r"the validation split of .* is empty"),
     ],
 )
 def test_data_that_cannot_be_used_is_told_before_anything_is_written(tmp_path, tokenizer, name, content, words):

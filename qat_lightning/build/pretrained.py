@@ -14,6 +14,7 @@ from transformers.utils import cached_file, find_adapter_config_file, is_peft_av
 
 from qat_lightning.config import ConfigError, Plain
 from qat_lightning.data.trust import source
+from qat_lightning.hub import require_hub
 
 IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 """What computes attention and experts, by a name; one that is not transformers' own is a kernel, downloaded and run."""
@@ -44,6 +45,7 @@ def read_architecture(model: Plain, num_labels: int) -> PretrainedConfig:
         ConfigError: none there; a kernel; code of its own, or code that is trusted and not pinned.
     """
     given = _source(model)
+    require_hub({"model.path": model["path"]})
     try:
         architecture = AutoConfig.from_pretrained(model["path"], num_labels=num_labels, **given)
     except Exception as error:  # transformers' checks of values raise classes of their own

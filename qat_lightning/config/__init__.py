@@ -2,11 +2,12 @@
 
 from qat_lightning.config.checks import check
 from qat_lightning.config.folder import read_run
-from qat_lightning.config.schema import ConfigError, Plain, register_schema, resolve
+from qat_lightning.config.schema import CONF, ConfigError, Plain, register_schema, resolve
 from qat_lightning.config.targets import ALLOWED, check_targets, create, create_all, suggest
 
 __all__ = [
     "ALLOWED",
+    "CONF",
     "ConfigError",
     "Plain",
     "check",

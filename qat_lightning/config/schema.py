@@ -6,10 +6,15 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The house's own configuration: inside an installed wheel; beside the package in a checkout."""
 
 Plain = dict[str, Any]
 """A resolved configuration: dictionaries, lists, strings, numbers."""

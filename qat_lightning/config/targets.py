@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -132,7 +133,7 @@ def _check_arguments(target: Any, node: Mapping[str, Any], key: str, given: Mapp
     except Exception:  # an annotation that cannot be evaluated says nothing about the value
         hints = {}
     for name in names & set(hints):
-        if not isinstance(node[name], Mapping):
+        if not _makes(node[name]):
             check_type(node[name], hints[name], f"{key}.{name}")
     required = {
         n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
@@ -141,13 +142,25 @@ def _check_arguments(target: Any, node: Mapping[str, Any], key: str, given: Mapp
         raise ConfigError(f"{key}.{missing[0]} must be given: {target.__name__} needs it")
 
 
+def _makes(value: Any) -> bool:
+    """Whether objects are made of the value, so that its type is not yet there to be judged."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_makes, value.values()))
+    return isinstance(value, list | tuple) and any(map(_makes, value))
+
+
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Refuse a plain value that the annotation does not admit."""
+    """Refuse a plain value that the annotation does not admit: neither true nor "3" is a number.
+
+    Judged as JSON, in which a list may stand for a tuple and a text for a path, as in a configuration.
+    """
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except Exception:  # not an annotation that pydantic can judge
         return
     try:
-        adapter.validate_python(value)
+        adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{key}={value!r}: {error.errors()[0]['msg'].lower()}") from error
+        first = error.errors()[0]
+        wrong = "must be made with a _target_" if first["type"] == "needs_python_object" else first["msg"].lower()
+        raise ConfigError(f"{key}={value!r}: {wrong}") from error

@@ -11,9 +11,11 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import csv, parquet
 
-from qat_lightning.data.hub import require_hub
+from qat_lightning.hub import require_hub
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
+DAMAGED = (OSError, ValueError, NotImplementedError, TypeError, KeyError, RecursionError)
+"""What pyarrow and json raise for files that are not what they should be."""
 
 
 def read_split(path: str, name: str | None, split: str) -> Dataset:
@@ -28,7 +30,12 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
     """
     folder = Path(path)
     if folder.is_dir():
-        return _rows(_file(folder, split))
+        rows = _rows(_file(folder, split))
+        if not len(rows):
+            raise ValueError(
+                f"the {split} split of data.path={path!r} is empty: give data.path=FOLDER another folder, or fill the file"
+            )
+        return rows
     require_hub({"data.path": path})
     try:
         return load_dataset(path, name, split=split)
@@ -41,21 +48,11 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
 
 def _rows(file: Path) -> Dataset:
     try:
-        rows = Dataset(_table(file))
-    except (
-        OSError,
-        ValueError,
-        NotImplementedError,
-        TypeError,
-        KeyError,
-        RecursionError,
-    ) as error:  # all are pyarrow's
+        return Dataset(_table(file))
+    except DAMAGED as error:
         raise ValueError(
             f"{str(file)!r} cannot be read ({_line(error)}): repair it, or give data.path=FOLDER another folder"
         ) from error
-    if not len(rows):
-        raise ValueError(f"{str(file)!r} holds no rows: fill it, or give data.path=FOLDER another folder")
-    return rows
 
 
 def require_column(split: Dataset, name: str, path: str, column: str, remedy: str) -> None:

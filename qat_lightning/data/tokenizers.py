@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from qat_lightning.data.hub import require_hub
 from qat_lightning.data.trust import source
+from qat_lightning.hub import require_hub
 
 
 def read_tokenizer(
@@ -18,21 +18,20 @@ def read_tokenizer(
     max_length: int,
     must_pad: bool = True,
     revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> Any:
     """The tokenizer of `path`, a hub id or a folder.
 
     Args:
         must_pad: refuse one that has no padding token.
-        revision, trust_remote_code: as of the model; code that comes with a tokenizer is run by the flag alone.
+        revision: branch, tag or commit on the hub; None for its default.
 
     Raises:
-        ValueError: in words: no path, no tokenizer there, one that is made by code of its own, no padding token, or fewer
+        ValueError: in words: no path, no tokenizer there, one that code of its own would make, no padding token, or fewer
             positions than `max_length`.
     """
     if path is None:  # model.path=null, as a model of random weights has it
         raise ValueError("there is no tokenizer to read texts with: give model.path=FOLDER or data.tokenizer=FOLDER")
-    given = source(path, revision, trust_remote_code)
+    given = source(path, revision)
     require_hub({"data.tokenizer": path})
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **given)

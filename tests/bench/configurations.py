@@ -4,8 +4,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import resolve
+from qat_lightning.config import CONF, resolve
 
 SMALL = (
     "model=tiny",

@@ -15,8 +15,7 @@ from PIL import Image as Pillow
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import resolve
+from qat_lightning.config import CONF, resolve
 from qat_lightning.data import ImageData, augmentation
 from qat_lightning.data.augmentation import Crop, Flip, TrivialAugment
 from qat_lightning.run import run

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from qat_lightning.data import files
 from qat_lightning.data.files import read_split
-from qat_lightning.data.hub import Unreachable
+from qat_lightning.hub import Unreachable
 
 ROWS = [{"sentence": "a cat", "label": 1}, {"sentence": "a dog", "label": 0}]
 AS_TEXT = {

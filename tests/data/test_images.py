@@ -13,8 +13,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import create, resolve
+from qat_lightning.config import CONF, create, resolve
 from qat_lightning.data import Digits, ImageData
 from qat_lightning.data.augmentation import Crop, Flip
 

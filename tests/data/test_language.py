@@ -13,8 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torchmetrics.text import Perplexity
 from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import create, resolve
+from qat_lightning.config import CONF, create, resolve
 from qat_lightning.data import LanguageModelData
 from qat_lightning.data import language as language_module
 from tests.data.conftest import MODEL_MAX_LENGTH, WORDS

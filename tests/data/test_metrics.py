@@ -4,8 +4,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import create, resolve
+from qat_lightning.config import CONF, create, resolve
 
 
 def metrics(task):

@@ -9,8 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import create, resolve
+from qat_lightning.config import CONF, create, resolve
 
 SHARED = Path(os.environ.get("QAT_SHARED", Path(__file__).parents[2].parent / "shared"))
 TOKENIZER = SHARED / "models" / "all-MiniLM-L6-v2"

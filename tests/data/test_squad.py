@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import create, resolve
+from qat_lightning.config import CONF, create, resolve
 from qat_lightning.data import AnswerScore, SquadData, features
 from qat_lightning.data.spans import best_spans, token_span
 from qat_lightning.signals import Observed
@@ -396,7 +395,7 @@ BLANK = {**ROWS[0], "answers": {"text": [" "], "answer_start": [3]}}
         ([BLANK], {}, r"row 0 .* has answers="),
         ([{**ROWS[0], "answers": "cat"}], {}, r"row 0 .* has answers='cat': give it"),
         ([{**ROWS[0], "question": None}], {}, r"row 0 .* has None for a question, which is no text: repair"),
-        ([], {}, r"the train split of .* has no column"),
+        ([], {}, r"the train split of .* is empty"),
         (
             ROWS,
             {"stride": 3},

@@ -5,8 +5,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torchmetrics.classification import MulticlassAccuracy
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import create, resolve
+from qat_lightning.config import CONF, create, resolve
 from qat_lightning.data import RandomImages, RandomQuestions, RandomText, RandomTokens
 
 COMMON = {"batch_size": 8, "metrics": {"a": MulticlassAccuracy(3)}, "metric": "a"}

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qat_lightning.build import build_quantized
-from qat_lightning.cli import CONF
-from qat_lightning.config import resolve
+from qat_lightning.config import CONF, resolve
 from qat_lightning.quantized import calibrate
 from qat_lightning.quantizers import Quantizer
 from qat_lightning.signals import Observed

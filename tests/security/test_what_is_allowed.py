@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import ConfigError, check_targets, create
+from qat_lightning.config import CONF, ConfigError, check_targets, create
 from qat_lightning.config.foreign import read_foreign
 from qat_lightning.config.targets import _locate
 from qat_lightning.data.tokenizers import read_tokenizer

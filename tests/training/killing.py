@@ -30,7 +30,7 @@ FORTY = (
     *(f"stages.{stage}.checkpoint_every=3" for stage in ("teacher", "intervene", "train")),
 )  # fmt: skip
 
-PORTS = itertools.count(15000 + os.getpid() % 15000)
+PORTS = itertools.count(15000 + os.getpid() * 211 % 15000)  # neighbours in number are not neighbours in ports
 Config = dict[str, Any]
 Kill = tuple[str, int, list[str]]
 """(where, its number counted from 1, overrides that change no result); where: a name in `PLACES`."""
@@ -164,10 +164,10 @@ def _fork(folder: Path, config: Config, kill: Kill | None, rank: int, processes:
 
 
 def _run(folder: Path, config: Config) -> None:
-    from qat_lightning import run
+    from qat_lightning.run import command
 
-    run.write_report = lambda folder, *_: folder / "report.md"  # type: ignore[assignment]  # pictures take longest
-    run.run(config, folder, [])
+    command.write_report = lambda folder, *_: folder / "report.md"  # type: ignore[assignment]  # pictures take longest
+    command.run(config, folder, [])
 
 
 def _join(rank: int, processes: int, port: int) -> None:

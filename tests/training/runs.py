@@ -5,8 +5,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.cli import CONF
-from qat_lightning.config import check, resolve
+from qat_lightning.config import CONF, check, resolve
 from qat_lightning.run import run
 
 SMALL = (

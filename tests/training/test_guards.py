@@ -18,10 +18,10 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_student, build_trainer
 from qat_lightning.packing import tensors_hash
 from qat_lightning.training import guards
-from qat_lightning.training.callbacks import ResumePoint
 from qat_lightning.training.compatible import check_teacher, other_order
 from qat_lightning.training.diverged import NonFiniteError
 from qat_lightning.training.module import QATModule
+from qat_lightning.training.resume import ResumePoint
 from tests.models import tiny_model
 from tests.training.runs import SMALL, composed, small_run
 
@@ -229,8 +229,7 @@ def text_run(tmp_path: Path, model: Path, *overrides: str):
     own = [word for word in SMALL if not word.startswith(("data", "model"))]
     from hydra import compose, initialize_config_dir
 
-    from qat_lightning.cli import CONF
-    from qat_lightning.config import check, resolve
+    from qat_lightning.config import CONF, check, resolve
     from qat_lightning.run import run
 
     given = [*own, "model=bert_base", *text, "data.max_length=16", *overrides]
@@ -256,7 +255,9 @@ def test_another_tokenizer_than_the_models_is_refused_before_training(tmp_path, 
             file.unlink()
         reached = pytest.raises(RuntimeError, match="reached")
         with pytest.MonkeyPatch.context() as patch, reached:
-            patch.setattr("qat_lightning.run._write_config", lambda *_: (_ for _ in ()).throw(RuntimeError("reached")))
+            patch.setattr(
+                "qat_lightning.run.command._write_config", lambda *_: (_ for _ in ()).throw(RuntimeError("reached"))
+            )
             text_run(tmp_path, model, f"data.tokenizer={other}")
     else:
         with pytest.raises(ValueError, match=r"is not the tokenizer of model\.path=.*leave data\.tokenizer out"):

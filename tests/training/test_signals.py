@@ -221,7 +221,7 @@ def test_the_command_line_ends_with_one_line_and_goes_on(tmp_path):
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
     )
     place = tmp_path / "checkpoints" / "teacher" / "last.ckpt"
-    for _ in range(1200):
+    for _ in range(6000):
         if place.is_file() or started.poll() is not None:
             break
         time.sleep(0.05)

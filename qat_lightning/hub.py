@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from datasets import config as datasets_config
 from huggingface_hub import constants, get_session
 from huggingface_hub.file_download import repo_folder_name
 
@@ -18,17 +18,27 @@ class Unreachable(ValueError):  # noqa: N818 (reads as a sentence: raise Unreach
     """Neither a local folder, nor cached, nor to be had from the hub."""
 
 
-def require_hub(wanted: Mapping[str, str]) -> None:
+def wanted(config: Mapping[str, Any]) -> dict[str, str]:
+    """Override → hub id or folder of all that must be there before anything begins."""
+    wanted = {"data.path": config["data"].get("path")}
+    if config["model"]["pretrained"]:
+        wanted["model.path"] = config["model"]["path"]
+    if config["data"].get("tokenizer") != wanted.get("model.path"):
+        wanted["data.tokenizer"] = config["data"].get("tokenizer")
+    return {override: place for override, place in wanted.items() if place is not None}
+
+
+def require_hub(places: Mapping[str, str]) -> None:
     """Refuse to begin without a model or a data set that neither the disk nor the hub can supply.
 
     Args:
-        wanted: override → hub id or folder, such as {"model.path": "google-bert/bert-base-uncased"}. What `data.path`
+        places: override → hub id or folder, such as {"model.path": "google-bert/bert-base-uncased"}. What `data.path`
             names is a data set, anything else a model.
 
     Raises:
         Unreachable: one message that names all that is missing, and the overrides that supply it.
     """
-    absent = {override: place for override, place in wanted.items() if not Path(place).is_dir()}
+    absent = {override: place for override, place in places.items() if not Path(place).is_dir()}
     paths = {override: place for override, place in absent.items() if _is_path(place)}
     remote = {
         override: place
@@ -43,7 +53,7 @@ def require_hub(wanted: Mapping[str, str]) -> None:
     if remote:
         named = ", ".join(f"{override}={place!r}" for override, place in remote.items())
         reasons.append(f"{named}: neither a local folder nor cached, and the hub cannot be reached")
-    remedy = " ".join(f"{override}=FOLDER" for override in wanted if override in paths or override in remote)
+    remedy = " ".join(f"{override}=FOLDER" for override in places if override in paths or override in remote)
     raise Unreachable(f"{'; '.join(reasons)}: give {remedy}")
 
 
@@ -57,8 +67,11 @@ def _cached(place: str, kind: str) -> bool:
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=place, repo_type=kind) / "snapshots"
     if any(folder.glob("*/*")):
         return True
-    built = Path(datasets_config.HF_DATASETS_CACHE) / place.replace("/", "___")
-    return kind == "dataset" and any(built.glob("*/*"))
+    if kind != "dataset":
+        return False
+    from datasets import config  # it takes as long to import as all the rest here
+
+    return any((Path(config.HF_DATASETS_CACHE) / place.replace("/", "___")).glob("*/*"))
 
 
 def _hub_answers() -> bool:

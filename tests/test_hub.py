@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from qat_lightning.data import hub
-from qat_lightning.data.hub import Unreachable, require_hub
+from qat_lightning.hub import Unreachable, require_hub
 
 BOTH = {"model.path": "google-bert/bert-base-uncased", "data.path": "nyu-mll/glue"}
 

@@ -1,0 +1,109 @@
+"""Whatever ends the program ends it with one message, and exit code 1."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from qat_lightning.config import CONF, ConfigError, suggest
+from qat_lightning.failures import explained, line
+
+FULL = "HYDRA_FULL_ERROR"
+TRACEBACK = os.environ.get(FULL, "0") not in ("", "0")
+BUG = """{line}
+This is a mistake in qat_lightning, not in what you gave it. Please report it with the traceback above, the command, the
+run folder's config.yaml (or what `--cfg job` prints) and what `pip list` says of torch, lightning and transformers."""
+HINT = f"({FULL}=1 shows the traceback)"
+
+
+@contextmanager
+def mistakes_in_words() -> Iterator[None]:
+    """Whatever ends the program ends it with one message and exit code 1; with a traceback where the mistake is ours."""
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
+            _say("stopped", _goes_on())
+        raise
+    except KeyboardInterrupt:
+        _say("stopped", _goes_on())
+        raise SystemExit(1) from None
+    except Exception as error:
+        message, shown = told(error), TRACEBACK
+        if message is None:
+            message, shown = BUG.format(line=f"{type(error).__name__}: {line(error)}"), True
+        if shown:
+            traceback.print_exception(error)
+        _say(message, _goes_on(), *([] if shown else [HINT]))
+        _drop_empty_folder()
+        raise SystemExit(1) from None
+
+
+def told(error: BaseException) -> str | None:
+    """The one message for what a user can mend: a mistake in a configuration or in data, or the world gone wrong.
+
+    None for anything else, which is a mistake of this package.
+    """
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _of_hydra(error)
+    if not isinstance(error, ConfigError) and (message := explained(error)):
+        return message
+    if not isinstance(error, ValueError | OSError):
+        return None
+    return line(error) if "in DataLoader worker process" in str(error) else str(error)
+
+
+def _of_hydra(error: BaseException) -> str:
+    """Hydra's message in short: with the valid choices where a key is mistyped, without its search path."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OverrideParseException):
+        reason = str(error).splitlines()[0]
+        return (
+            f"{error.override!r} cannot be read ({reason}): give key=value, in quotes where it holds brackets or spaces"
+        )
+    if not isinstance(cause, OmegaConfBaseException):
+        message = re.split(r"\n*Config search path", str(error))[0]
+        groups = ", ".join(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+        return f"a group ({groups}): {message}" if message.startswith("Config group override") else message
+    key = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
+    if key and isinstance(cause.parent_node, DictConfig):
+        return f"unknown key {cause.full_key!r}: {suggest(key.group(1), map(str, cause.parent_node.keys()))}"
+    return f"{cause.full_key or 'configuration'}: {str(cause).splitlines()[0]}"
+
+
+def _say(*lines: str) -> None:
+    print("qat_lightning:", "\n".join(filter(None, lines)), file=sys.stderr)
+
+
+def _goes_on() -> str:
+    """Where a run has begun and not ended, how it goes on."""
+    folder = _folder()
+    if folder is None or not (folder / "checkpoints").is_dir() or (folder / "metrics.json").is_file():
+        return ""
+    return f"The same command with hydra.run.dir={folder} goes on from what was finished or saved."
+
+
+def _folder() -> Path | None:
+    """Of the run at hand, where Hydra has got so far."""
+    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
+        return None
+    return Path(HydraConfig.get().runtime.output_dir).resolve()
+
+
+def _drop_empty_folder() -> None:
+    """A run that never began leaves no run folder."""
+    folder = _folder()
+    if folder is not None and folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,6 @@
+"""A whole run: data → teacher → quantize → intervene → train → report, each stage once."""
+
+from qat_lightning.run.command import prepared, run
+from qat_lightning.run.stages import Run, opened
+
+__all__ = ["Run", "opened", "prepared", "run"]

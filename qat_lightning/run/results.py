@@ -1,0 +1,76 @@
+"""What a finished run tells: its figures, and what its report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.analysis import class_ids, projection_weights, token_classes
+from qat_lightning.config import Plain
+from qat_lightning.convert import open_attention
+from qat_lightning.data.base import TaskData
+from qat_lightning.packing import bits, size, tensors_hash
+from qat_lightning.run.stages import Run
+from qat_lightning.signals import Observed, Signals
+from qat_lightning.sites import has_site
+
+PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
+"""The sites that the report shows."""
+
+
+def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
+    """The content of `metrics.json`, nothing exported so far; `untrained` is the metric of the student as it began."""
+    weight, last = size(student), run.outcomes["train"]
+    intervene = run.outcomes.get("intervene")
+    return {
+        "experiment": run.config["experiment"],
+        "task": run.data.task,
+        "metric": run.data.metric,
+        "higher_is_better": run.data.higher_is_better,
+        "teacher": run.outcomes["teacher"].score,
+        "untrained": untrained,
+        "student": last.score,
+        "student_last_step": last.last_score,
+        "assisted": intervene.assisted if intervene else None,
+        "seed": run.config["seed"],
+        "steps": {name: outcome.steps for name, outcome in run.outcomes.items()},
+        "seconds": {name: outcome.seconds for name, outcome in run.outcomes.items()},
+        "bytes": {
+            "float32": weight.float32,
+            "packed": weight.packed,
+            "ratio": round(weight.ratio, 3),
+            "checkpoint": last.checkpoint_bytes,
+        },
+        "bits": bits(student),
+        "student_hash": tensors_hash(student),
+        "versions": {name: version(name) for name in ("qat-lightning", "torch", "lightning", "transformers")},
+        "export": None,
+        "status": "finished",
+    }
+
+
+@torch.no_grad()
+def watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
+    """The signals that the report shows, on the CPU."""
+    device, training = next(model.parameters()).device, model.training
+    observe = Observed(open_attention(model).eval(), [site for site in PICTURED if has_site(model, site)])
+    signals = observe({name: value.to(device) for name, value in batch.items()})
+    signals["attention.projection.weight"] = projection_weights(model)
+    model.train(training)
+    return {site: [signal.float().cpu() for signal in layers] for site, layers in signals.items() if site != "logits"}
+
+
+def classes(data: TaskData, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Where the batch has [CLS], [SEP], punctuation; None where its tokens have no names."""
+    rows = [data.tokens({name: value[row : row + 1] for name, value in batch.items()}) for row in range(_rows(batch))]
+    names = [name for row in rows if row is not None for name in row]
+    if not names:
+        return None
+    return token_classes(batch, class_ids(names, batch["input_ids"].flatten().tolist()))
+
+
+def _rows(batch: Mapping[str, Tensor]) -> int:
+    return len(batch["labels"])

@@ -1,0 +1,185 @@
+"""What the stages of a run share, and how one is trained or taken over."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from torch import nn
+
+from qat_lightning.build import (
+    build_callbacks,
+    build_data,
+    build_model,
+    build_module,
+    build_student,
+    build_trainer,
+    stage_names,
+    stage_settings,
+)
+from qat_lightning.config import Plain
+from qat_lightning.data.base import TaskData
+from qat_lightning.quantized import switch_on
+from qat_lightning.training.loggers import begin
+from qat_lightning.training.processes import watch_the_others
+from qat_lightning.training.stages import Budget, Outcome, Stage, load_weights, own_scores, weights_of
+
+
+@dataclass
+class Run:
+    """What the stages of one run share."""
+
+    config: Plain
+    folder: Path
+    data: TaskData
+    console: Console
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def plan(self) -> None:
+        """The stages with their settings, none begun.
+
+        Raises:
+            ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
+        """
+        previous, content = None, self.data.fingerprint()
+        for name in stage_names(self.config):
+            settings = stage_settings(self.config, name, self.steps(name), self.data, content, previous)
+            self.stages[name] = Stage(name, self.folder, settings)
+            previous = self.stages[name].fingerprint
+
+    def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
+        """Train `student` through one stage, or take over what an earlier start of this run has finished."""
+        stage, steps = self.stages[name], self.steps(name)
+        if stage.outcome is not None:
+            stage.load(student)
+            self.say(f"[bold]{name}[/]: finished before, not run again ({self._told(stage.outcome)})")
+        else:
+            self._announce(name, steps, stage)
+            self._fit(stage, steps, student, teacher)
+        outcome = stage.outcome
+        assert outcome is not None
+        self.outcomes[name] = outcome
+
+    def steps(self, name: str) -> int:
+        """Optimizer steps of a stage's budget. Raises ValueError where the intervene stage leaves none for training."""
+        stage = self.config["stages"][name]
+        already = self.steps("intervene") if stage.get("includes_intervene") and self.config["intervention"] else 0
+        budget = Budget(stage["max_steps"], stage["max_epochs"], already)
+        return budget.steps(self.batches_per_epoch, self.config["trainer"]["accumulate_grad_batches"])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of one process, all processes sharing an epoch."""
+        trainer = self.config["trainer"]
+        return self.data.batches_per_epoch(_count(trainer["devices"]) * trainer["num_nodes"])
+
+    def scores(self, model: nn.Module) -> dict[str, float]:
+        """The validation metrics of a model as it stands."""
+        trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
+        return own_scores(trainer, build_module(self.config, "teacher", 0, model, self.data), self.data)
+
+    def restored(self, stage: str) -> nn.Module:
+        """The teacher or the student with the weights that a finished stage has handed on.
+
+        Raises:
+            ValueError: the folder holds no such weights.
+        """
+        weights = weights_of(stage, self.folder)
+        if not weights.is_file():
+            raise ValueError(
+                f"{weights} is not there: the run has not finished its {stage} stage, or was moved in part"
+            )
+        model: nn.Module = build_model(self.config, self.data)
+        if stage != "teacher":
+            model = build_student(self.config, model, self.data)
+        load_weights(model, weights)
+        return model
+
+    def say(self, words: str) -> None:
+        """A line for the terminal, however long; from the first process only."""
+        self.console.print(words, soft_wrap=True)
+
+    def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
+        settings = self.config["stages"][stage.name]
+        module = build_module(self.config, stage.name, steps, student, self.data, teacher)
+        callbacks = [
+            *build_callbacks(self.config, stage.name, self.data),
+            *stage.callbacks(self.data, settings["checkpoint_every"], settings["checkpoint_minutes"]),
+        ]
+        every = settings["validate_every"]
+        batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
+        trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
+        switch_on(student, settings.get("parts"))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and first_process():
+                begin(logger, self.say)
+        outcome = stage.fit(trainer, module, self.data, settings["keep"])
+        switch_on(student)
+        for logger in trainer.loggers:
+            logger.finalize("success")
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # the next stage is a W&B run of its own
+        self.say(f"[bold]{stage.name}[/]: {self._told(outcome)}")
+
+    def _announce(self, name: str, steps: int, stage: Stage) -> None:
+        if stage.unfinished is not None:
+            self.say(f"[bold]{name}[/]: going on from {stage.unfinished} ({steps} steps in all)")
+        elif steps:
+            self.say(f"[bold]{name}[/]: {steps} steps …")
+
+    def _told(self, outcome: Outcome) -> str:
+        told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {outcome.score:.4f}"
+        return told + ("" if outcome.assisted is None else f" (teacher-assisted {outcome.assisted:.4f})")
+
+
+def opened(config: Plain, folder: Path) -> Run:
+    """A run with its data read and its seed set, nothing begun.
+
+    Raises:
+        ValueError: in words, for data that is not there or cannot be used.
+    """
+    _quiet()
+    watch_the_others(int(getattr(rank_zero_only, "rank", 0)))
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    data = build_data(config)
+    data.load()
+    seed_everything(config["seed"], verbose=False)
+    return Run(config, folder, data, Console(quiet=not first_process(), highlight=False))
+
+
+def first_process() -> bool:
+    """Whether this process writes files and speaks, before and after there is a trainer."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _count(devices: Any) -> int:
+    """Processes on one machine."""
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count())
+    return int(devices)
+
+
+def _quiet() -> None:
+    """Leave the terminal to the run's own words."""
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "datasets", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
