@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from qat_lightning.config import CONF, ConfigError, Plain, check, read_run, register_schema, resolve
+from qat_lightning.config import CONF, ConfigError, Plain, check, read_run, resolve
 from qat_lightning.mistakes import FULL, mistakes_in_words
 
 MULTIRUN = ("-m", "--multirun")
@@ -32,7 +32,6 @@ export.onnx=false, export.packed=false leave one out; export.rest=float16, expor
 export.rows=1000 validation rows are compared."""
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP from C++, which no filter reaches
-register_schema()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -48,7 +48,7 @@ def worked() -> float:
 def test_without_hub_and_files_it_says_what_is_missing_and_which_overrides_supply_it(tmp_path, experiment):
     ended, seconds = call(tmp_path, f"+experiment={experiment}", HF_HOME=str(tmp_path / "cache"))
     assert ended.returncode == 1
-    assert seconds < 15
+    assert seconds < 60  # some 8 on an idle machine; the libraries' own patience, twice, takes longer
     message = ended.stderr
     assert "model.path=FOLDER" in message
     assert "data.path=FOLDER" in message
@@ -80,7 +80,7 @@ def test_mistake_ends_in_one_message_and_exit_code_1(tmp_path, words, message):
     assert message in ended.stderr
     assert ended.stderr.startswith("qat_lightning: ")
     assert "Traceback" not in ended.stderr
-    assert worked() - before < 5
+    assert worked() - before < 10  # 1 to 4 on an idle machine
     assert not list(tmp_path.rglob("*.json"))
 
 

@@ -218,5 +218,5 @@ def test_as_a_user_meets_it(tmp_path, words, message):
     assert ended.stderr.startswith("qat_lightning: ")
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert worked() - before < 5
+    assert worked() - before < 10  # 1 to 4 on an idle machine
     assert not list(tmp_path.iterdir())

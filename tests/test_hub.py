@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from qat_lightning.data import hub
+from qat_lightning import hub
 from qat_lightning.hub import Unreachable, require_hub
 
 BOTH = {"model.path": "google-bert/bert-base-uncased", "data.path": "nyu-mll/glue"}
@@ -24,7 +25,7 @@ def _elsewhere(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub.datasets_config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
 @contextmanager
@@ -156,3 +157,10 @@ def test_a_request_that_hangs_is_given_up(monkeypatch):
     with pytest.raises(Unreachable):
         require_hub(BOTH)
     assert time.monotonic() - began < 5
+
+
+def test_the_cache_of_data_sets_is_where_the_library_keeps_it(monkeypatch):
+    from datasets import config
+
+    monkeypatch.delenv("HF_DATASETS_CACHE")
+    assert hub._built() == Path(config.HF_DATASETS_CACHE)

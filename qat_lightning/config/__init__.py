@@ -2,7 +2,7 @@
 
 from qat_lightning.config.checks import check
 from qat_lightning.config.folder import read_run
-from qat_lightning.config.schema import CONF, ConfigError, Plain, register_schema, resolve
+from qat_lightning.config.schema import CONF, ConfigError, Plain, resolve
 from qat_lightning.config.targets import ALLOWED, check_targets, create, create_all, suggest
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "create",
     "create_all",
     "read_run",
-    "register_schema",
     "resolve",
     "suggest",
 ]

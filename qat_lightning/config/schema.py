@@ -190,9 +190,8 @@ class RunConfig:
     logger: dict[str, Any] = field(default_factory=dict)
 
 
-def register_schema() -> None:
-    """Make the schema known to Hydra as `schema`, the first entry of a configuration's defaults list."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
+# The first entry of a configuration's defaults list, which Hydra finds by name, whoever composes.
+ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
 def resolve(config: DictConfig) -> Plain:

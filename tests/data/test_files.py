@@ -149,7 +149,7 @@ def test_a_data_set_of_the_hub_is_refused_where_there_is_no_hub():
 
 
 def test_the_hub_is_asked_for_the_configuration_and_the_split(monkeypatch):
-    monkeypatch.setattr(files, "require_hub", lambda wanted: None)
+    monkeypatch.setattr(files, "require_hub", lambda places: None)
     monkeypatch.setattr(files, "load_dataset", lambda *given, **named: (given, named))
     assert read_split("nyu-mll/glue", "cola", "train") == (("nyu-mll/glue", "cola"), {"split": "train"})
 
@@ -158,7 +158,7 @@ def test_what_the_hub_does_not_have_is_told_with_the_overrides(monkeypatch):
     def refuse(*_, **__):
         raise ValueError("BuilderConfig 'colaa' not found. Available: ['cola']")
 
-    monkeypatch.setattr(files, "require_hub", lambda wanted: None)
+    monkeypatch.setattr(files, "require_hub", lambda places: None)
     monkeypatch.setattr(files, "load_dataset", refuse)
     words = r"train split of data\.path='nyu-mll/glue' data\.name=colaa .*Available: \['cola'\].* another data\.name=…"
     with pytest.raises(ValueError, match=words):

@@ -126,7 +126,7 @@ def test_torchs_own_attention_can_be_named(tmp_path: Path, name: str) -> None:
         ({}, (False, None, None)),
     ],
 )
-def test_the_flag_and_the_revision_reach_model_and_tokenizer(
+def test_the_flag_and_the_revision_reach_the_model_and_the_revision_alone_its_tokenizer(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], given: tuple[Any, ...]
 ) -> None:
     seen = []
@@ -137,12 +137,13 @@ def test_the_flag_and_the_revision_reach_model_and_tokenizer(
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
-    monkeypatch.setattr("qat_lightning.data.tokenizers.require_hub", lambda wanted: None)
+    monkeypatch.setattr("qat_lightning.data.tokenizers.require_hub", lambda places: None)
+    monkeypatch.setattr("qat_lightning.build.pretrained.require_hub", lambda places: None)
     with pytest.raises(ConfigError, match="seen"):
         model_of("owner/model", **settings)
     with pytest.raises(ValueError, match="seen"):
-        read_tokenizer("owner/model", 16, **settings)
-    assert seen == [given, given]
+        read_tokenizer("owner/model", 16, revision=settings.get("revision"))
+    assert seen == [given, (False, *given[1:])]
 
 
 FLOORS = {"torch": (2, 6), "lightning": (2, 6, 6), "hydra-core": (1, 3, 8), "transformers": (5, 10), "pyarrow": (21,)}

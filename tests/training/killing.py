@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ FORTY = (
 )  # fmt: skip
 
 PORTS = itertools.count(15000 + os.getpid() * 211 % 15000)  # neighbours in number are not neighbours in ports
+ONE_AT_A_TIME = threading.Lock()
+"""A process that is forked while a port is tried holds it from then on."""
 Config = dict[str, Any]
 Kill = tuple[str, int, list[str]]
 """(where, its number counted from 1, overrides that change no result); where: a name in `PLACES`."""
@@ -120,8 +123,9 @@ PLACES: dict[str, Callable[[int], None]] = {
 
 def _start(folder: Path, config: Config, kill: Kill | None, processes: int) -> list[int]:
     """How each process ended: its exit code, or minus the signal. One that is left behind by a killed one is killed."""
-    port = _free_port()
-    running = [_fork(folder, config, kill, rank, processes, port) for rank in range(processes)]
+    with ONE_AT_A_TIME:
+        port = _free_port()
+        running = [_fork(folder, config, kill, rank, processes, port) for rank in range(processes)]
     ended: dict[int, int] = {}
     until = math.inf
     while len(ended) < processes:
