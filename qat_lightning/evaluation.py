@@ -17,6 +17,7 @@ from qat_lightning.export import load_packed
 from qat_lightning.export.onnx import OnnxModel
 from qat_lightning.exporting import EXPORT, ONNX, PACKED
 from qat_lightning.run import Run, opened
+from qat_lightning.training.whole import whole
 
 MODELS = ("student", "teacher", "packed", "onnx")
 
@@ -39,6 +40,7 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         raise ConfigError(f"model={model!r}: {suggest(model, MODELS)}")
     if model == "onnx":
         config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
+    recorded = _recorded(folder, model)
     run = opened(config, folder)
     scores = _scores(run, _model(run, model), model)
     result: Plain = {
@@ -46,13 +48,13 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         "task": run.data.task,
         "metric": run.data.metric,
         "scores": scores,
-        "recorded": _recorded(folder, model),
+        "recorded": recorded,
         "rows": len(run.data.validation_rows),
     }
     if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes, one writes
         place = folder / "evaluation" / f"{model}.json"
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        with whole(place) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     run.console.print(_shown(result))
     return result
 
@@ -97,7 +99,11 @@ def _recorded(folder: Path, model: str) -> float | None:
     place = folder / "metrics.json"
     if not place.is_file():
         return None
-    return json.loads(place.read_text(encoding="utf-8"))["teacher" if model == "teacher" else "student"]
+    try:
+        return float(json.loads(place.read_bytes())["teacher" if model == "teacher" else "student"])
+    except (ValueError, KeyError, TypeError) as error:
+        again = f"the run's own command with hydra.run.dir={folder} writes it again"
+        raise ConfigError(f"{place} is damaged: {again}") from error
 
 
 def _shown(result: Plain) -> Group:

@@ -20,6 +20,7 @@ from qat_lightning.export.onnx import OnnxError, OnnxModel, export_onnx
 from qat_lightning.packing import DivergedError, size
 from qat_lightning.scoring import Comparison, InFloat64, compare
 from qat_lightning.sites import family
+from qat_lightning.training.whole import whole
 
 HALF_A_POINT = 0.005
 """How far the metric of an exported model may be from the student's: of one that lies in 0 … 1; of a perplexity, as a
@@ -87,8 +88,8 @@ class Exporter:
             "versions": {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
         }
         place = self.folder / EXPORT / RECORD
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        with whole(place) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return record
 
     def _name_classes(self) -> None:

@@ -15,8 +15,10 @@ import yaml
 
 LOCK = ".lock"
 CONFIG, RESULTS = "config.yaml", "metrics.json"
-WRITTEN = (RESULTS, "report.md", "overrides.yaml")
-"""What a run would overwrite, beside its configuration."""
+WRITTEN = (
+    RESULTS, "report.md", "overrides.yaml", "checkpoints", "logs", "plots", "analysis", "evaluation", "export", "earlier",
+)  # fmt: skip
+"""What a run writes or moves, beside its configuration; where that is missing, they are somebody's, and not a run's."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system says that knows no locks; a run there is not guarded, but it runs."""
@@ -41,6 +43,8 @@ def held(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / LOCK
+    if place.is_dir():
+        raise FolderError(f"{str(place)!r} is a folder, where this run writes a file: {ANOTHER}")
     descriptor = _locked(place)
     try:
         yield

@@ -56,11 +56,19 @@ def told(error: BaseException) -> str | None:
     """
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _of_hydra(error)
-    if not isinstance(error, ConfigError) and (message := explained(error)):
+    if not _is_own(error) and (message := explained(error)):
         return message
     if not isinstance(error, ValueError | OSError):
         return None
     return line(error) if "in DataLoader worker process" in str(error) else str(error)
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether this package raised it in words, which say more than what caused it."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__) if error.__traceback__ else [(None, 0)]
+    return isinstance(error, ConfigError) or (
+        isinstance(error, ValueError) and frame is not None and frame.f_globals["__name__"].startswith("qat_lightning.")
+    )
 
 
 def _of_hydra(error: BaseException) -> str:

@@ -211,12 +211,18 @@ def test_a_finished_run_without_its_checkpoints_is_not_overwritten(tmp_path):
     [
         ("metrics.json", "{}", r"holds metrics\.json and no config\.yaml"),
         ("report.md", "mine", r"holds report\.md and no config\.yaml"),
+        ("checkpoints/train/my_month_of_training.ckpt", "mine", r"holds checkpoints and no config\.yaml"),
+        ("checkpoints/gan.part", "mine", r"holds checkpoints and no config\.yaml"),
+        ("logs/train/mine.txt", "mine", r"holds logs and no config\.yaml"),
+        ("earlier/1/x", "mine", r"holds earlier and no config\.yaml"),
+        (".lock/x", "mine", r"\.lock' is a folder"),
         ("config.yaml", "services: [web]", r"config\.yaml' was not written by a run"),
         ("config.yaml", "a: [", r"config\.yaml' was not written by a run"),
         ("config.yaml", "!!python/object/apply:os.getcwd []", r"config\.yaml' was not written by a run"),
     ],
 )
 def test_a_folder_with_somebody_elses_files_is_left_alone(tmp_path, name, text, words):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     with pytest.raises(FolderError, match=words):
         small_run(tmp_path)

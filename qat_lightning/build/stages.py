@@ -21,6 +21,9 @@ from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings
 from qat_lightning.training.stopping import leave_signals_alone
 
+SAME_CONTENT = ("path", "name", "tokenizer", "tokenizer_revision", "num_workers")
+"""Of the data's settings those that say where it is, or how it is read: the content itself is compared."""
+
 
 def stage_names(config: Plain) -> list[str]:
     """The stages that this run has: teacher, intervene (where something intervenes, for at least a step), train."""
@@ -117,24 +120,16 @@ def stage_settings(
     if stage == "intervene":
         groups += ["intervention", "schedule"]
     trainer = (
-        "devices",
-        "num_nodes",
-        "precision",
-        "accumulate_grad_batches",
-        "gradient_clip_val",
-    )
+        "devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+        "limit_val_batches",
+    )  # fmt: skip
     own = ("lr", "validate_every", "keep", *(["parts"] if stage == "intervene" else []))
     chosen = {group: config[group] for group in groups} | {
         "seed": config["seed"],
         "trainer": {name: config["trainer"][name] for name in trainer},
         f"stages.{stage}": {name: config["stages"][stage][name] for name in own},
-        "data": {
-            "content": content,
-            "batch_size": data.batch_size,
-            "metric": data.metric,
-            "order": data.seed,
-            "augmentation": config["data"].get("augmentation"),
-        },
+        "data": {name: value for name, value in config["data"].items() if name not in SAME_CONTENT}
+        | {"content": content},
         "steps": steps,
         "previous stage": previous,
     }

@@ -40,5 +40,18 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
             raise ConfigError(f"{key} is no key of this run: {suggest(key, choices)}")
         OmegaConf.update(config, key, override.value(), merge=False)
     plain = resolve(config)  # type: ignore[arg-type]
+    _check_trust(plain, {override.split("=", 1)[0] for override in overrides}, place)
     check(plain)
     return plain
+
+
+def _check_trust(config: Plain, typed: set[str], place: Path) -> None:
+    """A flag that lets others' files be more than data counts where it is typed, not where a folder brings it along."""
+    needed = {"trust_remote_code": ("trust_remote_code", "revision"), "pickled_weights": ("pickled_weights",)}
+    for flag, names in needed.items():
+        if config["model"][flag] and (missing := [name for name in names if f"model.{name}" not in typed]):
+            again = " ".join(f"model.{name}={config['model'][name]}" for name in missing)
+            raise ConfigError(
+                f"{place} has model.{flag}=true for model.path={config['model']['path']!r}; whoever wrote the folder wrote"
+                f" that: if you trust both, say so in this command as well, {again}"
+            )

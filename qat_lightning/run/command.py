@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
-from qat_lightning.build import build_model, build_student
+from qat_lightning.build import build_model, build_student, stage_names
 from qat_lightning.config import Plain
 from qat_lightning.folder import check_own, held
 from qat_lightning.foresight import check_libraries
@@ -18,6 +18,7 @@ from qat_lightning.rehearsal import rehearse
 from qat_lightning.run.results import classes, results_of, watch
 from qat_lightning.run.stages import Run, first_process, opened
 from qat_lightning.training.report import summary_table, write_report
+from qat_lightning.training.stages import refuse_other_stages
 from qat_lightning.training.whole import whole
 
 
@@ -46,6 +47,7 @@ def prepared(config: Plain, folder: Path) -> tuple[Run, nn.Module]:
     """
     run = opened(config, folder)
     check_libraries(config, folder)
+    refuse_other_stages(folder, stage_names(config))
     run.plan()
     teacher = build_model(config, run.data)
     rehearse(config, run.data, teacher)

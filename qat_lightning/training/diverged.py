@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qat_lightning.packing.tensors import quantized_modules
 from qat_lightning.quantizers import LSQQuantizer
 from qat_lightning.training.diagnosis import Found, Seen, found_in
+from qat_lightning.training.whole import whole
 
 if TYPE_CHECKING:
     from qat_lightning.training.module import QATModule
@@ -108,9 +109,10 @@ def _write(folder: Path, rank: int, lines: Sequence[str], seen: Seen, remedy: st
         f" rows {_listed(rows) if rows else 'unknown'}.", "", *shapes, "",
     ]  # fmt: skip
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, batch)
-        report.write_text("\n".join(text), encoding="utf-8")
+        with whole(batch) as temporary:
+            save_file(tensors, temporary)
+        with whole(report) as temporary:
+            temporary.write_text("\n".join(text), encoding="utf-8")
     except (OSError, SafetensorError) as reason:
         return f"no report could be written ({reason})"
     return f"see {report}"

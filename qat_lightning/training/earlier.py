@@ -13,13 +13,14 @@ MADE = (SPECTRA, LANDSCAPES, Path("metrics.json"), Path("report.md"))
 
 
 def set_aside(folder: Path, stage: str) -> Path | None:
-    """Move the logs of a stage of this name, and what was made of it, to `earlier/<number>` in the run folder.
+    """Move the checkpoints and logs of a stage of this name, and what was made of it, to `earlier/<number>`.
 
-    For a stage that nothing was kept of: whatever bears its name is of another run, whose checkpoints were deleted.
-    Returns where to; None where there was nothing.
+    For a stage that has not begun: whatever bears its name is of another run, or does not say whose it is. Returns where
+    to; None where there was nothing.
     """
+    kept = [folder / "checkpoints" / stage, *(folder / "checkpoints").glob(f"{stage}.*")]
     logs = [folder / "logs" / stage, *(folder / "logs").glob(f"{stage}.*")]
-    left = [path for path in (*logs, *(folder / made for made in MADE)) if path.exists()]
+    left = [path for path in (*kept, *logs, *(folder / made for made in MADE)) if path.exists()]
     if not left:
         return None
     to = folder / "earlier" / str(1 + sum(1 for _ in (folder / "earlier").glob("*")))

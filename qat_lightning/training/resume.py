@@ -17,6 +17,16 @@ from qat_lightning.training.stopping import StoppedBySignal, Stopping
 from qat_lightning.training.whole import is_sealed, write_sealed
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+HELD = {
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "callbacks",
+    "global_step",
+    "pytorch-lightning_version",
+}
+"""What a checkpoint to go on from must have."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -45,19 +55,26 @@ class BestWeights(Checkpoint):
     The step is in the name, so that a checkpoint finds the weights that were best when it was written, however much
     training came after it before the kill.
 
+    It also keeps the last score with the teacher's help, where an intervention is at work: a stage that goes on after its
+    last step validates no more.
+
     Args:
-        monitor: the metric's logged name.
+        metric: the name that decides; logged as `val/<metric>`.
     """
 
-    def __init__(self, folder: Path, monitor: str, higher_is_better: bool) -> None:
-        self.folder, self.monitor, self.higher_is_better = folder, monitor, higher_is_better
+    def __init__(self, folder: Path, metric: str, higher_is_better: bool) -> None:
+        self.folder, self.metric, self.higher_is_better = folder, metric, higher_is_better
         self.score: float | None = None
         self.step: int | None = None
+        self.assisted: float | None = None
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.global_step == 0:
             return
-        score = float(trainer.callback_metrics[self.monitor])
+        logged = trainer.callback_metrics
+        if (assisted := logged.get(f"val_assisted/{self.metric}")) is not None:
+            self.assisted = float(assisted)
+        score = float(logged[f"val/{self.metric}"])
         if trainer.strategy.reduce_boolean_decision(self.improved_by(score)):
             self.score, self.step = score, trainer.global_step
             trainer.save_checkpoint(best_path(self.folder, self.step), weights_only=True)
@@ -69,10 +86,10 @@ class BestWeights(Checkpoint):
         return score > self.score if self.higher_is_better else score < self.score
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step}
+        return {"score": self.score, "step": self.step, "assisted": self.assisted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.step = state_dict["score"], state_dict["step"]
+        self.score, self.step, self.assisted = (state_dict[name] for name in ("score", "step", "assisted"))
 
 
 class ResumePoint(Checkpoint):
@@ -181,9 +198,13 @@ def _wrong(path: Path) -> str:
     if not is_sealed(path):
         return "is half-written or damaged"
     try:
-        best = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["callbacks"]["BestWeights"]["step"]
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        best = content["callbacks"]["BestWeights"]
+        own = content.keys() >= HELD and best.keys() == {"score", "step", "assisted"}
     except Exception:  # whoever wrote it, it holds something else than a stage's state
+        own = False
+    if not own or type(best["step"]) not in (int, type(None)):
         return "is no checkpoint of this program"
-    if best is not None and not is_sealed(best_path(path.parent, int(best))):
-        return f"needs {best_path(path.parent, int(best)).name}, which is missing or damaged"
+    if best["step"] is not None and not is_sealed(best_path(path.parent, best["step"])):
+        return f"needs {best_path(path.parent, best['step']).name}, which is missing or damaged"
     return ""

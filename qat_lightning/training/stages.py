@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
+import re
 import sys
 import textwrap
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -29,6 +32,16 @@ from qat_lightning.training.whole import PART, read_sealed, whole
 
 Settings = dict[str, Any]
 """Dotted key → value: all that decides a stage's result."""
+
+FOLLOWING = {
+    "data.content": "the content of data.path, as data.tokenizer reads it",
+    "previous stage": "the stage before",
+    "steps": "steps (stages.*.max_steps and max_epochs, by the rows of the data)",
+}
+"""Settings that no key names, but several decide."""
+
+OWN = ("last.ckpt*", "previous.ckpt*", "best-*.ckpt*", "settings.json*")
+"""What a stage writes to its folder while it trains."""
 
 Keep = Literal["best", "last"]
 """Which weights a stage hands on: those that scored best on the validation split (the papers report these), or the last."""
@@ -106,7 +119,12 @@ class Stage:
     @property
     def outcome(self) -> Outcome | None:
         """None until the stage is finished."""
-        return Outcome(**json.loads(self.record.read_text())) if self.record.is_file() else None
+        if not self.record.is_file():
+            return None
+        try:
+            return TypeAdapter(Outcome).validate_json(self.record.read_bytes())
+        except ValidationError as error:
+            raise ValueError(f"{self.record} is damaged: {self._train_again()}") from error
 
     @cached_property
     def unfinished(self) -> Path | None:
@@ -120,13 +138,20 @@ class Stage:
         return found
 
     def load(self, student: nn.Module) -> None:
-        """The finished stage's weights into `student`."""
-        shutil.rmtree(self.scratch, ignore_errors=True)  # a kill came between the record and the removal
-        load_weights(student, self.weights)
+        """The finished stage's weights into `student`.
+
+        Raises:
+            ValueError: they are not there, or damaged.
+        """
+        self._clear()  # a kill came between the record and the removal
+        try:
+            load_weights(student, self.weights)
+        except ValueError as error:
+            raise ValueError(f"{error}; {self._train_again()}") from error
 
     def callbacks(self, data: TaskData, every: int, minutes: float | None = None) -> list[Callback]:
         """The time spent; the best weights by the validation metric; a checkpoint every so many steps or minutes."""
-        best = BestWeights(self.scratch, f"val/{data.metric}", data.higher_is_better)
+        best = BestWeights(self.scratch, data.metric, data.higher_is_better)
         return [Timer(), best, ResumePoint(self.scratch / LAST, every, minutes, best, self.stopping)]
 
     def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep: Keep) -> Outcome:
@@ -140,14 +165,14 @@ class Stage:
             self._prepare()
         if module.steps > 0:
             self._train(trainer, module, data, checkpoint)
-            assisted = trainer.callback_metrics.get(f"val_assisted/{data.metric}")
+            assisted = _find(trainer, BestWeights).assisted
         last_score = own_score(trainer, module, data)
         outcome = Outcome(
             steps=trainer.global_step,
             seconds=round(_find(trainer, Timer).time_elapsed("train"), 3),
             score=self._take_best(trainer, module, data, last_score) if keep == "best" else last_score,
             last_score=last_score,
-            assisted=None if assisted is None else float(assisted),
+            assisted=assisted,
             checkpoint_bytes=_bytes(self.scratch / LAST),
             settings=self.settings,
         )
@@ -158,10 +183,23 @@ class Stage:
         """Nothing half-written, and nothing of another run, stays where this stage will write or the report will read."""
         if not self.begun.is_file():
             set_aside(self.folder, self.name)
-        leftovers = [path for path in self.scratch.glob("*") if self.unfinished is None and path != self.begun]
-        for path in {*leftovers, *self.skipped, *self.scratch.glob(f"*{PART}"), *self.weights.parent.glob(f"*{PART}")}:
+        if self.unfinished is None:
+            self._clear()
+        halves = [path.with_name(path.name + PART) for path in (self.weights, self.record)]
+        for path in {*self.skipped, *halves, *self.scratch.glob(f"*.ckpt{PART}")}:
             path.unlink(missing_ok=True)
         self._write(self.begun, self.settings)
+
+    def _clear(self) -> None:
+        """What the stage has written for itself, and nothing else, is removed."""
+        for path in (path for kind in OWN for path in self.scratch.glob(kind)):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or holds what is not ours
+            self.scratch.rmdir()
+
+    def _train_again(self) -> str:
+        names = f"{self.record.name} and {self.weights.name} beside it, and the run's metrics.json,"
+        return f"copy it again, or remove {names} and the run's own command trains stage {self.name!r} again"
 
     def _train(self, trainer: Trainer, module: QATModule, data: TaskData, checkpoint: Path | None) -> None:
         try:
@@ -188,8 +226,8 @@ class Stage:
         best: BestWeights = _find(trainer, BestWeights)
         if best.score is None or best.step is None:
             return last_score
-        if not (best.score > last_score if data.higher_is_better else best.score < last_score):
-            return last_score
+        if last_score >= best.score if data.higher_is_better else last_score <= best.score:
+            return last_score  # and not where the last is no number
         module.load_state_dict(read_sealed(best_path(self.scratch, best.step))["state_dict"])
         return best.score
 
@@ -199,29 +237,50 @@ class Stage:
             with whole(self.weights) as temporary:
                 save_model(student, str(temporary))  # a tied weight once
             self._write(self.record, asdict(outcome))  # last: a stage with a record is a finished stage
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            self._clear()
         trainer.strategy.barrier("stage written")
 
     def _refuse_other_settings(self) -> None:
         kept = self.outcome.settings if self.outcome else None
         if kept is None and self.begun.is_file():
-            kept = json.loads(self.begun.read_text())
-        if kept is None or kept == self.settings:
-            return
-        changed = [
-            f"{key}: {kept.get(key)} → {self.settings.get(key)}"
-            for key in sorted({*kept, *self.settings})
-            if kept.get(key) != self.settings.get(key)
-        ]
-        raise ValueError(
-            f"the run folder holds stage {self.name!r} made with other settings ({'; '.join(changed)}): take the old"
-            " settings to go on, or another hydra.run.dir to start anew"
-        )
+            try:
+                kept = TypeAdapter(Settings).validate_json(self.begun.read_bytes())
+            except ValidationError as error:
+                aside = f"remove it, and what {self.scratch} holds is put aside and the stage begins anew"
+                raise ValueError(f"{self.begun} is damaged: {aside}") from error
+        if kept is not None and kept != self.settings:
+            raise ValueError(
+                f"the run folder holds stage {self.name!r} made with other settings ({_changes(kept, self.settings)}): take"
+                " the old settings to go on, or another hydra.run.dir to start anew"
+            )
 
     @staticmethod
     def _write(path: Path, content: Any) -> None:
         with whole(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2))
+
+
+def refuse_other_stages(folder: Path, names: Sequence[str]) -> None:
+    """Raises ValueError where the run folder holds a stage, begun or finished, that this run does not have."""
+    held = {path.parent.name for path in (folder / "checkpoints").glob("*/settings.json")}
+    held |= {path.stem for path in (folder / "checkpoints").glob("*.json")}
+    if others := sorted(held - set(names)):
+        raise ValueError(
+            f"the run folder holds stage {others[0]!r}, and this run has {', '.join(names)}: take the old settings to go on"
+            " (intervention, stages.*.max_steps and max_epochs), or another hydra.run.dir to start anew"
+        )
+
+
+def _changes(kept: Settings, given: Settings) -> str:
+    """`key: old → new` of each that differs; of those that follow from others only where no other differs."""
+    changed = {key for key in {*kept, *given} if kept.get(key) != given.get(key)}
+    shown = sorted(changed - FOLLOWING.keys()) or sorted(changed)
+    return "; ".join(f"{FOLLOWING.get(key, key)}: {_short(kept.get(key))} → {_short(given.get(key))}" for key in shown)
+
+
+def _short(value: Any) -> Any:
+    """The beginning of a fingerprint, which nobody compares by eye."""
+    return f"{value[:8]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def weights_of(stage: str, folder: Path) -> Path:

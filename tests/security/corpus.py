@@ -252,6 +252,13 @@ PLACES = {
 RUNS = {
     "a loss of a run folder": run_value(NOT_ALLOWED, losses={"x": {"_target_": "os.system", "command": "touch canary"}}),
     "an optimizer of a run folder": run_value(NOT_ALLOWED, optimizer={"_target_": "torch.hub.load"}),
+    "trusted code in a run folder": run_value(
+        "say so in this command as well, model.trust_remote_code=True model.revision=0123456789abcdef",
+        model={"path": "evil/model", "trust_remote_code": True, "revision": COMMIT},
+    ),
+    "pickled weights in a run folder": run_value(
+        "say so in this command as well, model.pickled_weights=True", model={"path": "evil/model", "pickled_weights": True}
+    ),
     "the environment in a run folder": run_value("interpolation", experiment="${oc.env:QAT_CANARY}"),
     "a resolver in a run folder": run_value("interpolation", losses={"x": "${oc.create:{_target_:os.system}}"}),
     "a reference in a run folder": run_value("interpolation", experiment="${seed}"),

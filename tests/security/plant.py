@@ -23,6 +23,7 @@ from transformers import BertTokenizer
 from qat_lightning.export import write_packed
 from qat_lightning.export.files import sha256
 from qat_lightning.export.manifest import canonical
+from qat_lightning.training.resume import BestWeights
 from tests.export.students import student
 from tests.models import tiny_model
 from tests.security.modules import OneWeight
@@ -210,7 +211,7 @@ def _checkpoint() -> Path:
 def checkpoint(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """A stage's `last.ckpt`, as Lightning writes it but for one thing."""
     told = torch.load(_checkpoint(), weights_only=True)
-    told["callbacks"]["BestWeights"] = {"score": None, "step": None}
+    told["callbacks"]["BestWeights"] = BestWeights(folder, "x", True).state_dict()
     change(told)
     return raw_checkpoint(folder, lambda path: torch.save(told, path))
 

@@ -3,6 +3,8 @@
 import copy
 import functools
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,7 +185,9 @@ def test_best_weights_of_later_steps_than_the_checkpoint_do_not_count(tmp_path, 
         with pytest.raises(StoppedError):
             small_run(tmp_path, *settings)
     scratch = tmp_path / "checkpoints" / "train"
-    assert read_sealed(scratch / "last.ckpt")["callbacks"]["BestWeights"] == {"score": None, "step": None}
+    assert read_sealed(scratch / "last.ckpt")["callbacks"]["BestWeights"] == dict.fromkeys(
+        ("score", "step", "assisted")
+    )
     (scratch / "best-3.ckpt").write_bytes(b"another machine's, or half of it")
     check_same(small_run(tmp_path, *settings), uninterrupted)
 
@@ -204,21 +208,25 @@ def test_leftovers_are_removed_and_an_unknown_folder_is_not_gone_on_from(stopped
     assert sorted(path.name for path in checkpoints.iterdir()) == sorted(
         f"{stage}.{kind}" for stage in ("teacher", "intervene", "train") for kind in ("json", "safetensors")
     )
-    assert (stopped_copy / "earlier" / "1" / "logs" / "train" / "metrics.csv").is_file()
+    aside = stopped_copy / "earlier" / "1"
+    assert (aside / "logs" / "train" / "metrics.csv").is_file()
+    assert is_sealed(aside / "checkpoints" / "train" / "last.ckpt"), "whoever removed settings.json may want it back"
     assert not (stopped_copy / "logs" / "train" / "metrics.csv").is_file()
 
 
 def test_results_of_another_run_are_set_aside(tmp_path):
-    for name in ("logs/train/metrics.csv", "logs/train.1/metrics.csv", "logs/train_more/x", "analysis/hessian.json"):
+    others = ("logs/train_more/x", "checkpoints/train_more.json", "checkpoints/other/last.ckpt")
+    own = (
+        "logs/train/metrics.csv", "logs/train.1/metrics.csv", "analysis/hessian.json", "checkpoints/train/last.ckpt",
+        "checkpoints/train.safetensors",
+    )  # fmt: skip
+    for name in (*others, *own):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     with pytest.warns(UserWarning, match="earlier/1"):
         assert set_aside(tmp_path, "train") == tmp_path / "earlier" / "1"
     kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert kept == {
-        "logs/train_more/x", "earlier/1/logs/train/metrics.csv", "earlier/1/logs/train.1/metrics.csv",
-        "earlier/1/analysis/hessian.json",
-    }  # fmt: skip
+    assert kept == {*others, *(f"earlier/1/{name}" for name in own)}
     assert set_aside(tmp_path, "train") is None
 
 
@@ -241,8 +249,12 @@ def test_changed_setting_is_named_before_anything_is_overwritten(tmp_path):
         small_run(tmp_path, "losses.hidden.weight=0.5")
     with pytest.raises(ValueError, match=r"stage 'teacher' .*seed: 1 → 2"):
         small_run(tmp_path, "seed=2")
-    with pytest.raises(ValueError, match=r"stage 'teacher' .*data\.content"):
+    with pytest.raises(ValueError, match=r"stage 'teacher' .*\(data\.train_limit: None → 20\)"):
         small_run(tmp_path, "data.train_limit=20")
+    with pytest.raises(ValueError, match=r"stage 'train' .*\(steps \(stages\..*max_steps.*\): 8 → 9\)"):
+        small_run(tmp_path, "stages.train.max_steps=15")
+    with pytest.raises(ValueError, match=r"holds stage 'intervene', and this run has teacher, train: .*intervention"):
+        small_run(tmp_path, "intervention=none", "schedule=none")
     assert (tmp_path / "checkpoints" / "train.safetensors").read_bytes() == kept
 
 
@@ -252,6 +264,75 @@ def test_a_changed_setting_of_an_unfinished_stage_is_named(stopped_copy):
         small_run(stopped_copy, *EVERY_STEP, "stages.train.lr=0.1")
     assert {path: path.read_bytes() for path in kept} == kept
     small_run(stopped_copy)  # how often checkpoints are written is no setting of the result
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "trainer.gradient_clip_val=2", "trainer.gradient_clip_algorithm=value", "trainer.limit_val_batches=1",
+        "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "data.evaluation_batch_size=3",
+        "data.batch_size=9", "data.metrics.accuracy.average=macro", "seed=2", "model.architecture.hidden_act=relu",
+        "optimizer.weight_decay=0.5", "scheduler.warmup=0.3", "stages.train.keep=last", "stages.train.validate_every=1",
+    ],
+)  # fmt: skip
+def test_what_decides_a_result_is_a_setting_of_it(setting, drawn):
+    own = "+" if "hidden_act" in setting else ""
+    assert stage_settings(composed(f"{own}{setting}"), "train", 9, drawn, "content", None) != stage_settings(
+        composed(), "train", 9, drawn, "content", None
+    )
+
+
+@pytest.mark.parametrize("setting", ["threads=1", "data.num_workers=2", "trainer.accelerator=auto", "logger=wandb"])
+def test_what_decides_no_result_is_no_setting_of_it(setting, drawn):
+    assert stage_settings(composed(setting), "train", 9, drawn, "content", None) == stage_settings(
+        composed(), "train", 9, drawn, "content", None
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    data = build_data(composed())
+    data.load()
+    return data
+
+
+def test_padding_and_how_answers_are_found_are_settings_of_a_result(drawn):
+    """They change no row, so the content does not tell them."""
+    config = composed()
+    for name in ("padding", "n_best", "max_answer_length", "null_threshold"):
+        config["data"][name] = "x"
+        assert stage_settings(config, "train", 9, drawn, "content", None)[f"data.{name}"] == "x"
+
+
+def test_the_assisted_score_survives_a_kill_after_the_last_step(tmp_path, uninterrupted):
+    with pytest.MonkeyPatch.context() as patch:
+        finish = Stage._finish
+
+        def die(self, *arguments):
+            if self.name == "intervene":
+                raise StoppedError
+            finish(self, *arguments)
+
+        patch.setattr(Stage, "_finish", die)
+        with pytest.raises(StoppedError):
+            small_run(tmp_path, *EVERY_STEP)
+    assert uninterrupted["assisted"] is not None
+    check_same(small_run(tmp_path, *EVERY_STEP), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("higher", "last", "kept"),
+    [(True, 0.9, 0.9), (True, 0.8, 0.8), (True, 0.7, 0.8), (True, math.nan, 0.8), (False, 0.9, 0.8), (False, 0.7, 0.7)],
+)
+def test_the_best_weights_give_way_to_last_ones_that_are_as_good(tmp_path, monkeypatch, higher, last, kept):
+    loaded = []
+    best = BestWeights(tmp_path, "score", higher)
+    best.score, best.step = 0.8, 3
+    monkeypatch.setattr("qat_lightning.training.stages.read_sealed", lambda path: {"state_dict": path.name})
+    trainer, module = SimpleNamespace(callbacks=[best]), SimpleNamespace(load_state_dict=loaded.append)
+    data = SimpleNamespace(higher_is_better=higher)
+    assert Stage("train", tmp_path, {})._take_best(trainer, module, data, last) == kept
+    assert loaded == ([] if kept == last else ["best-3.ckpt"])
 
 
 def test_record_of_a_stage_says_what_it_was(tmp_path):
@@ -321,7 +402,7 @@ def test_a_checkpoint_follows_steps_or_minutes(tmp_path, monkeypatch, minutes, e
     ],
 )
 def test_best_weights_are_the_first_of_the_best_score(tmp_path, higher, scores, best):
-    keeper = BestWeights(tmp_path, "val/score", higher)
+    keeper = BestWeights(tmp_path, "score", higher)
     fit(tmp_path, Counting(scores), [keeper, ResumePoint(tmp_path / "last.ckpt", 1, best=keeper)], 4)
     score, step = best
     assert keeper.step == step

@@ -1,0 +1,118 @@
+"""Files of a run folder that somebody has damaged or removed: told by their name, with what to do about it."""
+
+import json
+import shutil
+
+import pytest
+
+from qat_lightning.config import ConfigError
+from qat_lightning.evaluation import evaluate
+from qat_lightning.training.resume import HELD, resume_point
+from qat_lightning.training.whole import read_sealed, write_sealed
+from tests.training.runs import composed, small_run
+
+SMALL = ("export.packed=false",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qat_lightning.run.command.write_report", lambda folder, *_: folder / "report.md")
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    small_run(folder, *SMALL)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+BROKEN = ["", "{", "[]", "{}", "7", '"x"', '{"steps": "many"}', b"\xff\xfe\x00"]
+
+
+def write(place, content):
+    place.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_damaged_record_of_a_stage(copy, content):
+    write(copy / "checkpoints" / "teacher.json", content)
+    with pytest.raises(
+        ValueError, match=r"teacher\.json is damaged: copy it again, or remove teacher\.json and teacher\."
+    ):
+        small_run(copy, *SMALL)
+
+
+def test_what_the_message_advises_is_right(copy, finished):
+    (copy / "checkpoints" / "train.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"train\.safetensors is not there.*or remove train\.json") as refused:
+        small_run(copy, *SMALL)
+    assert "train.safetensors beside it, and the run's metrics.json" in str(refused.value)
+    for name in ("checkpoints/train.json", "metrics.json"):
+        (copy / name).unlink()
+    with pytest.warns(UserWarning, match="earlier"):  # the log of the stage that is trained again
+        again = small_run(copy, *SMALL)
+    assert again["student_hash"] == json.loads((finished / "metrics.json").read_text())["student_hash"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", b"\xff\xfe\x00"])
+def test_damaged_settings_of_a_stage_that_has_begun(copy, content):
+    for name in ("train.json", "train.safetensors"):
+        (copy / "checkpoints" / name).unlink()
+    (copy / "metrics.json").unlink()
+    (copy / "checkpoints" / "train").mkdir()
+    write(copy / "checkpoints" / "train" / "settings.json", content)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged: remove it"):
+        small_run(copy, *SMALL)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"student": "good"}', '{"student": null}', b"\xff"])
+def test_a_damaged_result_is_told_before_anything_is_scored(copy, monkeypatch, content):
+    write(copy / "metrics.json", content)
+    monkeypatch.setattr("qat_lightning.evaluation.opened", lambda *_: pytest.fail("scored"))
+    with pytest.raises(ConfigError, match=r"metrics\.json is damaged: the run's own command .* writes it again"):
+        evaluate(composed(*SMALL), copy, "student")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["callbacks"]["BestWeights"].update(step="../../x"),
+        lambda content: content["callbacks"]["BestWeights"].update(step=True),
+        lambda content: content["callbacks"]["BestWeights"].pop("score"),
+        lambda content: content["callbacks"].update(BestWeights=[1]),
+        *(lambda content, name=name: content.pop(name) for name in sorted(HELD)),
+    ],
+)
+def test_a_sealed_file_that_is_no_checkpoint_is_passed_over(tmp_path, change):
+    content = dict.fromkeys(HELD, 1) | {"callbacks": {"BestWeights": dict.fromkeys(("score", "step", "assisted"))}}
+    write_sealed(content, tmp_path / "previous.ckpt")
+    assert resume_point(tmp_path) == (tmp_path / "previous.ckpt", {})
+    changed = read_sealed(tmp_path / "previous.ckpt")
+    change(changed)
+    write_sealed(changed, tmp_path / "last.ckpt")
+    found, skipped = resume_point(tmp_path)
+    assert found == tmp_path / "previous.ckpt"
+    assert skipped == {tmp_path / "last.ckpt": "is no checkpoint of this program"}
+
+
+def test_a_stage_removes_what_it_has_written_and_nothing_else(copy):
+    (copy / "metrics.json").unlink()
+    for name in ("train.json", "train.safetensors"):
+        (copy / "checkpoints" / name).unlink()
+    (copy / "checkpoints" / "gan.part").write_text("mine")
+    scratch = copy / "checkpoints" / "train"
+    (scratch / "mine").mkdir(parents=True)
+    (scratch / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match="earlier"):
+        small_run(copy, *SMALL)
+    assert (copy / "checkpoints" / "gan.part").read_text() == "mine"
+    aside = copy / "earlier" / "1" / "checkpoints" / "train"
+    assert (aside / "notes.txt").read_text() == "mine"
+    assert (aside / "mine").is_dir()
