@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig
 
 from qat_lightning.config import CONF, ConfigError, Plain, check, read_run, resolve
-from qat_lightning.mistakes import FULL, mistakes_in_words
+from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words
+from qat_lightning.sweep import MULTIRUN, all_jobs, is_override, one_job
+from qat_lightning.terminal import ended_by_signals, words_may_be_lost
 
-MULTIRUN = ("-m", "--multirun")
 FREE = ("export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=")
 """What can be changed in a finished run without making another one of it."""
 EVALUATE_HELP = """python -m qat_lightning.evaluate run=DIR [model=student|teacher|packed|onnx] [key=value …]
@@ -36,22 +37,27 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP fr
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _train(config: DictConfig) -> float:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return one_job(lambda: _run(config))
     with mistakes_in_words():
-        plain = checked(config)
-        # after the checks: what follows takes seconds to import
-        from qat_lightning.hub import require_hub, wanted
+        return _run(config)
 
-        require_hub(wanted(plain))
-        from qat_lightning.run import run
 
-        folder, swept = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
-        if swept:
-            _speak_for_one_job()
-        try:
-            return float(run(plain, folder, list(HydraConfig.get().overrides.task))["student"])
-        finally:
-            if swept:
-                _leave_process_group()
+def _run(config: DictConfig) -> float:
+    """The student's score."""
+    plain = checked(config)
+    # after the checks: what follows takes seconds to import
+    from qat_lightning.hub import require_hub, wanted
+
+    require_hub(wanted(plain))
+    from qat_lightning.run import run
+    from qat_lightning.run.stages import know_the_rank
+    from qat_lightning.training.watchdog import Watchdog
+
+    know_the_rank(plain)
+    with Watchdog():
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        return float(run(plain, folder, list(HydraConfig.get().overrides.task))["student"])
 
 
 def checked(config: DictConfig) -> Plain:
@@ -73,13 +79,25 @@ def train() -> None:
 def _in_words(main: Callable[[], None]) -> None:
     """Call one of Hydra's, and tell what it refuses."""
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
-    with mistakes_in_words():
-        asked = os.environ.get(FULL)
+    with _program():
+        before = {name: os.environ.get(name) for name in (ASKED, FULL)}
+        os.environ[ASKED] = before[ASKED] or before[FULL] or "0"
         os.environ[FULL] = "1"  # let Hydra pass errors on instead of printing them
         try:
-            main()
+            with all_jobs():
+                main()
         finally:
-            os.environ[FULL] = asked or "0"
+            os.environ.update({name: value or "0" for name, value in before.items()})
+            if before[ASKED] is None:
+                del os.environ[ASKED]
+
+
+@contextmanager
+def _program() -> Iterator[None]:
+    """What all commands have."""
+    with words_may_be_lost(), ended_by_signals(), mistakes_in_words():
+        yield
+        sys.stdout.flush()  # while what keeps the words from a file can still be told
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="bench")
@@ -98,17 +116,19 @@ def bench() -> None:
 
 def evaluate() -> None:
     """`python -m qat_lightning.evaluate` and `qat-evaluate`."""
-    with mistakes_in_words():
+    with _program():
         folder, given, overrides = _of_a_run(EVALUATE_HELP, model="student")
         config = read_run(folder, overrides)
         from qat_lightning.evaluation import evaluate as score
+        from qat_lightning.training.watchdog import Watchdog
 
-        score(config, folder, given["model"])
+        with Watchdog():
+            score(config, folder, given["model"])
 
 
 def export() -> None:
     """`python -m qat_lightning.export` and `qat-export`: the run's own command again, which finds its stages finished."""
-    with mistakes_in_words():
+    with _program():
         folder, _, overrides = _of_a_run(EXPORT_HELP)
         config = read_run(folder, overrides)
         if other := [word for word in overrides if not word.startswith(FREE)]:
@@ -117,6 +137,7 @@ def export() -> None:
         from qat_lightning.build import stage_names
         from qat_lightning.run import run
         from qat_lightning.training.stages import weights_of
+        from qat_lightning.training.watchdog import Watchdog
 
         if missing := [name for name in stage_names(config) if not weights_of(name, folder).is_file()]:
             raise ConfigError(
@@ -125,7 +146,8 @@ def export() -> None:
             )
         given = {word.split("=", 1)[0] for word in overrides}
         before = [word for word in _typed(folder) if word.split("=", 1)[0] not in given]
-        run(config, folder, [*before, *overrides])
+        with Watchdog():
+            run(config, folder, [*before, *overrides])
 
 
 def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
@@ -134,7 +156,7 @@ def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[st
     if not words or {"-h", "--help"}.intersection(words):
         print(help)
         raise SystemExit(0 if words else 1)
-    if wrong := [word for word in words if not _is_override(word)]:
+    if wrong := [word for word in words if not is_override(word)]:
         raise ConfigError(f"{wrong[0]!r} is no key=value; --help shows what can be given")
     given = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in {"run", *defaults})
     if "run" not in given:
@@ -152,30 +174,3 @@ def _typed(folder: Path) -> list[str]:
         return yaml.safe_load(place.read_text(encoding="utf-8")) or [] if place.is_file() else []
     except yaml.YAMLError as error:
         raise ConfigError(f"{place} is damaged: {' '.join(str(error).split())}") from error
-
-
-def _speak_for_one_job() -> None:
-    """In a sweep, make this process's command line that of the one job at hand.
-
-    Lightning starts the other processes of a job with it, and in the folder `hydra.run.dir`; left alone they would each
-    begin the whole sweep, in a second folder.
-    """
-    config: Any = HydraConfig.instance().cfg
-    with read_write(config.hydra):
-        config.hydra.run.dir = str(Path(config.hydra.runtime.output_dir).resolve())
-    flags = [word for word in sys.argv[1:] if word not in MULTIRUN and not _is_override(word)]
-    sys.argv = [sys.argv[0], *flags, *map(str, config.hydra.overrides.task)]
-
-
-def _is_override(word: str) -> bool:
-    return word.startswith("~") or ("=" in word and not word.startswith("-"))
-
-
-def _leave_process_group() -> None:
-    """Forget the processes of the job that ended, so that the sweep's next job starts its own."""
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)

@@ -12,18 +12,29 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_lightning.config import CONF, ConfigError, suggest
 from qat_lightning.failures import explained, line
+from qat_lightning.terminal import EndedBySignal
 
 FULL = "HYDRA_FULL_ERROR"
-TRACEBACK = os.environ.get(FULL, "0") not in ("", "0")
+ASKED = "QAT_LIGHTNING_FULL_ERROR"
+"""What the user said of FULL, which the command line sets for Hydra, as the run's other processes inherit it."""
+TRACEBACK = os.environ.get(ASKED, os.environ.get(FULL, "0")) not in ("", "0")
 BUG = """{line}
 This is a mistake in qat_lightning, not in what you gave it. Please report it with the traceback above, the command, the
 run folder's config.yaml (or what `--cfg job` prints) and what `pip list` says of torch, lightning and transformers."""
 HINT = f"({FULL}=1 shows the traceback)"
+
+
+class Told(SystemExit):
+    """The program ends, and has said why."""
+
+
+class Refused(Told):
+    """It was a mistake, or the world: a sweep goes on with the next job."""
 
 
 @contextmanager
@@ -31,22 +42,27 @@ def mistakes_in_words() -> Iterator[None]:
     """Whatever ends the program ends it with one message and exit code 1; with a traceback where the mistake is ours."""
     try:
         yield
+    except EndedBySignal as ended:
+        _say_stopped(f"stopped by {ended.name}")
+        raise Told(ended.code) from None
     except SystemExit as ended:
-        if isinstance(ended.__context__, KeyboardInterrupt):  # Lightning's answer to Ctrl-C
-            _say("stopped", _goes_on())
-        raise
+        if isinstance(ended, Told) or not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        _say_stopped("stopped")  # Lightning's answer to Ctrl-C
+        raise Told(ended.code) from None
     except KeyboardInterrupt:
-        _say("stopped", _goes_on())
-        raise SystemExit(1) from None
+        _say_stopped("stopped")
+        raise Told(1) from None
     except Exception as error:
         message, shown = told(error), TRACEBACK
         if message is None:
             message, shown = BUG.format(line=f"{type(error).__name__}: {line(error)}"), True
         if shown:
             traceback.print_exception(error)
-        _say(message, _goes_on(), *([] if shown else [HINT]))
+        explains = type(error).__name__ == "NonFiniteError"  # how to go on; by name, as its module imports torch
+        _say(message, "" if explains else _goes_on(), *([] if shown else [HINT]))
         _drop_empty_folder()
-        raise SystemExit(1) from None
+        raise Refused(1) from None
 
 
 def told(error: BaseException) -> str | None:
@@ -88,11 +104,25 @@ def _of_hydra(error: BaseException) -> str:
     key = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
     if key and isinstance(cause.parent_node, DictConfig):
         return f"unknown key {cause.full_key!r}: {suggest(key.group(1), map(str, cause.parent_node.keys()))}"
+    node = cause.parent_node if cause.key is None else cause.child_node
+    if re.match(r"Invalid (type|value) assigned|Cannot (assign|merge)|field '.*' is not Optional", str(cause)):
+        if isinstance(node, DictConfig):
+            names = suggest("", map(str, node))
+            return f"{cause.full_key} holds keys, and can be nothing else: give {cause.full_key}.KEY=…, {names}"
+        if isinstance(node, ListConfig):
+            return f"{cause.full_key} must be a list: give {cause.full_key}=[one,other]"
     return f"{cause.full_key or 'configuration'}: {str(cause).splitlines()[0]}"
 
 
 def _say(*lines: str) -> None:
     print("qat_lightning:", "\n".join(filter(None, lines)), file=sys.stderr)
+
+
+def _say_stopped(what: str) -> None:
+    """In one line, by the first process of those that the signal has reached."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _say(". ".join(filter(None, [what, _goes_on()])))
+    _drop_empty_folder()
 
 
 def _goes_on() -> str:
@@ -105,7 +135,7 @@ def _goes_on() -> str:
 
 def _folder() -> Path | None:
     """Of the run at hand, where Hydra has got so far."""
-    if not HydraConfig.initialized() or not HydraConfig.get().runtime.output_dir:
+    if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
         return None
     return Path(HydraConfig.get().runtime.output_dir).resolve()
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.build import build_callbacks, build_quantized, stage_names
+from qat_lightning.build import build_quantized
 from qat_lightning.config import ConfigError, Plain, create_all
 from qat_lightning.convert import open_attention_for
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.tokenizers import read_tokenizer
+from qat_lightning.foresight import check_stages
 from qat_lightning.intervention import Intervention
 from qat_lightning.quantized import switch_on
 from qat_lightning.signals import Observed
@@ -25,17 +27,18 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
 
     Raises:
         ValueError: in words, for a site or an intervention that the family does not have, layers that do not fit, a part
-            that does not exist, tokens or lengths that are beyond the model, classes or tokens that it numbers otherwise.
+            that does not exist, tokens or lengths that are beyond the model, classes or tokens that it numbers otherwise,
+            callbacks that do not go together, or watch what is not logged, metrics that are not for such answers.
     """
     _check_tokens(data, model)
     _check_pixels(data, model)
     _check_labels(data, model)
     _check_tokenizer(config, data, model)
-    for stage in stage_names(config):
-        build_callbacks(config, stage, data)
+    check_stages(config, data)
     losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
     interventions = create_all(config["intervention"], "intervention")
     batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
+    _check_metrics(data, copied)
     for intervention in interventions.values():
         intervention.check(copied)
     read = {site for loss in losses.values() for site in loss.sites}
@@ -51,6 +54,23 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
                 loss(own, taught, batch)
             except ValueError as error:
                 raise ConfigError(f"losses.{name}: {error}") from error
+
+
+def _check_metrics(data: TaskData, model: nn.Module) -> None:
+    """Each metric takes what the model answers, and makes one number of it."""
+    batch = data.example_batch(8)
+    answers = data.predict([logits.float() for logits in Observed(model)(batch)["logits"]], batch)
+    for name, metric in copy.deepcopy(data.metrics).items():
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of so few rows
+                metric.update(*answers)
+                score = metric.compute()
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ConfigError(f"data.metrics.{name}: {' '.join(str(error).split())}") from error
+        if not isinstance(score, Tensor) or score.numel() != 1:
+            raise ConfigError(
+                f"data.metrics.{name} gives {score} and must give one number: where it has an average, give macro or micro"
+            )
 
 
 def _check_tokens(data: TaskData, model: nn.Module) -> None:

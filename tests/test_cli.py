@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qat_lightning import cli, mistakes
 from qat_lightning.config import ConfigError
-from qat_lightning.mistakes import mistakes_in_words, told
+from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words, told
+from qat_lightning.terminal import ASKING, ended_by_signals
+from qat_lightning.training.diverged import NonFiniteError
 from tests.training.runs import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +138,170 @@ def test_a_stage_that_is_asked_to_stop_keeps_its_exit_code(capsys):
     assert capsys.readouterr().err == ""
 
 
+def signalled(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+
+def interrupted() -> None:
+    """As Lightning answers Ctrl-C."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize("number", ASKING)
+def test_a_signal_outside_of_a_training_is_told_in_one_line(capsys, number):
+    before = {each: signal.getsignal(each) for each in ASKING}
+    with pytest.raises(SystemExit) as ended, ended_by_signals(), mistakes_in_words(), mistakes_in_words():
+        signalled(number)
+    assert ended.value.code == (1 if number == signal.SIGINT else 128 + number)
+    name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    assert capsys.readouterr().err == f"qat_lightning: stopped{name}\n"
+    assert {each: signal.getsignal(each) for each in ASKING} == before
+
+
+def test_an_interrupt_that_lightning_has_answered_is_told_once(capsys):
+    with pytest.raises(SystemExit) as ended, mistakes_in_words(), mistakes_in_words():
+        interrupted()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "qat_lightning: stopped\n"
+
+
+def test_a_second_signal_ends_at_once():
+    child = os.fork()
+    if not child:
+        try:
+            with ended_by_signals():
+                try:
+                    signalled(signal.SIGTERM)
+                finally:
+                    signalled(signal.SIGTERM)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_a_process_that_loads_data_outlives_one_signal():
+    with ended_by_signals():
+        worker = os.fork()
+        if not worker:
+            time.sleep(20)
+            time.sleep(20)
+            os._exit(0)
+        time.sleep(0.05)
+        os.kill(worker, signal.SIGUSR1)
+        time.sleep(0.05)
+        assert os.waitpid(worker, os.WNOHANG) == (0, 0)
+        os.kill(worker, signal.SIGUSR1)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGUSR1
+
+
+STOPPED = """
+import os, signal, sys
+from qat_lightning.run import command
+command.rehearse = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)
+from qat_lightning.cli import train
+train()
+"""
+
+
+def test_a_run_that_is_stopped_before_it_has_begun_leaves_no_folder(tmp_path):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    ended = subprocess.run(
+        [sys.executable, "stopped.py", *SMALL, "hydra.run.dir=run"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (143, "qat_lightning: stopped by SIGTERM\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"stopped.py"}
+
+
+LOUD = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from qat_lightning.terminal import words_may_be_lost
+with words_may_be_lost():
+    for stream in (sys.stdout, sys.stderr):
+        for _ in range(3):
+            print("x" * 100_000, file=stream, flush=True)
+        Console(file=stream).print("y")
+    Path("through").touch()
+"""
+
+
+def unheard(folder: Path, *words: str) -> int:
+    """The exit code of a process that nobody listens to from the start."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    try:
+        return subprocess.run(
+            [sys.executable, *words], stdout=writer, stderr=writer, cwd=folder, env=environment, check=False
+        ).returncode
+    finally:
+        os.close(writer)
+
+
+def test_words_that_nobody_reads_end_nothing(tmp_path):
+    assert unheard(tmp_path, "-c", LOUD) == 0
+    assert (tmp_path / "through").is_file()
+    assert unheard(tmp_path, "-m", "qat_lightning", "--cfg", "job") == 0
+
+
+def test_words_that_a_full_disk_refuses_are_told_elsewhere():
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "qat_lightning", "--cfg", "job"],
+            stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("qat_lightning: no room is left on the disk")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_program_that_is_started_without_a_stream_for_its_words_runs():
+    ended = subprocess.run(
+        [sys.executable, "-m", "qat_lightning", "--cfg", "job"], preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):
+    assert unheard(tmp_path, "-m", "qat_lightning", *SMALL, "hydra.run.dir=run") == 0
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_the_other_processes_inherit_what_the_user_said_of_tracebacks(monkeypatch):
+    seen = []
+    monkeypatch.delenv(ASKED, raising=False)
+    monkeypatch.setattr(sys, "argv", ["qat_lightning"])
+    for asked, inherited in ((None, "0"), ("0", "0"), ("1", "1")):
+        monkeypatch.delenv(FULL, raising=False)
+        if asked is not None:
+            monkeypatch.setenv(FULL, asked)
+        cli._in_words(lambda: seen.append((os.environ[FULL], os.environ[ASKED])))
+        assert seen.pop() == ("1", inherited)
+        assert ASKED not in os.environ
+    for asked, shown in (("0", "False"), ("1", "True")):
+        told = subprocess.run(
+            [sys.executable, "-c", "from qat_lightning.mistakes import TRACEBACK; print(TRACEBACK)"],
+            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), FULL: "1", ASKED: asked}, check=True,
+        )  # fmt: skip
+        assert told.stdout.strip() == shown
+
+
+def test_numbers_that_are_not_finite_are_not_told_to_go_on_as_before(monkeypatch, capsys):
+    monkeypatch.setattr(mistakes, "_goes_on", lambda: "The same command goes on.")
+    for error, advised in ((NonFiniteError("give another hydra.run.dir"), False), (ValueError("no file"), True)):
+        with pytest.raises(SystemExit), mistakes_in_words():
+            raise error
+        assert ("The same command goes on." in capsys.readouterr().err) is advised
+
+
 def test_configuration_is_printed_without_importing_torch(tmp_path):
     ended, _ = call(tmp_path, "+experiment=ti_bert_large", "--cfg", "job", PYTHONPROFILEIMPORTTIME="1")
     assert ended.returncode == 0
@@ -152,6 +320,27 @@ def test_sweep_runs_every_combination_in_a_folder_of_its_own(tmp_path):
     assert [yaml.safe_load(path.read_text())["seed"] for path in runs] == [1, 2]
     assert all((path.parent / "metrics.json").is_file() for path in runs)
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+
+
+def test_a_sweep_tells_each_job_that_is_refused_and_begins_the_next(tmp_path):
+    ended, _ = call(tmp_path, "--multirun", "seed=1,2", "data.batch_size=0", *SMALL[:3], "hydra.sweep.dir=sweep")
+    assert ended.returncode == 1
+    assert ended.stderr.count("qat_lightning: data.batch_size=0 must be 1 or more") == 2
+    assert "qat_lightning: 2 of 2 jobs failed, for the reasons above: job 0 (seed=1), job 1 (seed=2)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"multirun.yaml"}
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_after_a_job_that_failed(tmp_path):
+    words = ("--multirun", "optimizer.lr=1e18,1e-3", *(word for word in SMALL if not word.startswith("optimizer")))
+    for name, two in (("one", ()), ("two", ("trainer.devices=2", "trainer.strategy=ddp"))):
+        ended, _ = call(tmp_path, *words, *two, f"hydra.sweep.dir={name}")
+        assert ended.returncode == 1, ended.stderr
+        assert "not finite" in ended.stderr
+        assert "qat_lightning: 1 of 2 jobs failed, for the reasons above: job 0 (optimizer.lr=1e+18)" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert [path.parent.name for path in (tmp_path / name).glob("*/metrics.json")] == ["1"]
 
 
 @pytest.mark.slow

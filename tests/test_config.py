@@ -6,7 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qat_lightning.config import ALLOWED, CONF, ConfigError, check, check_targets, create, resolve, suggest
+from qat_lightning.config import ALLOWED, CONF, ConfigError, check, check_targets, create, read_run, resolve, suggest
+from qat_lightning.config.overrides import check_words
 from qat_lightning.quantizers import TernaryQuantizer
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -67,6 +68,14 @@ def test_default_is_the_quickstart_model():
         (["stages.train.max_steps=-1"], r"stages\.train\.max_steps=-1 must be 0 or more"),
         (["stages.train.max_epochs=null"], r"stages\.train needs a budget"),
         (["schedule.shares.map=0"], r"shares=.*positive"),
+        (["data.metrics.accuracy=null"], r"data\.metrics\.accuracy=None must hold a _target_"),
+        (["data.metrics=null"], r"data\.metrics=null: it must be given"),
+        (["data.metrics=3"], r"data\.metrics=3 must be a mapping, as \{accuracy: "),
+        (["~data._target_"], r"data=.* must hold a _target_ and its arguments"),
+        (["~schedule._target_"], r"schedule=.* must be null, or hold a _target_ and its arguments"),
+        (["~scheduler._target_"], r"scheduler=.* must hold a _target_"),
+        (["model.student_layers=[[1,2],[3]]"], r"model\.student_layers\.0=\[1, 2\] must be 0 or more.* an integer"),
+        (["stages.intervene.parts=[[1]]"], r"stages\.intervene\.parts\.0=\[1\] must be a name"),
         (["losses.hidden._target_=os.system"], r"losses\.hidden\._target_='os\.system' is not allowed"),
         (["losses.hidden._target_=qat_lightning.losses.Mtach"], r"does not exist"),
     ],
@@ -143,3 +152,67 @@ def test_an_override_by_name_reaches_every_quantizer_that_shares_it():
 def test_a_named_loss_can_be_taken_out():
     assert set(composed("~losses.output")["losses"]) == {"logits", "hidden", "scores"}
     assert OmegaConf.create(composed())["losses"]["output"]["site"] == "attention.output"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["data=[1]", "data=[null]", "data=[[digits],[text]]", "data=null", "data=true", "data=", "data='\0'", "data=1,2",
+     "data=digits,3", "data=choice(digits,[1])", "data=range(1,3)", "+data=7", "data@other=7"],
+)  # fmt: skip
+def test_a_group_takes_names_of_options_alone(word):
+    with pytest.raises(ConfigError, match=r"the group data takes the name of an option.*choices: cifar10, .*digits"):
+        check_words(["--multirun", word])
+
+
+@pytest.mark.parametrize("word", ["data/augmentation=3", "hydra/launcher=[1]", "hydra=3"])
+def test_so_do_groups_within_groups_and_those_of_hydra(word):
+    with pytest.raises(ConfigError, match=f"the group {word.split('=')[0]} takes"):
+        check_words([word])
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["data=digits", "callbacks=[analysis,hessian]", "callbacks=[analysis],[hessian]", "model=tiny,tiny_vit", "~model",
+     "model=glob(tiny*)", "model={path: x}", "data='digits'", "seed=3", "threads=1,2", "losses.hidden.layers=[[0,1]]",
+     "--cfg", "job", "-cd=[1]", "hydra/launcher=basic", "hydra.run.dir=a", "data/augmentation=crop"],
+)  # fmt: skip
+def test_all_else_is_left_to_hydra(word):
+    check_words([word])
+
+
+def test_a_word_without_a_key_is_told():
+    with pytest.raises(ConfigError, match="'=3' names no key: give key=value or group=option"):
+        check_words(["=3"])
+
+
+def run_folder(folder: Path) -> Path:
+    config = composed("model=tiny", "data=random_text", "model.student_layers=[0,1]", "threads=1")
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    return folder
+
+
+def test_a_runs_configuration_is_read_with_what_is_given(tmp_path):
+    config = read_run(run_folder(tmp_path), ["threads=2", "model.student_layers=[1]"])
+    assert (config["threads"], config["model"]["student_layers"]) == (2, [1])
+
+
+@pytest.mark.parametrize(
+    ("word", "whole"),
+    [
+        ("threads.x=2", "threads"),
+        ("threads.x.y=2", "threads"),
+        ("model.student_layers.0=1", "model.student_layers"),
+        ("optimizer.betas.0=0.5", "optimizer.betas"),
+        ("teacher.none=1", "teacher"),
+    ],
+)
+def test_a_part_of_a_value_of_a_run_is_no_key(tmp_path, word, whole):
+    key = word.split("=")[0]
+    with pytest.raises(ConfigError, match=f"^{key} is no key of this run: {whole} holds no keys, give {whole}=… as a"):
+        read_run(run_folder(tmp_path), [word])
+
+
+@pytest.mark.parametrize("word", ["seed@other=3", "+seed=3", "~seed", "seed=1,2"])
+def test_a_runs_configuration_takes_keys_and_values_alone(tmp_path, word):
+    with pytest.raises(ConfigError, match="give key=value, with a key that the run has"):
+        read_run(run_folder(tmp_path), [word])

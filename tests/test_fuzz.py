@@ -1,8 +1,8 @@
 """Wrong configurations by the hundred: every key with another type, out of its range, mistyped. Each is refused in words.
 
 The cases are made of the composed configurations themselves, so a key that is added is asked for as well. They go the
-command line's own way: Hydra composes, `cli.checked` resolves and checks, `run.prepared` asks the model and the data;
-`cli.told` gives the message. Some are started as a user starts them.
+command line's own way: `check_words` reads the words, Hydra composes, `cli.checked` resolves and checks, `run.prepared`
+asks the model and the data; `mistakes.told` gives the message. Some are started as a user starts them.
 """
 
 import math
@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from qat_lightning.cli import checked
 from qat_lightning.config import CONF
+from qat_lightning.config.overrides import check_words
 from qat_lightning.mistakes import told
 from qat_lightning.run import prepared
 from tests.test_cli import call, worked
@@ -54,14 +55,13 @@ def composed(base: str, *overrides: str) -> Any:
         return compose("config", overrides=[*BASES[base], *overrides])
 
 
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """Key, value, and the names beside it."""
+def nodes(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """Key, value, and the names beside it; of what holds others as well."""
     for name, child in node.items():
         key = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(child, dict) and child:
-            yield from leaves(child, key)
-        else:
-            yield key, child, tuple(map(str, node))
+        yield key, child, tuple(map(str, node))
+        if isinstance(child, dict):
+            yield from nodes(child, key)
 
 
 def wrong_values(key: str, value: Any) -> list[str]:
@@ -69,8 +69,14 @@ def wrong_values(key: str, value: Any) -> list[str]:
     name = key.rpartition(".")[2]
     if name == "_target_":
         return ["os.system", "qat_lightning.losses.Nothing", "7", "[1]", "torch.load", "null"]
-    if name == "_partial_" or value is None or isinstance(value, list | dict):
+    if name == "_partial_":
         return []
+    if value is None:
+        return ["[[1,2],[3]]", "{a: 1}"]
+    if isinstance(value, list):
+        return ["few", "7", "{a: 1}", "[null]", "[[1],[[2]]]", "[{a: 1}]"]
+    if isinstance(value, dict):
+        return ["7", "[1]", "[[few]]", "true", *(["null"] if "." not in key or key in NEEDED else [])]
     if isinstance(value, bool):
         return ["few", "[1]", "{a: 1}", "2.5"]
     if isinstance(value, int | float):
@@ -80,7 +86,9 @@ def wrong_values(key: str, value: Any) -> list[str]:
     return ["'no such thing'", "[1]", "{a: 1}"]
 
 
-FREE_TEXT = ("experiment",)
+FREE_TEXT, STAGES = ("experiment",), ("teacher", "intervene", "train")
+NEEDED = ("data.metrics", "data.metrics.accuracy", "schedule.shares", *(f"stages.{name}" for name in STAGES))
+"""What holds other keys and cannot be null; a loss, an intervention or a rule is left out so."""
 MAY_BE = {
     "trainer.devices=-1",  # all of them
 }
@@ -96,7 +104,7 @@ def cases() -> list[Case]:
     seen: set[str] = set()
     for base, only in MISTYPED.items():
         plain = OmegaConf.to_container(composed(base), resolve=False, enum_to_str=True)
-        for key, value, beside in leaves(plain):
+        for key, value, beside in nodes(plain):
             if key in seen or (only and not key.startswith(only)):
                 continue
             seen.add(key)
@@ -105,7 +113,7 @@ def cases() -> list[Case]:
             if name == "parts" and "optional" in beside:
                 wrong = wrong[1:]  # a model may be without such a part
             found += [Case(base, f"{key}={one}", name) for one in wrong]
-            if not name.startswith("_") and value != {}:
+            if not name.startswith("_"):
                 typo = key[: len(key) - len(name)] + mistyped(name)
                 # a group is told by Hydra, which knows of groups alone
                 if "." in key:
@@ -141,6 +149,20 @@ MALFORMED = [
     ("losses.hidden.layers=[[0,9]]", "losses.hidden.layers"), ("losses.hidden.layers=[0,1]", "losses.hidden.layers"),
     ("intervention.map.at=[7]", "intervention.map.at"), ("intervention.map.at=[x]", "intervention.map.at"),
     ("schedule.shares={nothing: 1}", "nothing"), ("data.metric=speed", "data.metric"),
+    ("model='\0'", "model"), ("model=[null]", "model"), ("data=[digits,[text]]", "data"), ("model=1,2", "model"),
+    ("stages.intervene=7", "give stages.intervene.KEY=…, choices: checkpoint_every"),
+    ("quantization.rules=[1]", "give quantization.rules.KEY=…, choices: embedding"),
+    ("quantization.learned.weights=null", "give quantization.learned.weights.KEY=…, choices: lr"),
+    ("model.student_layers=few", "model.student_layers must be a list"),
+    ("stages.intervene.parts={a: 1}", "stages.intervene.parts must be a list"),
+    ("losses=true", "losses"), ("~data._target_", "data"), ("~schedule._target_", "schedule"),
+    ("~scheduler._target_", "scheduler"), ("data.metrics={accuracy: 3}", "data.metrics.accuracy"),
+    ("data.metrics.accuracy=null", "data.metrics.accuracy"), ("trainer.limit_val_batches=0.001", "trainer.limit_val_batches"),
+    ("+callbacks.new={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: nope}", "callbacks.new.monitor"),
+    ("+callbacks.new={_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: val/acuracy}", "'val/accuracy'"),
+    ("+callbacks.new={_target_: lightning.pytorch.callbacks.Timer, duration: x}", "callbacks.new"),
+    ("+callbacks.new={_target_: lightning.pytorch.callbacks.RichProgressBar}", "callbacks.new"),
+    ("+callbacks.new={_target_: lightning.pytorch.callbacks.BatchSizeFinder}", "data.batch_size"),
     ("teacher=none", "teacher"), ("+sed=3", "sed"), ("+trainer.device=3", "trainer.device"), ("data.rows=0", "data.rows"),
 ]  # fmt: skip
 
@@ -153,6 +175,7 @@ def verdict(case: Case) -> str | None:
     """What is wrong with how the case is refused; None where it is as it should be."""
     folder, start = Path("no_such_folder"), time.process_time()
     try:
+        check_words([case.override])
         prepared(checked(composed(case.base, case.override)), folder)
     except Exception as error:
         message = told(error)
@@ -169,6 +192,15 @@ def verdict(case: Case) -> str | None:
     if folder.exists():
         return "left a folder"
     return None if len(message.splitlines()) <= 40 and "Traceback" not in message else f"is long: {message}"
+
+
+@pytest.mark.slow
+def test_null_is_taken_or_refused_in_words():
+    """Many a value can be left out so, and which, the classes say; none ends in a traceback."""
+    plain = OmegaConf.to_container(composed("small"), resolve=False, enum_to_str=True)
+    nulls = [Case("small", f"{key}=null", "") for key, _, _ in nodes(plain)]
+    wrong = {case.override: told for case in nulls if (told := verdict(case)) not in (None, "accepted")}
+    assert not wrong
 
 
 def refused(chosen: list[Case], capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +236,7 @@ def test_the_right_ones_are_not():
         (["scheduler.warmup=2"], "scheduler.warmup=2 must be"),
         (["trainer.strategy=dpp"], "strategy"),
         (["model=no_such_option"], "bert_base"),
+        (["data=[1]"], "the group data takes the name of an option, or several as [one,other]; choices: cifar10"),
         (["seed=[1"], "seed=[1"),
         (["+logger.new._target_=os.system"], "logger.new._target_='os.system' is not allowed"),
         (["optimizer.betas=[2,3]"], "optimizer.betas.0=2 must be"),

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "qat_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    {"quantizers", "schedules", "hub", "failures"},
+    {"quantizers", "schedules", "hub", "failures", "terminal"},
     {"nn"},
     {"sites"},
     {"signals", "packing"},
@@ -34,6 +34,7 @@ FLOORS = (
         "evaluation",
         "bench",
         "mistakes",
+        "sweep",
         "cli",
         "__main__",
         "evaluate",

@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
+from qat_lightning import foresight
+from qat_lightning.build import build_data
 from qat_lightning.config import ConfigError
+from qat_lightning.foresight import check_stages
+from qat_lightning.run import stages
 from tests.training.runs import composed, small_run
 
 
@@ -42,7 +47,7 @@ def test_sequence_longer_than_the_models_positions(tmp_path):
 
 def test_a_rehearsal_leaves_no_trace(tmp_path):
     """The run goes the same way with it: nothing is drawn, the model's attention stays as it was."""
-    from qat_lightning.build import build_data, build_model
+    from qat_lightning.build import build_model
     from qat_lightning.rehearsal import rehearse
 
     config = composed()
@@ -77,12 +82,107 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
         (("model=tiny_vit", "data=random_images", "data.size=16", "data.channels=1"), "give data.channels=3"),
         (("losses=unified_gamma", "losses.unified.first.layers=[[0]]"), r"must name \[student, teacher\] pairs"),
         (("data.length=1",), r"data\.length=1 must be 2 or more"),
+        (
+            ("trainer.limit_val_batches=0.001",),
+            r"limit_val_batches=0.001 of 2 validation batches is none: give 1 for one",
+        ),
+        (("data.metrics.accuracy.average=null",), r"data\.metrics\.accuracy gives .* must give one number: .* macro"),
+        (
+            ("+data.metrics.other={_target_: torchmetrics.text.Perplexity}",),
+            r"data\.metrics\.other: Input tensor `preds` is expected to have 3 dimensions",
+        ),
+        (("+model.architecture.hidden_act=glue",), r"hidden_act='glue' is unknown: did you mean 'gelu'"),
+        (("+model.architecture.initializer_range=x",), r"model\.architecture: .*'initializer_range' expected float"),
+        (("model.architecture.vocab_size=null",), r"model\.architecture: .*'vocab_size' expected int"),
+        (("+model.architecture.num_labels=3",), r"model\.architecture: .*'num_labels'"),
     ],
 )
 def test_refused_without_a_trace(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         small_run(tmp_path / "run", *overrides)
     assert not (tmp_path / "run").exists()
+
+
+def callback(name: str, **arguments: str) -> str:
+    """The override that adds one of Lightning's."""
+    given = "".join(f", {key}: {value}" for key, value in arguments.items())
+    return f"+callbacks.{name}={{_target_: lightning.pytorch.callbacks.{name}{given}}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            (callback("EarlyStopping", monitor="nope"),),
+            r"callbacks\.EarlyStopping\.monitor='nope' is not logged in the teacher stage: choices: lr, train/loss,"
+            " train/loss_task, val/accuracy",
+        ),
+        ((callback("ModelCheckpoint", monitor="val/acuracy"),), "did you mean 'val/accuracy'?"),
+        ((callback("EarlyStopping", monitor="train/loss_hidden"),), "is not logged in the teacher stage"),
+        (
+            (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0", "losses=logits"),
+            "is not logged in the intervene stage: .* val_assisted/accuracy",
+        ),
+        (
+            (callback("EarlyStopping", monitor="val_assisted/accuracy"), "stages.teacher.max_steps=0"),
+            "is not logged in the train stage",
+        ),
+        ((callback("EarlyStopping", monitor="lr-AdamW"),), "is not logged in the teacher stage"),
+        (
+            (callback("Timer", duration="soon"),),
+            r"callbacks\.Timer: `Timer\(duration='soon'\)` is not a valid duration",
+        ),
+        ((callback("RichProgressBar"),), r"callbacks\.RichProgressBar: .*`enable_progress_bar=False` but found"),
+        (
+            (callback("ModelCheckpoint"), "+callbacks.again=${callbacks.ModelCheckpoint}"),
+            r"callbacks\.ModelCheckpoint, callbacks\.again: Found more than one stateful callback",
+        ),
+        ((callback("BatchSizeFinder"),), r"callbacks\.BatchSizeFinder would change .* give data\.batch_size=…"),
+        ((callback("LearningRateFinder"),), r"callbacks\.LearningRateFinder would change .* give optimizer\.lr=…"),
+    ],
+)
+def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        small_run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (callback("EarlyStopping", monitor="train/loss"),),
+        (callback("EarlyStopping", monitor="nope", strict="false"),),
+        (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0"),
+        (callback("EarlyStopping", monitor="lr-AdamW/pg1"), callback("LearningRateMonitor")),
+        ("callbacks=early_stopping",),
+    ],
+)
+def test_what_is_logged_can_be_watched(overrides):
+    """Each stage of a whole run gives its callbacks these names: `test_names_that_can_be_watched_are_those_logged`."""
+    config = composed(*overrides)
+    data = build_data(config)
+    data.load()
+    check_stages(config, data)
+
+
+def test_names_that_can_be_watched_are_those_logged(tmp_path, monkeypatch):
+    seen: dict[str, set[str]] = {}
+
+    class Watching(Callback):
+        def on_validation_end(self, trainer, module):
+            if trainer.state.fn == "fit":
+                seen.setdefault(module.stage, set(trainer.callback_metrics)).intersection_update(
+                    trainer.callback_metrics
+                )
+
+    build = stages.build_callbacks
+    monkeypatch.setattr(stages, "build_callbacks", lambda *given: [*build(*given), Watching()])
+    config, names = composed(), {}
+    small_run(tmp_path, "stages.teacher.validate_every=1", "stages.train.validate_every=1")
+    data = build_data(config)
+    for stage in ("teacher", "intervene", "train"):
+        names[stage] = set(foresight._logged(config, stage, data))
+    assert seen == names
 
 
 @pytest.mark.parametrize(

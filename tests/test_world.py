@@ -386,6 +386,22 @@ def test_one_of_two_processes_killed_ends_the_other_in_words_and_the_run_goes_on
     again.communicate(timeout=120)
 
 
+@pytest.mark.slow
+def test_a_run_that_waits_for_another_machine_ends_at_a_second_signal(tmp_path):
+    """It waits in C++, where no handler of Python's runs."""
+    folder = tmp_path / "run"
+    waiting = started(folder, "trainer.devices=1", "trainer.num_nodes=2", "trainer.strategy=ddp")
+    awaited(lambda: (folder / "checkpoints" / "teacher" / "settings.json").is_file())
+    time.sleep(5)  # it has nothing to do any more
+    waiting.send_signal(signal.SIGTERM)
+    time.sleep(6)  # no echo
+    assert waiting.poll() is None
+    waiting.send_signal(signal.SIGTERM)
+    said = waiting.communicate(timeout=10)[1]
+    assert waiting.returncode == 143
+    assert "asked once more to stop (SIGTERM)" in said
+
+
 @pytest.fixture
 def _no_account(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("WANDB")]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 from qat_lightning.config.schema import ConfigError, Plain
@@ -68,12 +69,18 @@ class Kind:
 
 @dataclass(frozen=True)
 class Node:
-    """What `instantiate` makes something of, or None."""
+    """What `instantiate` makes something of.
+
+    Args:
+        nothing: what leaves it out.
+    """
+
+    nothing: tuple[Any, ...] = (None,)
 
     def wrong(self, value: Any) -> str | None:
-        if value is None or (isinstance(value, Mapping) and "_target_" in value):
+        if value in self.nothing or (isinstance(value, Mapping) and "_target_" in value):
             return None
-        return "must be null, or hold a _target_ and its arguments"
+        return f"must {'be null, or ' * bool(self.nothing)}hold a _target_ and its arguments"
 
 
 COUNT, SIZE = Number(least=0, most=LARGE), Number(least=1, most=LARGE)
@@ -82,6 +89,7 @@ SEED = Number(least=0, most=2**32 - 1)
 
 TEXT, FLAG, LIST = Kind((str,), "a name"), Kind((bool,), "true, false or null"), Kind((list,), "a list")
 MAPPING, NODE = Kind((dict,), "a mapping, as {layers.0.*: 8}"), Node()
+METRICS = Kind((dict,), "a mapping, as {accuracy: {_target_: torchmetrics.classification.BinaryAccuracy}}")
 
 _DDP = ("find_unused_parameters_true", "find_unused_parameters_false", "spawn", "fork", "notebook")
 PRECISIONS = Choice(
@@ -97,6 +105,10 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     r"model\.architecture\.(.*_size|num_.*|n_.*|max_position_embeddings|d_model)": SIZE,
     r"model\.architecture\..*(dropout|dropout_prob)": Number(most=1, whole=False),
     r"model\.architecture\.model_type": TEXT,
+    r"model\.student_layers\.\d+": COUNT,
+    r"data\.metrics": METRICS,
+    r"data|optimizer|scheduler|data\.metrics\.\w+": Node(nothing=()),
+    "schedule": Node(nothing=(None, {})),
     r"data\.metrics\.\w+\.num_classes": SIZE,
     r"data\.seed": SEED,
     r"data\.(batch_size|evaluation_batch_size|train_limit|validation_limit|num_labels|rows|size|channels|stride|n_best)": SIZE,
@@ -106,6 +118,7 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     r"stages\.\w+\.(max_steps|max_epochs)": COUNT,
     r"stages\.\w+\.(validate_every|checkpoint_every)": SIZE,
     r"stages\.\w+\.lr": REAL,
+    r"stages\.intervene\.parts\.\d+": TEXT,
     r"quantization\.(weight|embedding|activation|attention|rules\.\w+(\.(weight|input))?)": NODE,
     r"quantization\.attention\.(query|key|probs|value)": NODE,
     r"quantization\.rules\.\w+\.parts": TEXT,
@@ -141,7 +154,8 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
 """Pattern of a whole key → what may stand there. What a class of our own says of its arguments stands there alone."""
 
 NEEDED = re.compile(
-    r"(seed|trainer\.(accelerator|precision)|losses\.\w+\.weight|data\.(batch_size|num_workers)|optimizer\.lr)"
+    r"(seed|trainer\.(accelerator|precision)|losses\.\w+\.weight|data\.(batch_size|num_workers|metrics)|optimizer\.lr"
+    r"|model\.student_layers\.\d+|stages\.intervene\.parts\.\d+)"
 )
 """Keys that cannot be null."""
 
@@ -151,7 +165,7 @@ def check_bounds(config: Plain) -> None:
     for key, value in _flat(config):
         for pattern, allowed in TABLE.items():
             if re.fullmatch(pattern, key) and (wrong := allowed.wrong(value)):
-                raise ConfigError(f"{key}={value!r} {wrong}")
+                raise ConfigError(f"{key}={shorten(repr(value), 80, placeholder=' …')} {wrong}")
         if value is None and NEEDED.fullmatch(key):
             raise ConfigError(f"{key}=null: it must be given")
     _check_devices(config["trainer"]["devices"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from qat_lightning.config.checks import check
@@ -28,21 +30,29 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
         raise ConfigError(f"run={str(folder)!r} holds no config.yaml: give the folder of a run")
     config = OmegaConf.merge(OmegaConf.structured(RunConfig), read_foreign(place))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key, parent = override.key_or_group, override.key_or_group.rpartition(".")[0]
-        node = OmegaConf.select(config, parent) if parent else config
-        if override.is_add() or override.is_delete() or override.is_sweep_override():
-            raise ConfigError(f"{override.input_line!r}: give key=value, with a key that the run has")
-        while not OmegaConf.is_dict(node):  # name the first part that is wrong
-            key, parent = parent, parent.rpartition(".")[0]
-            node = OmegaConf.select(config, parent) if parent else config
-        if key.rpartition(".")[2] not in node:
-            choices = [f"{parent}.{name!s}" if parent else str(name) for name in node or ()]
-            raise ConfigError(f"{key} is no key of this run: {suggest(key, choices)}")
-        OmegaConf.update(config, key, override.value(), merge=False)
+        OmegaConf.update(config, _key(config, override), override.value(), merge=False)
     plain = resolve(config)  # type: ignore[arg-type]
     _check_trust(plain, {override.split("=", 1)[0] for override in overrides}, place)
     check(plain)
     return plain
+
+
+def _key(config: Any, override: Override) -> str:
+    """The key that is given another value, one that the run has."""
+    if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package is not None:
+        raise ConfigError(f"{override.input_line!r}: give key=value, with a key that the run has")
+    full = key = override.key_or_group
+    parent = key.rpartition(".")[0]
+    node = OmegaConf.select(config, parent) if parent else config
+    while not OmegaConf.is_dict(node):  # name the first part that is wrong
+        key, parent = parent, parent.rpartition(".")[0]
+        node = OmegaConf.select(config, parent) if parent else config
+    if key.rpartition(".")[2] not in node:
+        choices = [f"{parent}.{name!s}" if parent else str(name) for name in node]
+        raise ConfigError(f"{key} is no key of this run: {suggest(key, choices)}")
+    if key != full:
+        raise ConfigError(f"{full} is no key of this run: {key} holds no keys, give {key}=… as a whole")
+    return key
 
 
 def _check_trust(config: Plain, typed: set[str], place: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, load_dataset
+from datasets import Dataset, load_dataset, packaged_modules
 from datasets.exceptions import DatasetGenerationError
 from pyarrow import csv, parquet
 
@@ -16,6 +17,10 @@ from qat_lightning.hub import require_hub
 SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 DAMAGED = (OSError, ValueError, NotImplementedError, TypeError, KeyError, RecursionError)
 """What pyarrow and json raise for files that are not what they should be."""
+
+FORMATS = frozenset(module.name for module in pkgutil.iter_modules(packaged_modules.__path__))
+"""What `load_dataset` takes for a file format, csv or pandas, and not for a data set: it would read whatever files lie in
+the folder that the program was started in, pickles among them until datasets 5.2."""
 
 
 def read_split(path: str, name: str | None, split: str) -> Dataset:
@@ -26,7 +31,8 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
         name: the hub's configuration, such as cola; a folder needs none.
 
     Raises:
-        ValueError: nothing there, no or several files of that split, unreadable content, or no hub (`Unreachable`).
+        ValueError: nothing there, no or several files of that split, unreadable content, no hub (`Unreachable`), or a
+            name of `FORMATS`.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -36,6 +42,11 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
                 f"the {split} split of data.path={path!r} is empty: give data.path=FOLDER another folder, or fill the file"
             )
         return rows
+    if path in FORMATS:
+        raise ValueError(
+            f"data.path={path!r} is the name of a file format, and no data set of the hub: give data.path=FOLDER, the folder"
+            " of the files, or the data set's own name as owner/name"
+        )
     require_hub({"data.path": path})
     try:
         return load_dataset(path, name, split=split)

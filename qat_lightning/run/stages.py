@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -149,13 +150,31 @@ def opened(config: Plain, folder: Path) -> Run:
         ValueError: in words, for data that is not there or cannot be used.
     """
     _quiet()
-    watch_the_others(int(getattr(rank_zero_only, "rank", 0)))
+    know_the_rank(config)
+    watch_the_others()
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     data = build_data(config)
     data.load()
     seed_everything(config["seed"], verbose=False)
     return Run(config, folder, data, Console(quiet=not first_process(), highlight=False))
+
+
+def know_the_rank(config: Plain) -> None:
+    """Which process of all this is, before there is a trainer to say so.
+
+    On several machines Lightning's own first guess (LOCAL_RANK) holds for each machine alone: there would be a first
+    process, which writes the run folder, on every one.
+    """
+    if config["trainer"]["num_nodes"] == 1:
+        return
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):  # in Lightning's order
+        if environment.detect():
+            rank_zero_only.rank = environment().global_rank()  # type: ignore[attr-defined]
+            return
+    own = LightningEnvironment()
+    rank = own.node_rank() * _count(config["trainer"]["devices"]) + own.local_rank()
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
 
 def first_process() -> bool:

@@ -12,10 +12,17 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
+
+FIRST = "QAT_LIGHTNING_FIRST_PROCESS"
+"""The environment's name for the process that has started this one. (Its parent is no such sign: the parent of a process
+whose own has died is another, and the first process of a container has the number that orphans are given.)"""
 
 OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"
 GRACE = 20.0
 """Seconds for a process to end by itself, with its own words, once the first one has gone."""
+
+GONE = "the first process of this run has gone"
 
 
 class _Words(logging.Handler):
@@ -25,24 +32,67 @@ class _Words(logging.Handler):
         _tell("another process of this run has died")
 
 
-def watch_the_others(rank: int) -> None:
-    """Begin to watch, once in each process."""
-    if rank == 0:
+def watch_the_others() -> None:
+    """Begin to watch, before any process is started and once in each.
+
+    Raises:
+        SystemExit: the process that has started this one has gone since.
+    """
+    first = _started_by()
+    if first is None:
+        os.environ[FIRST] = str(os.getpid())
         observer = logging.getLogger(OBSERVER)
         if not any(isinstance(handler, _Words) for handler in observer.handlers):
             observer.addHandler(_Words())
         observer.setLevel(logging.INFO)
         observer.propagate = False
-    else:
-        threading.Thread(target=_end_with, args=(os.getppid(), GRACE), daemon=True).start()
+    elif not _is_there(first):
+        _tell(GONE)
+        raise SystemExit(1)
+    elif not any(thread.name == FIRST for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(first, GRACE), name=FIRST, daemon=True).start()
 
 
-def _end_with(parent: int, grace: float) -> None:
+def leave_the_others() -> None:
+    """End what an ended job of a sweep has started; Lightning's observer would end this process with it."""
+    for thread in threading.enumerate():
+        started = getattr(thread, "_child_processes", None) if thread.name == "child-process-observer" else None
+        if started:
+            left = list(started)
+            started.clear()  # before they end: the observer looks at this list
+            for process in left:
+                process.kill()
+                process.wait()
+
+
+def _started_by() -> int | None:
+    """None for a process that Lightning has not started: torchrun, srun or a user look after theirs by themselves."""
+    if int(os.environ.get("LOCAL_RANK") or 0) == 0 or "RANK" in os.environ:
+        return None
+    first = int(os.environ.get(FIRST) or os.getpid())
+    return None if first == os.getpid() else first
+
+
+def _is_there(process: int) -> bool:
+    """Whether it runs; one that has died does not, also where nobody has asked for its exit code yet."""
+    if os.getppid() == process:
+        return True
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False  # or it is another user's, who was given the number since
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return True  # a system without /proc
+
+
+def _end_with(first: int, grace: float) -> None:
     """End this process some seconds after the one that started it has gone."""
-    while os.getppid() == parent:
+    while _is_there(first):
         time.sleep(1.0)
     time.sleep(grace)
-    _tell("the first process of this run has gone")
+    _tell(GONE)
     os._exit(1)  # a thread that waits in a collective cannot be asked to end
 
 

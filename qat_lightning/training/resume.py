@@ -126,6 +126,7 @@ class ResumePoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self._written, self._named = time.monotonic(), None if self.best is None else self.best.step
+        self.stopping.begin()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.val_check_batch:  # type: ignore[operator]

@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-ASKING = [number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None]
-"""What a scheduler or a user sends; Windows has no SIGUSR1."""
+from qat_lightning.terminal import ASKING
+from qat_lightning.training.watchdog import Watchdog
 
 
 class StoppedBySignal(SystemExit):
@@ -27,22 +27,32 @@ class StoppedBySignal(SystemExit):
 
 
 class Stopping:
-    """`with Stopping() as stopping:` the first SIGTERM, SIGUSR1 or SIGINT leaves its number in `stopping.signal`.
+    """`with Stopping() as stopping:` from `stopping.begin()` on the first SIGTERM, SIGUSR1 or SIGINT leaves its number in
+    `stopping.signal`; before that, when there is nothing to save, it does what it does without this.
 
-    A SIGINT after that ends the program at once. Signals that the program was started to ignore stay ignored. At the end
-    the handlers from before are back, and a signal that nobody has stopped for is sent again.
+    The watchdog ends the program where that takes too long, and at a second signal. Signals that the program was started
+    to ignore stay ignored. At the end the handlers from before are back, and a signal that nobody has stopped for is sent
+    again.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._begun = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
+        self._watchdog = Watchdog()
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():  # Python allows no other one to set handlers
             heeded = [number for number in ASKING if signal.getsignal(number) != signal.SIG_IGN]
+            # before processes are forked to load data, which must not end with the first signal either
             self._before = {number: signal.signal(number, self._note) for number in heeded}
+            self._watchdog.__enter__()
         return self
+
+    def begin(self) -> None:
+        """From here on there is something to lose: a signal waits for the end of the step."""
+        self._begun = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
@@ -59,7 +69,8 @@ class Stopping:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
+        self._before, self._begun = {}, False
+        self._watchdog.__exit__()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -67,11 +78,14 @@ class Stopping:
             # needed. Its own end comes from the process that started it; a second signal is heeded. (For SIGTERM torch
             # puts a handler of its own in the place of this one, and the worker ends.)
             signal.signal(number, signal.SIG_DFL)
-        elif number == signal.SIGINT and self.signal:
+        elif self._begun:
+            self.signal = self.signal or number
+            self._watchdog.heeded()
+        elif callable(before := self._before.get(number)):
+            before(number, frame)
+        else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
-        else:
-            self.signal = self.signal or number
 
 
 def leave_signals_alone(trainer: Trainer) -> Trainer:

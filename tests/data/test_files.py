@@ -4,6 +4,7 @@ import json
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from qat_lightning.data import files
 from qat_lightning.data.files import read_split
@@ -146,6 +147,30 @@ def test_a_folder_that_does_not_exist_is_told():
 def test_a_data_set_of_the_hub_is_refused_where_there_is_no_hub():
     with pytest.raises(Unreachable, match=r"data\.path='no-such-owner/no-such-set': neither .* give data\.path=FOLDER"):
         read_split("no-such-owner/no-such-set", "cola", "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["pandas", "csv", "json", "text", "arrow", "parquet", "webdataset", "imagefolder", "sql"]
+)
+def test_the_name_of_a_format_reads_nothing_of_the_folder_at_hand(tmp_path, monkeypatch, name):
+    Dataset.from_list(ROWS).to_pandas().to_pickle(tmp_path / "train.pkl")
+    put(tmp_path, "train.csv", AS_TEXT["csv"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "require_hub", lambda places: None)
+    monkeypatch.setattr(files, "load_dataset", lambda *given, **named: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match=f"data.path='{name}' is the name of a file format.*give data.path=FOLDER"):
+        read_split(name, None, "train")
+
+
+def test_every_format_that_datasets_knows_is_refused():
+    assert set(_PACKAGED_DATASETS_MODULES) <= files.FORMATS
+
+
+def test_a_folder_may_be_called_as_a_format_is(tmp_path, monkeypatch):
+    (tmp_path / "json").mkdir()
+    put(tmp_path / "json", "train.csv", AS_TEXT["csv"])
+    monkeypatch.chdir(tmp_path)
+    assert read_split("json", None, "train").to_list() == ROWS
 
 
 def test_the_hub_is_asked_for_the_configuration_and_the_split(monkeypatch):

@@ -1,5 +1,6 @@
 """Asked to stop, a run finishes its batch, writes a checkpoint and ends in words; the same command goes on."""
 
+import ctypes
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from qat_lightning.build import build_trainer
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.resume import ResumePoint, resume_point
 from qat_lightning.training.stopping import ASKING, StoppedBySignal, Stopping, leave_signals_alone
+from qat_lightning.training.watchdog import Watchdog
 from tests.training.killing import killed
 from tests.training.runs import SMALL, composed, small_run
 
@@ -125,10 +127,23 @@ def test_trainers_of_a_run_have_no_handlers_of_lightning(tmp_path):
     assert {number: signal.getsignal(number) for number in ASKING} == before
 
 
+def test_a_signal_before_the_first_step_does_what_it_always_does(tmp_path):
+    """The processes of a run may wait for each other then, and there is nothing to save."""
+    module, seen = Asked(), []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    module.setup = lambda stage: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.01), seen.append("setup"))
+    try:
+        assert fit(tmp_path, module).global_step == 12
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM, "setup"]
+
+
 def test_the_first_signal_decides_and_a_second_interrupt_ends_at_once():
     child = os.fork()
     if not child:
         with Stopping() as stopping:
+            stopping.begin()
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 os.kill(os.getpid(), number)
                 time.sleep(0.01)
@@ -136,11 +151,102 @@ def test_the_first_signal_decides_and_a_second_interrupt_ends_at_once():
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(5)
         os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGINT
+
+
+def wait_for_ever(watchdog):
+    """In one call, as for a process that never answers: no handler of Python's runs."""
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)
+
+
+def ended(signals, patience=60.0, echo=5.0, pause=0.3, wait=wait_for_ever):
+    """The exit code of a process that waits, and how long it was there after the first of its signals."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with Watchdog(patience, echo) as watchdog:
+                os.write(writer, b"x")
+                wait(watchdog)
+            code = 7
+        finally:
+            os._exit(code)
+    os.read(reader, 1)
+    time.sleep(0.1)
+    start = time.monotonic()
+    for number in signals:
+        os.kill(child, number)
+        time.sleep(pause)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(reader)
+    os.close(writer)
+    return code, time.monotonic() - start
+
+
+@pytest.fixture
+def _heeded():
+    """Handlers of Python's, as the command line has them: without one the system ends a process by itself."""
+    before = {number: signal.signal(number, lambda number, frame: None) for number in ASKING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_heeded")
+@pytest.mark.parametrize("number", ASKING)
+def test_a_process_that_waits_for_ever_ends_some_seconds_after_a_signal(number, capfd):
+    code, seconds = ended([number], patience=0.5)
+    assert code == 128 + number
+    assert 0.5 <= seconds < 5
+    assert f"still in the same call ({signal.Signals(number).name})" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("_heeded")
+def test_a_process_that_waits_for_ever_ends_at_a_second_signal_that_is_no_echo(capfd):
+    code, seconds = ended([signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM], echo=0.5, pause=0.3)
+    assert code == 128 + signal.SIGTERM
+    assert 0.6 <= seconds < 5
+    assert "asked once more to stop (SIGTERM)" in capfd.readouterr().err
+    code, seconds = ended([signal.SIGTERM, signal.SIGINT], pause=0.01)
+    assert code == 128 + signal.SIGINT
+    assert seconds < 5
+
+
+@pytest.mark.usefixtures("_heeded")
+def test_a_signal_that_is_heeded_ends_no_long_validation():
+    def validate(watchdog):
+        signal.signal(signal.SIGTERM, lambda number, frame: watchdog.heeded())
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            time.sleep(0.05)
+
+    assert ended([signal.SIGTERM], patience=0.4, wait=validate)[0] == 7
+
+
+@pytest.mark.usefixtures("_heeded")
+def test_a_signal_to_a_process_that_loads_data_is_none_to_the_one_that_trains():
+    def train(watchdog):
+        worker = os.fork()
+        if not worker:
+            time.sleep(20)
+            time.sleep(20)
+            os._exit(0)
+        time.sleep(0.1)
+        for number in (signal.SIGINT, signal.SIGINT):
+            os.kill(worker, number)
+            time.sleep(0.05)
+        time.sleep(0.6)
+        os.kill(worker, signal.SIGKILL)
+
+    assert ended([], patience=0.2, wait=train)[0] == 7
 
 
 def heed_one():
     with Stopping() as stopping:
+        stopping.begin()
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.01)
         raise StoppedBySignal(stopping.signal, 1)
@@ -150,7 +256,8 @@ def test_a_signal_that_nobody_stopped_for_is_sent_again():
     seen = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     try:
-        with Stopping():
+        with Stopping() as stopping:
+            stopping.begin()
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.01)
             assert seen == []
@@ -167,6 +274,7 @@ def test_what_the_program_was_started_to_ignore_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with Stopping() as stopping:
+            stopping.begin()
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
         assert stopping.signal == 0
