@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qat_lightning.config import CONF, ConfigError, Plain, check, read_run, resolve
+from qat_lightning.config import CONF, ConfigError, Plain, check, check_words, read_run, resolve
 from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words
 from qat_lightning.sweep import MULTIRUN, all_jobs, is_override, one_job
 from qat_lightning.terminal import ended_by_signals, words_may_be_lost
@@ -80,6 +80,7 @@ def _in_words(main: Callable[[], None]) -> None:
     """Call one of Hydra's, and tell what it refuses."""
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
     with _program():
+        check_words(sys.argv[1:])
         before = {name: os.environ.get(name) for name in (ASKED, FULL)}
         os.environ[ASKED] = before[ASKED] or before[FULL] or "0"
         os.environ[FULL] = "1"  # let Hydra pass errors on instead of printing them

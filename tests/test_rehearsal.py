@@ -155,6 +155,7 @@ def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, overri
         (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0"),
         (callback("EarlyStopping", monitor="lr-AdamW/pg1"), callback("LearningRateMonitor")),
         ("callbacks=early_stopping",),
+        (callback("Timer", duration="'00:00:01:00'"),),
     ],
 )
 def test_what_is_logged_can_be_watched(overrides):

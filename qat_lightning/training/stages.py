@@ -92,6 +92,10 @@ class Outcome:
     settings: Settings = field(repr=False)
 
 
+class StageTimer(Timer):
+    """The stage's own clock, told apart from a configured Timer, whose state bears the name of its class."""
+
+
 class Stage:
     """`checkpoints/<name>.safetensors` and `.json` when finished; `checkpoints/<name>/` with its own while it runs.
 
@@ -152,7 +156,7 @@ class Stage:
     def callbacks(self, data: TaskData, every: int, minutes: float | None = None) -> list[Callback]:
         """The time spent; the best weights by the validation metric; a checkpoint every so many steps or minutes."""
         best = BestWeights(self.scratch, data.metric, data.higher_is_better)
-        return [Timer(), best, ResumePoint(self.scratch / LAST, every, minutes, best, self.stopping)]
+        return [StageTimer(), best, ResumePoint(self.scratch / LAST, every, minutes, best, self.stopping)]
 
     def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep: Keep) -> Outcome:
         """Train to the module's steps or on from the last checkpoint, keep the best or the last weights, write both files.
@@ -169,7 +173,7 @@ class Stage:
         last_score = own_score(trainer, module, data)
         outcome = Outcome(
             steps=trainer.global_step,
-            seconds=round(_find(trainer, Timer).time_elapsed("train"), 3),
+            seconds=round(_find(trainer, StageTimer).time_elapsed("train"), 3),
             score=self._take_best(trainer, module, data, last_score) if keep == "best" else last_score,
             last_score=last_score,
             assisted=assisted,
