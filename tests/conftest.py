@@ -1,4 +1,7 @@
-"""What every test gets: two threads, the hypothesis profile, no network."""
+"""What every test gets: one thread, the hypothesis profile, no network.
+
+Two processes run tests side by side; a second thread of one that waits would take the other's core.
+"""
 
 import os
 
@@ -10,7 +13,7 @@ from hypothesis import settings
 
 settings.register_profile("house", deadline=None, max_examples=25)
 settings.load_profile("house")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
