@@ -51,10 +51,8 @@ def _run(config: DictConfig) -> float:
 
     require_hub(wanted(plain))
     from qat_lightning.run import run
-    from qat_lightning.run.stages import know_the_rank
     from qat_lightning.training.watchdog import Watchdog
 
-    know_the_rank(plain)
     with Watchdog():
         folder = Path(HydraConfig.get().runtime.output_dir)
         return float(run(plain, folder, list(HydraConfig.get().overrides.task))["student"])

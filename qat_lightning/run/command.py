@@ -16,7 +16,7 @@ from qat_lightning.folder import check_own, held
 from qat_lightning.foresight import check_libraries
 from qat_lightning.rehearsal import rehearse
 from qat_lightning.run.results import classes, results_of, watch
-from qat_lightning.run.stages import Run, first_process, opened
+from qat_lightning.run.stages import Run, first_process, know_the_rank, opened
 from qat_lightning.training.report import summary_table, write_report
 from qat_lightning.training.stages import refuse_other_stages
 from qat_lightning.training.whole import whole
@@ -30,6 +30,7 @@ def run(config: Plain, folder: Path, command: list[str]) -> Plain:
     Raises:
         ValueError: in words with the remedy, for all that is wrong with input.
     """
+    know_the_rank(config)
     with held(folder) if first_process() else nullcontext():
         if first_process():
             check_own(folder, config["experiment"])
