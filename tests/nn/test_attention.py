@@ -22,7 +22,7 @@ from transformers import (
 
 from qat_lightning.convert import open_attention
 from qat_lightning.nn import AttentionCore
-from qat_lightning.nn.attention import HARMLESS, IMPLEMENTATION, attend
+from qat_lightning.nn.attention import HARMLESS, IMPLEMENTATION, attend, register
 from qat_lightning.quantizers import UniformQuantizer
 from tests.models import FAMILIES, TEXT_FAMILIES, VOCABULARY, tiny_batch, tiny_model, without_labels
 
@@ -60,7 +60,7 @@ def decoder_pair(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     opened = copy.deepcopy(eager)
     for attention in decoder_attentions(opened):
         attention.core = AttentionCore().eval()
-    opened.set_attn_implementation(IMPLEMENTATION)
+    opened.set_attn_implementation(register())
     return eager, opened
 
 
