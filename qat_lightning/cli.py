@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qat_lightning.config import CONF, ConfigError, Plain, check, check_words, read_run, resolve
+from qat_lightning.config import CONF, ConfigError, Plain, check, check_words, is_override, read_run, resolve
 from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words
-from qat_lightning.sweep import MULTIRUN, all_jobs, is_override, one_job
+from qat_lightning.sweep import MULTIRUN, all_jobs, one_job
 from qat_lightning.terminal import ended_by_signals, words_may_be_lost
 
 FREE = ("export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=")

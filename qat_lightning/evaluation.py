@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -16,7 +15,7 @@ from qat_lightning.config import ConfigError, Plain, suggest
 from qat_lightning.export import load_packed
 from qat_lightning.export.onnx import OnnxModel
 from qat_lightning.exporting import EXPORT, ONNX, PACKED
-from qat_lightning.run import Run, opened
+from qat_lightning.run import Run, first_process, know_the_rank, opened
 from qat_lightning.training.whole import whole
 
 MODELS = ("student", "teacher", "packed", "onnx")
@@ -41,6 +40,7 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
     if model == "onnx":
         config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
     recorded = _recorded(folder, model)
+    know_the_rank(config)
     run = opened(config, folder)
     scores = _scores(run, _model(run, model), model)
     result: Plain = {
@@ -51,7 +51,7 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         "recorded": recorded,
         "rows": len(run.data.validation_rows),
     }
-    if getattr(rank_zero_only, "rank", 0) == 0:  # of several processes, one writes
+    if first_process():
         place = folder / "evaluation" / f"{model}.json"
         with whole(place) as temporary:
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from qat_lightning.build import build_callbacks, build_trainer, stage_names
+from qat_lightning.build import all_callbacks, build_trainer, stage_names
 from qat_lightning.build.pretrained import as_data
 from qat_lightning.config import ConfigError, Plain, suggest
 from qat_lightning.data.base import TaskData
@@ -68,12 +68,9 @@ def check_stages(config: Plain, data: TaskData) -> None:
 def _trainer(config: Plain, stage: str, data: TaskData) -> Trainer:
     """The stage's, made for a folder that is not kept."""
     with TemporaryDirectory() as folder:
-        settings = config["stages"][stage]
-        own = Stage(stage, Path(folder), {}).callbacks(
-            data, settings["checkpoint_every"], settings["checkpoint_minutes"]
-        )
         try:
-            return build_trainer(config, stage, 0, Path(folder), [*build_callbacks(config, stage, data), *own])
+            callbacks = all_callbacks(config, Stage(stage, Path(folder), {}), data)
+            return build_trainer(config, stage, 0, Path(folder), callbacks)
         except ConfigError:
             raise
         except (*REFUSED, InstantiationException) as error:

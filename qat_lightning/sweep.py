@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
+from qat_lightning.config import is_override
 from qat_lightning.mistakes import Refused, mistakes_in_words
 
 MULTIRUN = ("-m", "--multirun")
@@ -89,10 +90,6 @@ def _speak_for_one_job() -> None:
         config.hydra.run.dir = str(Path(config.hydra.runtime.output_dir).resolve())
     flags = [word for word in sys.argv[1:] if word not in MULTIRUN and not is_override(word)]
     sys.argv = [sys.argv[0], *flags, *map(str, config.hydra.overrides.task)]
-
-
-def is_override(word: str) -> bool:
-    return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 def _leave_processes() -> None:

@@ -17,6 +17,7 @@ from qat_lightning.config import ConfigError
 from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words, told
 from qat_lightning.terminal import ASKING, ended_by_signals
 from qat_lightning.training.diverged import NonFiniteError
+from tests.forks import check_outlives_one_signal_and_no_second, forked_sleeper
 from tests.training.runs import SMALL
 
 ROOT = Path(__file__).parents[1]
@@ -185,17 +186,7 @@ def test_a_second_signal_ends_at_once():
 
 def test_a_process_that_loads_data_outlives_one_signal():
     with ended_by_signals():
-        worker = os.fork()
-        if not worker:
-            time.sleep(20)
-            time.sleep(20)
-            os._exit(0)
-        time.sleep(0.05)
-        os.kill(worker, signal.SIGUSR1)
-        time.sleep(0.05)
-        assert os.waitpid(worker, os.WNOHANG) == (0, 0)
-        os.kill(worker, signal.SIGUSR1)
-        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGUSR1
+        check_outlives_one_signal_and_no_second(forked_sleeper(), signal.SIGUSR1)
 
 
 STOPPED = """

@@ -5,10 +5,9 @@ import torch
 from lightning.pytorch import Callback
 
 from qat_lightning import foresight
-from qat_lightning.build import build_data
+from qat_lightning.build import build_data, stages
 from qat_lightning.config import ConfigError
 from qat_lightning.foresight import check_stages
-from qat_lightning.run import stages
 from tests.training.runs import composed, small_run
 
 

@@ -1,9 +1,17 @@
 """Configuration → objects. Nothing below this floor reads configuration."""
 
 from qat_lightning.build.models import build_data, build_model, build_quantized, build_student, described
-from qat_lightning.build.stages import build_callbacks, build_module, build_trainer, stage_names, stage_settings
+from qat_lightning.build.stages import (
+    all_callbacks,
+    build_callbacks,
+    build_module,
+    build_trainer,
+    stage_names,
+    stage_settings,
+)
 
 __all__ = [
+    "all_callbacks",
     "build_callbacks",
     "build_data",
     "build_model",

@@ -18,7 +18,7 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.losses import Task
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
-from qat_lightning.training.stages import Settings
+from qat_lightning.training.stages import Settings, Stage
 from qat_lightning.training.stopping import leave_signals_alone
 
 SAME_CONTENT = ("path", "name", "tokenizer", "tokenizer_revision", "num_workers")
@@ -108,6 +108,13 @@ def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]
         if not getattr(made, "first_stage_only", False) or stage == stage_names(config)[1]:
             callbacks.append(made)
     return callbacks
+
+
+def all_callbacks(config: Plain, stage: Stage, data: TaskData) -> list[Callback]:
+    """Those of `build_callbacks`, then the stage's own, which keep the state of all before them."""
+    settings = config["stages"][stage.name]
+    own = stage.callbacks(data, settings["checkpoint_every"], settings["checkpoint_minutes"])
+    return [*build_callbacks(config, stage.name, data), *own]
 
 
 def stage_settings(

@@ -2,7 +2,7 @@
 
 from qat_lightning.config.checks import check
 from qat_lightning.config.folder import read_run
-from qat_lightning.config.overrides import check_words
+from qat_lightning.config.overrides import check_words, is_override
 from qat_lightning.config.schema import CONF, ConfigError, Plain, resolve
 from qat_lightning.config.targets import ALLOWED, check_targets, create, create_all, suggest
 
@@ -16,6 +16,7 @@ __all__ = [
     "check_words",
     "create",
     "create_all",
+    "is_override",
     "read_run",
     "resolve",
     "suggest",

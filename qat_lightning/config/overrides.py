@@ -11,6 +11,11 @@ from hydra.core.override_parser.types import Glob, Override, QuotedString
 from qat_lightning.config.schema import CONF, ConfigError
 
 
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is `key=value` or `~key`, and no flag."""
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
+
+
 def check_words(words: Iterable[str]) -> None:
     """Hydra looks for an option by whatever it is given, and fails at what is no name without saying where.
 
@@ -21,8 +26,7 @@ def check_words(words: Iterable[str]) -> None:
         ConfigError: a group that is given anything but the name of an option, or a list of names.
         OverrideParseException: a word that cannot be read.
     """
-    given = [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
-    for override in OverridesParser.create().parse_overrides(given):
+    for override in OverridesParser.create().parse_overrides([word for word in words if is_override(word)]):
         group = override.key_or_group
         if not group:
             raise ConfigError(f"{override.input_line!r} names no key: give key=value or group=option")

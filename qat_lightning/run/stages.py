@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from qat_lightning.build import (
-    build_callbacks,
+    all_callbacks,
     build_data,
     build_model,
     build_module,
@@ -113,10 +113,7 @@ class Run:
     def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
         settings = self.config["stages"][stage.name]
         module = build_module(self.config, stage.name, steps, student, self.data, teacher)
-        callbacks = [
-            *build_callbacks(self.config, stage.name, self.data),
-            *stage.callbacks(self.data, settings["checkpoint_every"], settings["checkpoint_minutes"]),
-        ]
+        callbacks = all_callbacks(self.config, stage, self.data)
         every = settings["validate_every"]
         batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
         trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
@@ -150,7 +147,6 @@ def opened(config: Plain, folder: Path) -> Run:
         ValueError: in words, for data that is not there or cannot be used.
     """
     _quiet()
-    know_the_rank(config)
     watch_the_others()
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])

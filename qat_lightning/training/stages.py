@@ -108,11 +108,8 @@ class Stage:
     """
 
     def __init__(self, name: str, folder: Path, settings: Settings) -> None:
-        self.name, self.folder, self.settings = (
-            name,
-            folder,
-            json.loads(json.dumps(settings, sort_keys=True, default=str)),
-        )
+        self.name, self.folder = name, folder
+        self.settings: Settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
         self.weights = weights_of(name, folder)
         self.record, self.scratch = self.weights.with_suffix(".json"), self.weights.with_suffix("")
         self.begun, self.stopping = self.scratch / "settings.json", Stopping()

@@ -20,6 +20,7 @@ from qat_lightning.training.module import QATModule
 from qat_lightning.training.resume import ResumePoint, resume_point
 from qat_lightning.training.stopping import ASKING, StoppedBySignal, Stopping, leave_signals_alone
 from qat_lightning.training.watchdog import Watchdog
+from tests.forks import check_outlives_one_signal_and_no_second, forked_sleeper
 from tests.training.killing import killed
 from tests.training.runs import SMALL, composed, small_run
 
@@ -229,11 +230,7 @@ def test_a_signal_that_is_heeded_ends_no_long_validation():
 @pytest.mark.usefixtures("_heeded")
 def test_a_signal_to_a_process_that_loads_data_is_none_to_the_one_that_trains():
     def train(watchdog):
-        worker = os.fork()
-        if not worker:
-            time.sleep(20)
-            time.sleep(20)
-            os._exit(0)
+        worker = forked_sleeper()
         time.sleep(0.1)
         for number in (signal.SIGINT, signal.SIGINT):
             os.kill(worker, number)
@@ -298,17 +295,7 @@ def test_another_thread_sets_no_handlers():
 
 def test_a_forked_worker_outlives_one_signal_and_no_second():
     with Stopping() as stopping:
-        worker = os.fork()
-        if not worker:
-            time.sleep(20)
-            time.sleep(20)
-            os._exit(0)
-        time.sleep(0.05)
-        os.kill(worker, signal.SIGTERM)
-        time.sleep(0.05)
-        assert os.waitpid(worker, os.WNOHANG) == (0, 0)
-        os.kill(worker, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+        check_outlives_one_signal_and_no_second(forked_sleeper(), signal.SIGTERM)
         assert stopping.signal == 0
 
 
