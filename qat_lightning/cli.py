@@ -165,11 +165,20 @@ def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[st
 
 
 def _typed(folder: Path) -> list[str]:
-    """What was given when the run began."""
+    """What was given when the run began.
+
+    Raises:
+        ConfigError: the file that says so is damaged.
+    """
     import yaml
 
     place = folder / "overrides.yaml"
+    if not place.is_file():
+        return []
     try:
-        return yaml.safe_load(place.read_text(encoding="utf-8")) or [] if place.is_file() else []
-    except yaml.YAMLError as error:
+        words = yaml.safe_load(place.read_text(encoding="utf-8")) or []
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{place} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{place} is damaged: it is no list of overrides")
+    return words

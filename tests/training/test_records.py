@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from qat_lightning import cli
 from qat_lightning.config import ConfigError
 from qat_lightning.evaluation import evaluate
 from qat_lightning.training.resume import HELD, resume_point
@@ -78,6 +79,22 @@ def test_a_damaged_result_is_told_before_anything_is_scored(copy, monkeypatch, c
     monkeypatch.setattr("qat_lightning.evaluation.opened", lambda *_: pytest.fail("scored"))
     with pytest.raises(ConfigError, match=r"metrics\.json is damaged: the run's own command .* writes it again"):
         evaluate(composed(*SMALL), copy, "student")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1, 2]", "seed=3", "a: b", "[[seed=3]]", "7", "!!python/name:os.system ''", b"\xff\xfe\x00"]
+)
+def test_damaged_overrides_are_told(tmp_path, content):
+    write(tmp_path / "overrides.yaml", content)
+    with pytest.raises(ConfigError, match=r"overrides\.yaml is damaged"):
+        cli._typed(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "words"), [("", []), ("[]", []), ("[seed=3, 'a=[b]']", ["seed=3", "a=[b]"])])
+def test_whole_overrides_are_read(tmp_path, content, words):
+    assert cli._typed(tmp_path) == []  # no such file
+    write(tmp_path / "overrides.yaml", content)
+    assert cli._typed(tmp_path) == words
 
 
 @pytest.mark.parametrize(
