@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qat_lightning.nn import AttentionCore
 from qat_lightning.packing import quantized_weights
-from qat_lightning.quantizers import Quantizer
+from qat_lightning.quantizers import Quantizer, evaluation
 from qat_lightning.signals import Batch, Observed
 from qat_lightning.sites import attention_paths, part_paths
 
@@ -32,6 +32,24 @@ def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
                 hooks.callback(module.register_forward_pre_hook(_show).remove)
         for batch in batches:
             observe(batch)
+
+
+@contextmanager
+def weights_held(model: nn.Module) -> Iterator[None]:
+    """Within, each weight is quantized once, however many batches pass, and what several layers read as well: for evaluation,
+    where no weight changes. One that does change is quantized anew."""
+    quantized = (
+        module for module in model.modules() if isinstance(getattr(module, "weight_quantizer", None), Quantizer)
+    )
+    layers = [layer for layer in quantized if not getattr(layer, "by_rows", False)]
+    try:
+        for layer in layers:
+            layer.weight_quantizer.keep(layer.quantized_weight)  # type: ignore[operator, union-attr]
+        with evaluation():
+            yield
+    finally:
+        for layer in layers:
+            layer.weight_quantizer.release()  # type: ignore[operator, union-attr]
 
 
 def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qat_lightning.convert import AttentionRule, Rule, keep_layers, quantize
-from qat_lightning.packing import bits, size
-from qat_lightning.quantized import calibrate, step_sizes, switch_on
+from qat_lightning.packing import bits, quantized_weights, size
+from qat_lightning.quantized import calibrate, step_sizes, switch_on, weights_held
 from qat_lightning.quantizers import BinaryQuantizer, LSQQuantizer, Quantizer, TernaryQuantizer, UniformQuantizer
 from qat_lightning.signals import Observed
 from qat_lightning.sites import layer_paths
@@ -163,3 +163,60 @@ def test_learned_steps_of_a_row_need_the_whole_table():
     table = student.get_submodule("bert.embeddings.word_embeddings")
     ids = torch.tensor([[3, 5]])
     torch.testing.assert_close(table(ids), table.weight_quantizer(table.weight)[ids])
+
+
+@pytest.mark.parametrize("rules", [RULES, LEARNED], ids=["ternary", "learned"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "vit"])
+def test_a_validation_quantizes_each_weight_once_to_the_same_answers(family, rules, monkeypatch):
+    rules = rules if family == "bert" else rules[:1]
+    student, batches = quantize(tiny_model(family), rules).eval(), [tiny_batch(family, seed=seed) for seed in range(3)]
+    calibrate(student, batches[:1])
+    seen = []
+    for kind in (TernaryQuantizer, LSQQuantizer):
+        monkeypatch.setattr(kind, "codes", _noting(kind.codes, seen))
+    names = list(student.state_dict())
+    with torch.no_grad():
+        expected = [Observed(student)(batch)["logits"][0] for batch in batches]
+        every_time = len(seen)
+        seen.clear()
+        with weights_held(student):
+            own = [Observed(student)(batch)["logits"][0] for batch in batches]
+            assert list(student.state_dict()) == names
+    assert all(torch.equal(*both) for both in zip(own, expected, strict=True))
+    weights = [quantizer for _, quantizer in quantized_weights(student)]
+    assert all(seen.count(quantizer) == 1 for quantizer in weights)
+    assert len(seen) < every_time
+
+
+def _noting(codes, seen):
+    def noted(self, x):
+        seen.append(self)
+        return codes(self, x)
+
+    return noted
+
+
+def test_a_weight_that_changes_within_a_validation_is_quantized_anew():
+    student, batch = quantize(tiny_model("bert"), RULES).eval(), tiny_batch("bert")
+    with torch.no_grad(), weights_held(student):
+        before = Observed(student)(batch)["logits"][0]
+        for parameter in student.parameters():
+            parameter.mul_(1.5)
+        after = Observed(student)(batch)["logits"][0]
+        assert not torch.equal(after, before)
+    with torch.no_grad():
+        assert torch.equal(after, Observed(student)(batch)["logits"][0])
+
+
+def test_an_error_in_a_validation_leaves_a_student_that_learns():
+    student, batch = quantize(tiny_model("bert"), LEARNED), tiny_batch("bert")
+    calibrate(student, [batch])
+    names = list(student.state_dict())
+    held = weights_held(student)
+    held.__enter__()  # and nobody leaves it
+    assert list(student.state_dict()) == names
+    Observed(student.train())(batch)["logits"][0].sum().backward()
+    learned = [parameter for name, parameter in student.named_parameters() if name.endswith("weight_quantizer.learned")]
+    assert learned
+    assert all(parameter.grad is not None for parameter in learned)
+    held.__exit__(None, None, None)

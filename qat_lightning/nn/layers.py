@@ -5,8 +5,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from qat_lightning.nn.saved import as_autocast, asked_for, saved_as_codes
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x · weightᵀ + bias; what is quantized is saved for the backward pass as codes."""
+    if torch.compiler.is_compiling():  # a compiler decides itself what is saved
+        return functional.linear(x, weight, bias)
+    x, weight = as_autocast(x), as_autocast(weight)
+    with saved_as_codes(x, weight):
+        return functional.linear(x, weight, bias)
 
 
 class QuantLinear(nn.Linear):
@@ -24,6 +36,7 @@ class QuantLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.weight_quantizer = weight_quantizer or nn.Identity()
         self.input_quantizer = input_quantizer or nn.Identity()
+        asked_for(self.weight_quantizer, self.input_quantizer)
         self.train(linear.training)
 
     @property
@@ -31,7 +44,7 @@ class QuantLinear(nn.Linear):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
 
 
 class QuantConv1D(nn.Module):
@@ -48,6 +61,7 @@ class QuantConv1D(nn.Module):
         self.weight, self.bias, self.nf = conv.weight, conv.bias, conv.nf
         self.weight_quantizer = weight_quantizer or nn.Identity()
         self.input_quantizer = input_quantizer or nn.Identity()
+        asked_for(self.weight_quantizer, self.input_quantizer)
         self.train(conv.training)
 
     @property
@@ -56,7 +70,7 @@ class QuantConv1D(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.quantized_weight)
-        return functional.linear(self.input_quantizer(input), weight, self.bias)  # type: ignore[arg-type]
+        return linear(self.input_quantizer(input), weight, self.bias)  # type: ignore[arg-type]
 
 
 class QuantEmbedding(nn.Embedding):
@@ -78,9 +92,13 @@ class QuantEmbedding(nn.Embedding):
     def quantized_weight(self) -> Tensor:
         return self.weight
 
-    def forward(self, input: Tensor) -> Tensor:
+    @property
+    def by_rows(self) -> bool:
+        """Whether the quantizer sees the batch's rows alone."""
         quantizer = self.weight_quantizer
-        alone = getattr(quantizer, "rows_are_independent", False) and quantizer.granularity != "tensor"
-        if alone:
+        return getattr(quantizer, "rows_are_independent", False) and quantizer.granularity != "tensor"
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.by_rows:
             return self.weight_quantizer(functional.embedding(input, self.weight, self.padding_idx))
         return functional.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)

@@ -26,7 +26,7 @@ class AffineQuantizer(Quantizer):
             17 levels of it; here it has 16).
     """
 
-    bits_range = (2, 8)
+    bits_range, code_type = (2, 8), torch.uint8
     ends: Tensor
 
     def __init__(
@@ -41,6 +41,7 @@ class AffineQuantizer(Quantizer):
         super().__init__(bits, granularity, clip, group_size)
         self.scale = scale
         self.static, self.calibrated = is_static(scale, granularity, clip), False
+        self.alike = not self.static
         if self.static and clip is not None:
             self.register_buffer("ends", torch.tensor([-float(clip), float(clip)]))
         if range not in get_args(Range):

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from qat_lightning.quantizers.held import LATEST, Codes, may_come_again, place, with_codes
 from qat_lightning.quantizers.ste import straight_through
 
 Granularity = Literal["tensor", "row", "group"]
@@ -34,6 +35,12 @@ class Quantizer(nn.Module):
     """
 
     bits_range: tuple[int, int] = (1, 8)
+    has_offset = True
+    """Whether `codes` ever returns an offset other than 0."""
+    code_type: torch.dtype | None = None
+    """Of one byte, int8 or uint8, which holds every code; None: codes are not kept in bytes."""
+    alike = False
+    """Whether two of equal public attributes make the same of the same tensor: nothing is learned, measured or drawn."""
     rows_are_independent = True
     """Whether each row, where rows do not share a scale, can be quantized without the others at hand."""
 
@@ -61,11 +68,14 @@ class Quantizer(nn.Module):
             )
         self.bits, self.granularity, self.clip, self.group_size = bits, granularity, clip, group_size
         self.enabled = True  # a knob: switched off, x passes as it is
+        self.keep_codes = False  # a knob of the layer that this is part of: `held` is asked for
+        self._kept: tuple[tuple[object, ...], Tensor] | None = None
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Integers (held in a floating dtype), scale and offset, broadcastable: `forward(x) == (codes - offset) * scale`.
 
-        With granularity "group" the last dimension is split in two, (groups, group_size).
+        With granularity "group" the last dimension is split in two, (groups, group_size). The codes are new memory, which
+        the caller may write to.
         """
         raise NotImplementedError(f"{type(self).__name__} must define codes(x)")
 
@@ -75,15 +85,61 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
+        if (kept := self.kept(x)) is not None:
+            return kept
+        shared = self.alike and may_come_again(x)
+        if shared and (known := LATEST.find(x, self._settings)) is not None:
+            return known
+        keeping = torch.is_grad_enabled()
         with torch.no_grad():
             codes, scale, offset = self.codes(x)
-            quantized = ((codes - offset) * scale).reshape(x.shape)
-        return straight_through(x, quantized.to(x.dtype), self.clip)
+            held = self.held(codes, scale, offset, x) if keeping else None
+            # In place: on a CPU most of the time is spent on memory that is new, not on the arithmetic.
+            quantized = (codes.sub_(offset) if self.has_offset else codes).mul_(scale).reshape(x.shape)
+        result = with_codes(straight_through(x, quantized.to(x.dtype), self.clip), held)
+        if shared:
+            LATEST.keep(x, self._settings, result)
+        return result
+
+    @torch.no_grad()
+    def keep(self, weight: Tensor) -> None:
+        """Until `release`, this weight is quantized no more where no gradient is asked for, unless it changes."""
+        self.release()
+        self._kept = place(weight), self(weight)
+
+    def release(self) -> None:
+        self._kept = None
+
+    def kept(self, x: Tensor) -> Tensor | None:
+        """What was made of x by `keep`."""
+        if self._kept is None or torch.is_grad_enabled():
+            return None
+        where, quantized = self._kept
+        # A compiler's tensors have no place; but there the rows of a table are told from the table.
+        same = x.shape == quantized.shape if torch.compiler.is_compiling() else where == place(x)
+        return quantized if same else None
+
+    def held(self, codes: Tensor, scale: Tensor, offset: Tensor, x: Tensor) -> Codes | None:
+        """The same in bytes, where a layer will keep them until its backward pass and no compiler decides what is kept."""
+        if not self.keep_codes or self.code_type is None or torch.compiler.is_compiling():
+            return None
+        return Codes(codes.to(self.code_type), scale, offset if self.has_offset else None, x.shape, x.dtype)
+
+    @property
+    def _settings(self) -> tuple[object, ...]:
+        """All that decides the result of a quantizer that is `alike`."""
+        return type(self), *(
+            item for item in vars(self).items() if item[0] != "training" and not item[0].startswith("_")
+        )
 
     def prepared(self, x: Tensor) -> Tensor:
         """x in float32 (float64 stays), clamped to ±clip, its last dimension split into groups where there are any."""
-        x = self.grouped(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
+        x = self.wide(x)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """x in float32 (float64 stays), its last dimension split into groups where there are any; perhaps x itself."""
+        return self.grouped(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
 
     def grouped(self, x: Tensor) -> Tensor:
         """(…, E) → (…, groups, group_size) with granularity "group", else x itself."""

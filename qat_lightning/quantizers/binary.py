@@ -17,7 +17,7 @@ class BinaryQuantizer(Quantizer):
         granularity: what shares an α; the source takes one an output channel ("row").
     """
 
-    bits_range = (1, 1)
+    bits_range, code_type, alike = (1, 1), torch.uint8, True
 
     def __init__(
         self, granularity: Granularity = "row", clip: float | None = 2.5, group_size: int | None = None

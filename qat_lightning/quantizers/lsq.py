@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.quantizers.base import Granularity, Quantizer
+from qat_lightning.quantizers.held import with_codes
 from qat_lightning.quantizers.initialization import INITIALIZATIONS, Initialization
 from qat_lightning.quantizers.ste import learned_step
 
@@ -44,7 +45,7 @@ class LSQQuantizer(Quantizer):
         ValueError: bits outside 2…8; an unknown option; a tensor with another number of rows than the first one.
     """
 
-    bits_range = (2, 8)
+    bits_range, has_offset = (2, 8), False
     rows_are_independent = False
 
     def __init__(
@@ -65,6 +66,7 @@ class LSQQuantizer(Quantizer):
         _check(initialization, Initialization, "initialization")
         if not 0 <= tail < 1:
             raise ValueError(f"tail={tail} is a share of the values: 0 or more, less than 1")
+        self.code_type = torch.int8 if signed else torch.uint8
         self.form, self.signed, self.clip_gradient = form, signed, clip_gradient
         self.gradient_scale, self.initialization, self.tail = gradient_scale, initialization, tail
         half = 2 ** (bits - 1)
@@ -83,17 +85,23 @@ class LSQQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
+        if (kept := self.kept(x)) is not None:
+            return kept
         if self.following and self.training:
             self._set(self.measure(self.join(x.detach())))
         wide = self.grouped(x.to(torch.promote_types(x.dtype, torch.float32)))
-        step = self.step.detach() if self.following else self.step
-        quantized = learned_step(wide, step.to(wide.dtype), self.low, self.high, self.clip_gradient, self._factor(x))
-        return quantized.reshape(x.shape).to(x.dtype)
+        step, keeping = (self.step.detach() if self.following else self.step).to(wide.dtype), torch.is_grad_enabled()
+        with torch.no_grad():
+            codes, scale, offset = self.codes(x)
+            held = self.held(codes, scale, offset, x) if keeping else None
+            codes.mul_(scale)
+        quantized = learned_step(wide, step, codes, self.low, self.high, self.clip_gradient, self._factor(x))
+        return with_codes(quantized.reshape(x.shape).to(x.dtype), held)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, step = self.prepared(x), self.step.detach()
         step = step.to(x.dtype)
-        return (x / step).round().clamp(self.low, self.high), step, torch.zeros_like(step)
+        return (x / step).round_().clamp_(self.low, self.high), step, torch.zeros_like(step)
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> Tensor:

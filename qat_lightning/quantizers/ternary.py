@@ -19,7 +19,7 @@ class TernaryQuantizer(Quantizer):
         threshold: 0.7, TWN's approximation for weights that are normal or uniform.
     """
 
-    bits_range = (2, 2)
+    bits_range, has_offset, code_type, alike = (2, 2), False, torch.int8, True
 
     def __init__(
         self,
@@ -34,9 +34,13 @@ class TernaryQuantizer(Quantizer):
         self.threshold = threshold
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights = self.prepared(x)
-        magnitude, shared = weights.abs(), self.shared(x)
-        kept = magnitude > self.threshold * magnitude.mean(shared, keepdim=True)
+        weights = self.wide(x)
+        magnitude, shared = weights.abs(), self.shared(weights)
+        if self.clip is not None:
+            magnitude.clamp_(max=self.clip)
+        # As 0 and 1 in floats: booleans, and products and sums of them with floats, take a CPU many times as long.
+        kept = torch.empty_like(magnitude)
+        torch.gt(magnitude, self.threshold * magnitude.mean(shared, keepdim=True), out=kept)
         # The smallest count is 1 so that a group without a kept weight gets α = 0 and not 0/0.
-        alpha = (magnitude * kept).sum(shared, keepdim=True) / kept.sum(shared, keepdim=True).clamp(min=1)
-        return weights.sign() * kept, alpha, torch.zeros_like(alpha)
+        alpha = magnitude.mul_(kept).sum(shared, keepdim=True) / kept.sum(shared, keepdim=True).clamp(min=1)
+        return kept.copysign_(weights), alpha, torch.zeros_like(alpha)
