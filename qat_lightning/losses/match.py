@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from qat_lightning.losses.arguments import given_pairs, one_of, pairs_of_layers, wide
 from qat_lightning.signals import Batch, Signals, what_counts
@@ -26,11 +27,7 @@ MASKED_SCORE = -100.0
 
 def mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
     """mean((student − teacher)²) over the elements that count (boolean, broadcastable)."""
-    squares = (wide(student) - wide(teacher)).square()
-    if counts is None:
-        return squares.mean()
-    counts = counts.expand_as(squares)
-    return (squares * counts).sum() / counts.sum().clamp(min=1)
+    return _mean_square(wide(student) - wide(teacher), counts)
 
 
 def score_mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
@@ -39,8 +36,21 @@ def score_mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | 
     With counts=None they still count in the denominator, as in the released code (arXiv:2009.12812 §3.3, eq. for the
     attention loss).
     """
-    student, teacher = (torch.where(scores <= MASKED_SCORE, 0.0, wide(scores)) for scores in (student, teacher))
-    return mean_squared_error(student, teacher, counts)
+    student = torch.where(student <= MASKED_SCORE, 0.0, wide(student))
+    return _mean_square(student - functional.threshold(wide(teacher), MASKED_SCORE, 0.0), counts)
+
+
+def _mean_square(difference: Tensor, counts: Tensor | None) -> Tensor:
+    """Over the elements that count. What only this function sees is multiplied in place: maps are large."""
+    if counts is None:
+        return _sum_of_squares(difference) / difference.numel()
+    counted = counts.sum() * (difference.numel() // max(1, counts.numel()))
+    return _sum_of_squares(difference.mul_(counts.to(difference.dtype))) / counted.clamp(min=1)
+
+
+def _sum_of_squares(x: Tensor) -> Tensor:
+    """By an operator whose backward pass goes over memory once; square().sum() makes three tensors of the size of x there."""
+    return functional.mse_loss(x, x.new_zeros(()).expand_as(x), reduction="sum")
 
 
 class Match:
