@@ -10,8 +10,9 @@ from torch import nn
 
 from qat_lightning.nn import AttentionCore, QuantConv1D, QuantEmbedding, QuantLinear
 from qat_lightning.nn.attention import IMPLEMENTATION, register
+from qat_lightning.nn.checkpointing import checkpoint_layers
 from qat_lightning.quantizers import Quantizer
-from qat_lightning.sites import CORE_SITES, attention_paths, layer_paths, part_kind, part_paths
+from qat_lightning.sites import CORE_SITES, MAPS, attention_paths, layer_paths, part_kind, part_paths
 
 MakeQuantizer = Callable[..., nn.Module]
 
@@ -45,6 +46,8 @@ class AttentionRule:
 def open_attention(model: nn.Module) -> nn.Module:
     """Give every attention of a transformers model a core; the outputs stay those of eager attention. In place.
 
+    A core that was lean is so no longer: what is opened by this function can be read and differentiated twice.
+
     Raises:
         ValueError: a family without a table, or one that does not route through transformers' attention interface.
     """
@@ -52,6 +55,7 @@ def open_attention(model: nn.Module) -> nn.Module:
         attention = model.get_submodule(path)
         if not hasattr(attention, "core"):
             attention.core = AttentionCore().train(attention.training)
+    _set_lean(model, False)
     model.set_attn_implementation(register())  # type: ignore[operator]
     if model.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
         raise ValueError(f"{type(model).__name__} does not route through transformers' attention interface")
@@ -59,8 +63,28 @@ def open_attention(model: nn.Module) -> nn.Module:
 
 
 def open_attention_for(model: nn.Module, sites: Iterable[str]) -> nn.Module:
-    """Open the attention only where one of the sites lies inside it; else it stays on its fast path."""
-    return open_attention(model) if CORE_SITES.intersection(sites) else model
+    """Open the attention only where one of the sites lies inside it; else it stays on its fast path.
+
+    Where none of the sites is a map, the cores are lean: they make no map that nobody reads.
+    """
+    if read := CORE_SITES.intersection(sites):
+        _set_lean(open_attention(model), not read & MAPS)
+    return model
+
+
+def _set_lean(model: nn.Module, lean: bool) -> None:
+    for path in attention_paths(model):
+        model.get_submodule(f"{path}.core").lean = lean  # type: ignore[assignment]
+
+
+def checkpoint_activations(model: nn.Module) -> nn.Module:
+    """Let each layer keep its input alone and run again in the backward pass: less memory, the same numbers. In place.
+
+    Raises:
+        ValueError: a family without a table, or one that transformers does not checkpoint.
+    """
+    checkpoint_layers(model.get_submodule(path) for path in layer_paths(model))
+    return model
 
 
 def quantize(

@@ -7,7 +7,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from qat_lightning.reading import unread_left_out
 from qat_lightning.signals import Signals
 from qat_lightning.sites import CORE_SITES, INPUT_SITES, check_site, entrances, layer_pairs, layer_paths, site_paths
 
@@ -48,22 +50,29 @@ class Intervention:
 
     @contextmanager
     def by(self, teacher: Signals, student: nn.Module) -> Iterator[None]:
+        """Within, the student runs so. What nobody reads of it, by a hook, is not computed (`Reading`)."""
         with ExitStack() as hooks:
-            for paths in entrances(student, self.detach):
-                for layer in self._layers(len(paths)):
-                    hooks.callback(student.get_submodule(paths[layer]).register_forward_pre_hook(_detach).remove)
-            for site in self.replace:
-                if site not in teacher:
-                    raise ValueError(
-                        f"the teacher's signals lack {site!r}: observe the teacher with intervention.sites"
-                    )
-                paths = site_paths(student, site)
-                pairs = layer_pairs(site, len(paths), len(teacher[site]))
-                for layer in self._layers(len(paths)):
-                    signal = teacher[site][pairs[layer][1]]
-                    hook = _give(site, signal, layer)
-                    hooks.callback(student.get_submodule(paths[layer]).register_forward_hook(hook).remove)
+            ours = set()
+            for handle in self._hooks(teacher, student):
+                hooks.callback(handle.remove)
+                ours.add(handle.id)
+            if self.replace:
+                layers = self._layers(len(layer_paths(student)))
+                hooks.enter_context(unread_left_out(student, layers, self.replace, ours))
             yield
+
+    def _hooks(self, teacher: Signals, student: nn.Module) -> Iterator[RemovableHandle]:
+        for paths in entrances(student, self.detach):
+            for layer in self._layers(len(paths)):
+                yield student.get_submodule(paths[layer]).register_forward_pre_hook(_detach)
+        for site in self.replace:
+            if site not in teacher:
+                raise ValueError(f"the teacher's signals lack {site!r}: observe the teacher with intervention.sites")
+            paths = site_paths(student, site)
+            pairs = layer_pairs(site, len(paths), len(teacher[site]))
+            for layer in self._layers(len(paths)):
+                signal = teacher[site][pairs[layer][1]]
+                yield student.get_submodule(paths[layer]).register_forward_hook(_give(site, signal, layer))
 
     def check(self, student: nn.Module) -> None:
         """Whether `student`'s family can do this; attention need not be open.

@@ -18,7 +18,7 @@ from qat_lightning.foresight import check_stages
 from qat_lightning.intervention import Intervention
 from qat_lightning.quantized import switch_on
 from qat_lightning.signals import Observed
-from qat_lightning.training.compatible import label_names, other_order
+from qat_lightning.training.compatible import check_interventions, label_names, other_order
 
 
 @torch.no_grad()
@@ -38,6 +38,7 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
     losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
     interventions = create_all(config["intervention"], "intervention")
     batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
+    check_interventions(interventions.values(), losses)
     _check_metrics(data, copied)
     for intervention in interventions.values():
         intervention.check(copied)

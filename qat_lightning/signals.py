@@ -28,7 +28,8 @@ class Observed:
     intervention replaces is returned as the model itself made it. The batch's `labels` never reach the model.
 
     Raises:
-        ValueError: at construction, for a site that the model does not have.
+        ValueError: at construction, for a site that the model does not have; for a compiled model that is trained with
+            activation checkpointing.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[str] = ("logits",)) -> None:
@@ -40,6 +41,7 @@ class Observed:
         signals: Signals = {site: [] for site in self.paths}
         with ExitStack() as hooks:
             if getattr(self.model, "_compiled_call_impl", None) is not None:
+                _refuse_checkpointing(self.model)
                 # else a graph compiled under one set of hooks would be run under another
                 hooks.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
             for site, paths in self.paths.items():
@@ -59,12 +61,27 @@ def what_counts(site: str, batch: Batch) -> Tensor | None:
     return queries & tokens[:, None, None, :] if axes.endswith("M") else queries
 
 
+def _refuse_checkpointing(model: nn.Module) -> None:
+    """What torch compiles of a checkpointed layer knows nothing of the hooks that it ran with."""
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ValueError(
+            "the model is compiled and has activation checkpointing, which do not go together: leave out one of them"
+            " (a compiled model already computes again what is cheap)"
+        )
+
+
 def _watch(module: nn.Module, site: str, captured: list[Tensor]) -> RemovableHandle:
     """prepend: see the model's own signal, before an intervention puts the teacher's in its place."""
+
+    def keep(module: nn.Module, inputs: Any, output: Any = None) -> None:
+        signal = inputs if site in INPUT_SITES else output
+        captured.append(signal[0] if isinstance(signal, tuple) else signal)
+
+    keep.in_recomputation = _keep_nothing  # type: ignore[attr-defined]
     if site in INPUT_SITES:
-        return module.register_forward_pre_hook(lambda module, inputs: captured.append(inputs[0]), prepend=True)
-
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        captured.append(output[0] if isinstance(output, tuple) else output)
-
+        return module.register_forward_pre_hook(keep, prepend=True)
     return module.register_forward_hook(keep, prepend=True)
+
+
+def _keep_nothing(module: nn.Module, inputs: Any, output: Any = None) -> None:
+    """Where activations are computed again (`qat_lightning.nn.checkpointing`) the signal is known; a watched port stays so."""

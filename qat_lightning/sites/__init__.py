@@ -4,7 +4,7 @@ A *site* is a named place in every layer where a signal passes; a *part* is a na
 """
 
 from qat_lightning.sites.families import FAMILIES, Family
-from qat_lightning.sites.names import AXES, CORE_SITES, FUSED, INPUT_SITES, check_site
+from qat_lightning.sites.names import AXES, CORE_SITES, FACTORS, FUSED, INPUT_SITES, MAPS, READERS, check_site
 from qat_lightning.sites.paths import (
     attention_paths,
     entrances,
@@ -15,14 +15,18 @@ from qat_lightning.sites.paths import (
     part_kind,
     part_paths,
     site_paths,
+    source_paths,
 )
 
 __all__ = [
     "AXES",
     "CORE_SITES",
+    "FACTORS",
     "FAMILIES",
     "FUSED",
     "INPUT_SITES",
+    "MAPS",
+    "READERS",
     "Family",
     "attention_paths",
     "check_site",
@@ -34,4 +38,5 @@ __all__ = [
     "part_kind",
     "part_paths",
     "site_paths",
+    "source_paths",
 ]

@@ -24,7 +24,28 @@ context: P V, each head · projection: W_O·context, before dropout, residual an
 residual: the sum of projection and residual, before LayerNorm (Y in the text of arXiv:2211.11014) ·
 output: after projection, residual and LayerNorm (Y in its released code)."""
 
-CORE_SITES = {f"attention.{port}" for port in ("scores", "probs", "context")}
+FACTORS = ("attention.query_factor", "attention.key_factor", "attention.mask")
+"""What the scores are made of, to be watched and no more: scores = query_factor · key_factorᵀ + mask.
+
+query_factor: the quantized query, scaled, (B, H, N, D) · key_factor: the quantized key, (B, G, M, D), G dividing H · both
+after rotation by position, where there is one · mask: additive, broadcastable to (B, H, N, M); of zeros where there is none."""
+
+READERS = {
+    "attention.query": "attention.query_factor",
+    "attention.key": "attention.key_factor",
+    "attention.query_factor": "attention.scores",
+    "attention.key_factor": "attention.scores",
+    "attention.scores": "attention.probs",
+    "attention.probs": "attention.context",
+    "attention.value": "attention.context",
+    "attention.context": "attention.projection",
+}
+"""Site → the only one, inside attention, that is made of its signal; what is not here, the layer reads."""
+
+MAPS = {"attention.scores", "attention.probs"}
+"""The sites that are as large as the attention map."""
+
+CORE_SITES = {*MAPS, *FACTORS, "attention.context"}
 """The sites that exist only where attention is opened."""
 
 FUSED = {"attention.query", "attention.key", "attention.value"}
