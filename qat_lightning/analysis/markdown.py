@@ -12,6 +12,12 @@ Results = Mapping[str, Any]
 FORMS = {"packed": "export/packed", "onnx": "export/model.onnx"}
 """What a run exports → where it lies in the run folder."""
 
+PADDED = {
+    "longest": "batches of mixed rows, each padded to its longest",
+    "max_length": "all rows padded to `data.max_length`",
+}
+"""What the padding of a run is compared with → in words."""
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns to the left, the others to the right."""
@@ -52,6 +58,37 @@ def stage_rows(results: Results) -> list[list[str]]:
         each = f"{1000 * spent / steps:.0f} ms" if spent and steps else "–"
         rows.append([stage, str(steps), human_seconds(spent), each])
     return rows
+
+
+def padding(results: Results) -> str:
+    """How many tokens of all stages' batches were padding, and how many that saved; empty where nothing is padded."""
+    stages = (results.get("padding") or {}).values()
+    if not stages:
+        return ""
+    sums = {name: sum(stage[name] for stage in stages) for name in next(iter(stages))}
+    tokens, own = sums["tokens"], sums["padding"]
+    others = {how: sums[name] for name, how in PADDED.items() if name in sums}
+    saved = [f"{other - own:,} against {how} ({_share(other, tokens)})" for how, other in others.items() if other > own]
+    told = f"Padding: {own:,} of the {tokens + own:,} tokens in the training batches ({_share(own, tokens)})."
+    if own == sums.get("max_length") and sums["longest"] < own:
+        told += f" `data.padding=longest` would have had {sums['longest']:,} ({_share(sums['longest'], tokens)})."
+    return f"{told} Saved: {'; '.join(saved)}." if saved else told
+
+
+def teacher_cache(results: Results) -> str:
+    """What was found in the teacher's cache and what was computed; empty where there is none."""
+    kept = results.get("teacher_cache")
+    if not kept:
+        return ""
+    return (
+        f"The teacher's signals of {kept['found']:,} of {kept['found'] + kept['computed']:,} batches were found in"
+        f" `{kept['folder']}`, the others computed and written there (by the first process, since the program's last start);"
+        f" the folder holds {human_bytes(kept['bytes'])}."
+    )
+
+
+def _share(padding: int, tokens: int) -> str:
+    return f"{100 * padding / (padding + tokens):.1f} %"
 
 
 def sizes(results: Results) -> str:

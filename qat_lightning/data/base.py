@@ -43,6 +43,8 @@ class TaskData(LightningDataModule):
         evaluation_batch_size: rows in a validation batch; None for twice the batch size.
         num_workers: processes that collate; 0 for none.
         seed: decides the order of the rows.
+        group_by_length: rows of about one length share a training batch, so that less of it is padding.
+        reshuffle: other training batches in every epoch; False for the same ones in another order.
 
     Raises:
         ValueError: `metric` is none of `metrics`, or a size below 1.
@@ -63,6 +65,8 @@ class TaskData(LightningDataModule):
         evaluation_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        group_by_length: bool = False,
+        reshuffle: bool = True,
     ) -> None:
         super().__init__()
         if metric not in metrics:
@@ -75,6 +79,7 @@ class TaskData(LightningDataModule):
         self.metrics, self.metric, self.num_labels = dict(metrics), metric, num_labels
         self.train_limit, self.validation_limit = train_limit, validation_limit
         self.num_workers, self.seed = num_workers, seed
+        self.group_by_length, self.reshuffle = group_by_length, reshuffle
         self.label_names: list[str] | None = None
         self.train_rows: Sequence[Row] = ()
         self.validation_rows: Sequence[Row] = ()
@@ -134,6 +139,10 @@ class TaskData(LightningDataModule):
         if self.validation_limit is not None:
             validation = [validation[row] for row in range(min(self.validation_limit, len(validation)))]
         self.train_rows, self.validation_rows = train, validation
+        if self.group_by_length and self.train_lengths() is None:
+            raise ValueError(
+                f"data.group_by_length=true, but the rows of {self.task} are no tokens and all of one size: leave it out"
+            )
 
     def setup(self, stage: str) -> None:
         self.load()
@@ -168,6 +177,26 @@ class TaskData(LightningDataModule):
         self.load()
         return math.ceil(len(self.train_rows) / (self.batch_size * world_size))
 
+    def train_lengths(self) -> Tensor | None:
+        """Tokens of each training row, int32; None where rows are no tokens."""
+        self.load()
+        if "input_ids" not in self.train_rows[0]:
+            return None
+        return torch.tensor([len(row["input_ids"]) for row in self.train_rows], dtype=torch.int32)
+
+    def train_batches(
+        self,
+        batches: int | None = None,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        grouped: bool | None = None,
+    ) -> StageBatchSampler:
+        """The rows of each training batch; see `StageBatchSampler`. Args: grouped: by length; None for as configured."""
+        grouped = self.group_by_length if grouped is None else grouped
+        given = (len(self.train_rows), self.batch_size, self.seed, batches, start, rank, world_size)
+        return StageBatchSampler(*given, self.train_lengths() if grouped else None, self.reshuffle)
+
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
         """The first `count` training rows of a fixed order, in batches of 32: the same for every rank, seed, batch size."""
         self.load()
@@ -201,7 +230,7 @@ class TaskData(LightningDataModule):
                 raise ValueError("the Trainer needs max_steps: one pass over the training loader is a whole stage")
             batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
             start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        return StageBatchSampler(len(self.train_rows), self.batch_size, self.seed, batches, start, rank, world_size)
+        return self.train_batches(batches, start, rank, world_size)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

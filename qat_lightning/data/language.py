@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.files import read_split, require_column
+from qat_lightning.data.padding import check_padding
 from qat_lightning.data.tokenizers import padded, read_tokenizer
 
 CHUNK = 1000
@@ -63,10 +64,13 @@ class LanguageModelData(TaskData):
         **common: Any,
     ) -> None:
         super().__init__(num_labels=2, **common)  # which no language model has a use for
-        if padding not in ("longest", "max_length"):
-            raise ValueError(f"data.padding={padding!r} is unknown: choose longest or max_length")
+        check_padding(padding, self.group_by_length)
         if max_length < 2 and not packing:
             raise ValueError("data.max_length=1 leaves no token to predict: give 2 or more")
+        if packing and self.group_by_length:
+            raise ValueError(
+                "data.group_by_length=true, but packed rows are all of one length: give data.packing=false, or leave it out"
+            )
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.text_column, self.splits = text_column, {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding

@@ -15,6 +15,7 @@ from qat_lightning.data.answers import AnswerKey, AnswerScore
 from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.features import Lengths, check_room, encode
 from qat_lightning.data.files import read_split
+from qat_lightning.data.padding import check_padding
 from qat_lightning.data.questions import Question, has_words, read_questions
 from qat_lightning.data.samplers import permutation
 from qat_lightning.data.spans import best_spans
@@ -71,8 +72,7 @@ class SquadData(TaskData):
         **common: Any,
     ) -> None:
         super().__init__(num_labels=2, **common)  # a start and an end
-        if padding not in ("longest", "max_length"):
-            raise ValueError(f"data.padding={padding!r} is unknown: choose longest or max_length")
+        check_padding(padding, self.group_by_length)
         positive = {
             "max_question_length": max_question_length,
             "n_best": n_best,

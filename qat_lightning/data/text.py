@@ -14,6 +14,7 @@ from torch import Tensor
 from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.files import read_split, require_column
 from qat_lightning.data.labels import class_names, class_numbers, scores
+from qat_lightning.data.padding import check_padding
 from qat_lightning.data.tokenizers import read_tokenizer
 
 CHUNK = 1000
@@ -53,8 +54,7 @@ class TextData(TaskData):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if padding not in ("longest", "max_length"):
-            raise ValueError(f"data.padding={padding!r} is unknown: choose longest or max_length")
+        check_padding(padding, self.group_by_length)
         if isinstance(text_columns, str) or not 1 <= len(text_columns) <= 2:
             raise ValueError(
                 f"data.text_columns={text_columns!r} must be a list of one column, or of two for pairs: give"
