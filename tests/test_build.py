@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForSequenceClassification
 
-from qat_lightning.build import build_callbacks, build_data, build_model, build_student
+from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_student
 from qat_lightning.config import ConfigError
 from qat_lightning.packing import bits
 from qat_lightning.training.callbacks import StepSizeWarmup
@@ -167,3 +167,16 @@ def test_step_sizes_warm_up_in_the_students_first_stage(overrides, stages):
         if any(isinstance(callback, StepSizeWarmup) for callback in build_callbacks(config, stage, data))
     ]
     assert warming == stages
+
+
+@pytest.mark.parametrize(
+    ("cuda", "given", "fused"), [(True, [], True), (False, [], None), (True, ["optimizer.fused=false"], False)]
+)
+def test_adamw_is_fused_on_cuda_unless_told_otherwise(monkeypatch, cuda, given, fused):
+    """It can leave out a step by itself, so the guard of the numbers lets the host go on."""
+    config = composed(*given)
+    data = build_data(config)
+    data.load()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    module = build_module(config, "teacher", 1, build_model(config, data), data)
+    assert module.make_optimizer.keywords["fused"] is fused

@@ -1,6 +1,13 @@
 """Configuration → objects. Nothing below this floor reads configuration."""
 
-from qat_lightning.build.models import build_data, build_model, build_quantized, build_student, described
+from qat_lightning.build.models import (
+    build_data,
+    build_model,
+    build_quantized,
+    build_student,
+    described,
+    in_teacher_precision,
+)
 from qat_lightning.build.stages import (
     all_callbacks,
     build_callbacks,
@@ -20,6 +27,7 @@ __all__ = [
     "build_student",
     "build_trainer",
     "described",
+    "in_teacher_precision",
     "stage_names",
     "stage_settings",
 ]

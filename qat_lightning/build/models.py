@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ HEADS: Mapping[Head, tuple[Any, Any]] = {
 
 FULL_PRECISION = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Lightning's precisions that convert the model; made so from the start, a resumed run begins like any other."""
+
+
+TEACHER_PRECISION = {"bf16": torch.bfloat16}
+"""Of `teacher_precision`."""
 
 
 def build_data(config: Plain) -> TaskData:
@@ -80,6 +85,20 @@ def _read_model(config: Plain, data: TaskData) -> PreTrainedModel:
     loaded, report = read_weights(model, architecture, auto)
     _check_fit(config, loaded, report)
     return loaded
+
+
+def in_teacher_precision(config: Plain, teacher: nn.Module) -> nn.Module:
+    """What teaches: the teacher itself, or a copy in `teacher_precision`.
+
+    A copy, as what is quantized, scored, compared and saved is the teacher that was fine-tuned. Its parameters alone are
+    converted: the angles of rotary positions are buffers, which transformers keeps in float32.
+    """
+    if config["teacher_precision"] is None:
+        return teacher
+    copied = copy.deepcopy(teacher)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(TEACHER_PRECISION[config["teacher_precision"]])
+    return copied
 
 
 def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from qat_lightning.build.models import in_teacher_precision
 from qat_lightning.config import ConfigError, Plain, create, create_all
-from qat_lightning.convert import open_attention_for
+from qat_lightning.convert import checkpoint_activations, open_attention_for
 from qat_lightning.data.base import TaskData
 from qat_lightning.losses import Task
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings, Stage
 from qat_lightning.training.stopping import leave_signals_alone
+from qat_lightning.training.teacher_cache import TeacherCache
 
 SAME_CONTENT = ("path", "name", "tokenizer", "tokenizer_revision", "num_workers")
 """Of the data's settings those that say where it is, or how it is read: the content itself is compared."""
+
+AS_BEFORE: Sequence[tuple[str, Any]] = (
+    (r"data\.group_by_length", False),
+    (r"data\.reshuffle", True),
+    (r"losses\..*\.implementation", "dense"),
+    (r"compile", False),
+    (r"teacher_precision", None),
+)
+"""Settings that count only where they are otherwise: run folders from before them know none of these."""
 
 
 def stage_names(config: Plain) -> list[str]:
@@ -33,19 +46,35 @@ def stage_names(config: Plain) -> list[str]:
 
 
 def build_module(
-    config: Plain, stage: str, steps: int, student: nn.Module, data: TaskData, teacher: nn.Module | None = None
+    config: Plain,
+    stage: str,
+    steps: int,
+    student: nn.Module,
+    data: TaskData,
+    teacher: nn.Module | None = None,
+    cache: TeacherCache | None = None,
 ) -> QATModule:
-    """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it."""
+    """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it.
+
+    Args:
+        teacher: as it was fine-tuned; what teaches is a copy where `teacher_precision` says so.
+        cache: of that copy's signals.
+    """
+    taught_by = None if teacher is None else in_teacher_precision(config, teacher)
     fine_tuning = stage == "teacher"
     losses = {"task": Task()} if fine_tuning else create_all(config["losses"], "losses")
     interventions = create_all(config["intervention"], "intervention") if stage == "intervene" else {}
     sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
     replaced = {site for intervention in interventions.values() for site in intervention.sites}
-    for model in (student, teacher):
+    for model in (student, taught_by):
         if model is not None:
             open_attention_for(model, sites | replaced)
+    if config["activation_checkpointing"]:
+        checkpoint_activations(student)
     lr = config["stages"][stage]["lr"]
     optimizer = config["optimizer"] | ({} if lr is None else {"lr": lr})
+    if optimizer.get("fused", False) is None and torch.cuda.is_available():
+        optimizer["fused"] = True  # it can leave out a step by itself, so the host never waits (`NumbersGuard`)
     return QATModule(
         student=student,
         losses=losses,
@@ -55,10 +84,12 @@ def build_module(
         scheduler=create(config["scheduler"], "scheduler"),
         steps=steps,
         stage=stage,
-        teacher=teacher,
+        teacher=taught_by,
         interventions=list(interventions.values()),
         weight_decay=config["optimizer"].get("weight_decay", 0.0),
         learned={kind: _without_none(given) for kind, given in config["quantization"]["learned"].items()},
+        cache=cache,
+        full_teacher=None if taught_by is teacher else teacher,
     )
 
 
@@ -84,6 +115,7 @@ def build_trainer(
         val_check_interval=validate_every,
         check_val_every_n_epoch=None,  # the data is one pass for the whole stage
         num_sanity_val_steps=0,
+        inference_mode=False,  # no_grad: tensors that count their changes can be quantized once for query, key and value
         use_distributed_sampler=False,  # the data's own samplers know the ranks, and resume
         enable_progress_bar=bar,
         enable_model_summary=False,
@@ -137,10 +169,16 @@ def stage_settings(
         f"stages.{stage}": {name: config["stages"][stage][name] for name in own},
         "data": {name: value for name, value in config["data"].items() if name not in SAME_CONTENT}
         | {"content": content},
+        "compile": config["compile"],
+        **({} if stage == "teacher" else {"teacher_precision": config["teacher_precision"]}),
         "steps": steps,
         "previous stage": previous,
     }
-    return dict(_flat(chosen))
+    return {key: value for key, value in _flat(chosen) if not _as_before(key, value)}
+
+
+def _as_before(key: str, value: Any) -> bool:
+    return any(re.fullmatch(name, key) and value == usual for name, usual in AS_BEFORE)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -102,6 +102,8 @@ _QUANTIZER = r"quantization\.(weight|embedding|activation|rules\.\w+\.(weight|in
 TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     "seed": SEED,
     "threads": Number(least=1, most=4096),
+    "activation_checkpointing": FLAG,
+    "compile": FLAG,
     r"model\.architecture\.(.*_size|num_.*|n_.*|max_position_embeddings|d_model)": SIZE,
     r"model\.architecture\..*(dropout|dropout_prob)": Number(most=1, whole=False),
     r"model\.architecture\.model_type": TEXT,

@@ -17,9 +17,12 @@ _DATA_TYPES: Mapping[str, Any] = {
     "batch_size": int, "evaluation_batch_size": int | None, "max_length": int, "num_labels": int, "num_workers": int,
     "train_limit": int | None, "validation_limit": int | None, "metric": str, "seed": int, "rows": int, "length": int,
     "size": int, "channels": int, "image_column": str, "stride": int, "n_best": int, "max_question_length": int,
-    "max_answer_length": int,
+    "max_answer_length": int, "group_by_length": bool, "reshuffle": bool,
 }  # fmt: skip
 """The data modules' classes import Lightning, which takes seconds; these types are known without."""
+
+BESIDE_BF16 = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true")
+"""The trainer's precisions that a teacher in bfloat16 goes with."""
 
 
 def check(config: Plain) -> None:
@@ -62,6 +65,11 @@ def _check_values(config: Plain) -> None:
         if name in config["data"]:
             check_type(config["data"][name], annotation, f"data.{name}")
     check_bounds(config)
+    if config["compile"] and config["activation_checkpointing"]:
+        raise ConfigError(
+            "compile=true and activation_checkpointing=true do not go together: leave out one of them (a compiled model"
+            " already computes again what is cheap)"
+        )
     for glob, width in (config["quantization"]["bits"] or {}).items():
         if type(width) is not int or not 1 <= width <= 8:
             raise ConfigError(f"quantization.bits gives {glob!r} {width!r}: give a whole number from 1 to 8")
@@ -107,6 +115,7 @@ def _check_losses(losses: Mapping[str, Any]) -> None:
 
 
 def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:
+    _check_frozen(config, losses)
     if config["teacher"] != Teacher.none.name:
         return
     needing = [name for name, loss in losses.items() if loss.weight != 0 and loss.needs_teacher]
@@ -118,6 +127,24 @@ def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:
         raise ConfigError(
             "intervention needs a teacher and teacher=none: choose intervention=none schedule=none,"
             " or teacher=full_precision"
+        )
+
+
+def _check_frozen(config: Plain, losses: Mapping[str, Any]) -> None:
+    """What is said of a teacher needs one that is asked, in a precision that goes with the trainer's."""
+    asked = config["intervention"] or any(loss.weight != 0 and loss.needs_teacher for loss in losses.values())
+    without = config["teacher"] == Teacher.none.name
+    for key in ("teacher_precision", "teacher_cache"):
+        if config[key] is not None and (without or not asked):
+            reason = "teacher=none" if without else "no loss or intervention asks the teacher"
+            raise ConfigError(f"{key}={config[key]} and {reason}: leave {key} out")
+    if config["teacher_cache"] is not None and not config["teacher_cache"].strip():
+        raise ConfigError("teacher_cache is empty: give a folder, or null for none")
+    precision = config["trainer"]["precision"]
+    if config["teacher_precision"] is not None and precision not in BESIDE_BF16:
+        raise ConfigError(
+            f"teacher_precision={config['teacher_precision']} goes with trainer.precision={', '.join(BESIDE_BF16)} and not with"
+            f" {precision}: leave teacher_precision out, or choose one of those"
         )
 
 

@@ -31,6 +31,12 @@ class Teacher(Enum):
     none = "none"
 
 
+class TeacherPrecision(Enum):
+    """Of the frozen teacher's parameters, where it is not the trainer's."""
+
+    bf16 = "bf16"
+
+
 class Keep(Enum):
     """The weights that a stage hands on: best on the validation split, or last."""
 
@@ -169,12 +175,18 @@ class TrainerConfig:
 
 @dataclass
 class RunConfig:
-    """threads: CPU threads of torch; None leaves torch's own choice."""
+    """threads: CPU threads of torch; None leaves torch's own choice · activation_checkpointing: of the model in training: its
+    layers run again in the backward pass · compile: models and losses by torch.compile · teacher_precision: of the frozen
+    teacher; None for the trainer's · teacher_cache: a folder that keeps the teacher's signals of each batch; None for none."""
 
     experiment: str = "run"
     seed: int = 1
     threads: int | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
     teacher: Teacher = Teacher.full_precision
+    teacher_precision: TeacherPrecision | None = None
+    teacher_cache: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)

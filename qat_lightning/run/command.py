@@ -52,6 +52,7 @@ def prepared(config: Plain, folder: Path) -> tuple[Run, nn.Module]:
     run.plan()
     teacher = build_model(config, run.data)
     rehearse(config, run.data, teacher)
+    run.find_cache(teacher)
     return run, teacher
 
 

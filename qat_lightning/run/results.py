@@ -38,6 +38,7 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
         "seed": run.config["seed"],
         "steps": {name: outcome.steps for name, outcome in run.outcomes.items()},
         "seconds": {name: outcome.seconds for name, outcome in run.outcomes.items()},
+        "padding": run.padding(),
         "bytes": {
             "float32": weight.float32,
             "packed": weight.packed,
@@ -47,6 +48,7 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
         "bits": bits(student),
         "student_hash": tensors_hash(student),
         "versions": {name: version(name) for name in ("qat-lightning", "torch", "lightning", "transformers")},
+        "teacher_cache": None if run.cache is None else run.cache.figures(),
         "export": None,
         "status": "finished",
     }

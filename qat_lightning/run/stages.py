@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,14 @@ from qat_lightning.build import (
 )
 from qat_lightning.config import Plain
 from qat_lightning.data.base import TaskData
+from qat_lightning.data.padding import count_padding
 from qat_lightning.quantized import switch_on
+from qat_lightning.run.teacher import check_room, facts, find_cache
+from qat_lightning.training.compiled import compiled
 from qat_lightning.training.loggers import begin
 from qat_lightning.training.processes import watch_the_others
 from qat_lightning.training.stages import Budget, Outcome, Stage, load_weights, own_scores, weights_of
+from qat_lightning.training.teacher_cache import TeacherCache
 
 
 @dataclass
@@ -45,6 +50,8 @@ class Run:
     console: Console
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
+    cache: TeacherCache | None = None
+    content: str = ""
 
     def plan(self) -> None:
         """The stages with their settings, none begun.
@@ -52,11 +59,28 @@ class Run:
         Raises:
             ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
         """
-        previous, content = None, self.data.fingerprint()
+        previous, self.content = None, self.data.fingerprint()
         for name in stage_names(self.config):
-            settings = stage_settings(self.config, name, self.steps(name), self.data, content, previous)
+            settings = stage_settings(self.config, name, self.steps(name), self.data, self.content, previous)
             self.stages[name] = Stage(name, self.folder, settings)
             previous = self.stages[name].fingerprint
+
+    def find_cache(self, teacher: nn.Module) -> None:
+        """The folder that `teacher_cache` names, looked at before anything is trained; nothing is written.
+
+        Raises:
+            ValueError: it is another teacher's, the data never comes again, or the disk has too little room.
+        """
+        trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
+        self.cache = find_cache(self.config, self.data, self.content, teacher, trainer.strategy.root_device)
+        if self.cache is not None:
+            counts = {name: self._different_batches(name) for name in self.stages if name != "teacher"}
+            self.say(f"[bold]teacher's cache[/]: {check_room(self.config, self.data, teacher, self.cache, counts)}")
+
+    def _different_batches(self, stage: str) -> int:
+        """Of all processes."""
+        count = self.steps(stage) * self.config["trainer"]["accumulate_grad_batches"]
+        return self.processes * (count if self.data.reshuffle else min(count, self.batches_per_epoch))
 
     def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
         """Train `student` through one stage, or take over what an earlier start of this run has finished."""
@@ -81,8 +105,22 @@ class Run:
     @property
     def batches_per_epoch(self) -> int:
         """Of one process, all processes sharing an epoch."""
+        return self.data.batches_per_epoch(self.processes)
+
+    @property
+    def processes(self) -> int:
+        """On all machines."""
         trainer = self.config["trainer"]
-        return self.data.batches_per_epoch(_count(trainer["devices"]) * trainer["num_nodes"])
+        return _count(trainer["devices"]) * trainer["num_nodes"]
+
+    def padding(self) -> dict[str, dict[str, int]]:
+        """Of each stage that trained on rows of tokens, see `count_padding`."""
+        batches = {
+            name: outcome.steps * self.config["trainer"]["accumulate_grad_batches"]
+            for name, outcome in self.outcomes.items()
+        }
+        counted = {name: count_padding(self.data, count, self.processes) for name, count in batches.items()}
+        return {name: tokens for name, tokens in counted.items() if tokens is not None}
 
     def scores(self, model: nn.Module) -> dict[str, float]:
         """The validation metrics of a model as it stands."""
@@ -112,22 +150,27 @@ class Run:
 
     def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
         settings = self.config["stages"][stage.name]
-        module = build_module(self.config, stage.name, steps, student, self.data, teacher)
+        module = build_module(self.config, stage.name, steps, student, self.data, teacher, self.cache)
         callbacks = all_callbacks(self.config, stage, self.data)
         every = settings["validate_every"]
         batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
         trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
+        if self.cache is not None and module.teacher is not None:
+            self.cache.claim(facts(self.config, self.content, module.teacher, trainer.strategy.root_device))
         switch_on(student, settings.get("parts"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and first_process():
                 begin(logger, self.say)
-        outcome = stage.fit(trainer, module, self.data, settings["keep"])
+        with compiled(module) if self.config["compile"] else nullcontext():
+            outcome = stage.fit(trainer, module, self.data, settings["keep"])
         switch_on(student)
         for logger in trainer.loggers:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # the next stage is a W&B run of its own
         self.say(f"[bold]{stage.name}[/]: {self._told(outcome)}")
+        if self.cache is not None and module.teacher is not None:
+            self.say(f"[bold]teacher's cache[/]: {self.cache.told()}")
 
     def _announce(self, name: str, steps: int, stage: Stage) -> None:
         if stage.unfinished is not None:

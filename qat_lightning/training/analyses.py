@@ -50,13 +50,13 @@ class AttentionAnalysis(Callback):
         self._teacher: Signals | None = None
 
     def on_validation_epoch_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
-        if not trainer.is_global_zero or module.teacher is None:
+        if not trainer.is_global_zero or module.full_teacher is None:
             return
         # Lightning validates in inference mode; what is kept until the next validation must be no inference tensor.
         with torch.inference_mode(False), torch.no_grad():
             batch = _moved(trainer.datamodule.example_batch(self.rows), trainer, module.device)  # type: ignore[attr-defined]
             if self._teacher is None:
-                seen = Observed(_copied(module.teacher, module.device), [MAPS])(batch)
+                seen = Observed(_copied(module.full_teacher, module.device), [MAPS])(batch)
                 self._teacher = {MAPS: [layer.cpu() for layer in seen[MAPS]]}
             student = Observed(_copied(module.student, module.device), [MAPS])(batch)
             measured = compare_maps(student, self._teacher, batch, self.k)
@@ -170,8 +170,8 @@ def _at_hand(trainer: Trainer, module: QATModule) -> bool:
 
 def _models(module: QATModule, teacher: bool, device: torch.device) -> Iterator[tuple[str, nn.Module]]:
     """A copy of each model by name, one at a time; of the teacher all weights count, as of the student."""
-    if teacher and module.teacher is not None:
-        yield "teacher", _copied(module.teacher, device).requires_grad_(True)
+    if teacher and module.full_teacher is not None:
+        yield "teacher", _copied(module.full_teacher, device).requires_grad_(True)
     yield "student", _copied(module.student, device)
 
 

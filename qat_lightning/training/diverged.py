@@ -27,7 +27,12 @@ class NonFiniteError(ValueError):
 
 def largest(tensors: Sequence[Tensor]) -> Tensor:
     """max|t| over all elements; NaN where one is."""
-    return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors), float("inf"))]).max()
+    if tensors[0].device.type == "cpu":  # where the norm is no vector code and takes ten times as long
+        ends = (torch.aminmax(tensor.detach()) for tensor in tensors)
+        found = [torch.maximum(-low, high).float() for low, high in ends]
+    else:
+        found = [norm.float() for norm in torch._foreach_norm(list(tensors), float("inf"))]
+    return torch.stack(found).max()
 
 
 def check_weights(module: QATModule, trainer: Trainer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
@@ -14,12 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from qat_lightning.intervention import Intervention
-from qat_lightning.quantized import step_sizes
+from qat_lightning.quantized import step_sizes, weights_held
 from qat_lightning.quantizers import LSQQuantizer
 from qat_lightning.signals import Batch, Observed, Signals
-from qat_lightning.training.compatible import check_teacher
+from qat_lightning.training.compatible import check_interventions, check_teacher
 from qat_lightning.training.diverged import check_weights
 from qat_lightning.training.guards import NumbersGuard, TeacherGuard
+from qat_lightning.training.teacher_cache import TeacherCache
 
 
 class Loss(Protocol):
@@ -57,9 +59,12 @@ class QATModule(LightningModule):
         learned: "weights", "activations" → lr and weight_decay of what their quantizers learn; without, the
             optimizer's own lr and no decay.
         stage: what an error calls this training.
+        cache: where the teacher's signals are kept and found again.
+        full_teacher: the teacher as it was fine-tuned, which analyses look at, where `teacher` is a copy of it in another
+            precision.
 
     Raises:
-        ValueError: a teacher that cannot teach this student (`compatible.check_teacher`).
+        ValueError: a teacher that cannot teach this student, an intervention that a loss does not see (`compatible`).
     """
 
     def __init__(
@@ -76,8 +81,11 @@ class QATModule(LightningModule):
         weight_decay: float = 0.01,
         learned: Mapping[str, Mapping[str, float]] | None = None,
         stage: str = "train",
+        cache: TeacherCache | None = None,
+        full_teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check_interventions(interventions, losses)
         self.student, self.steps, self.predict, self.weight_decay = student, steps, predict, weight_decay
         self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
         self.make_optimizer, self.factor, self.learned = optimizer, scheduler, learned or {}
@@ -91,12 +99,15 @@ class QATModule(LightningModule):
         sites = {site for loss in self.losses.values() for site in loss.sites}
         self.observe_student = Observed(student, sorted(sites))
         self.answer, self.observe_teacher = Observed(student), _silent
+        self._held = ExitStack()
         self._outside: list[nn.Module] = []  # a list: torch does not register the teacher as a part of the module
         if teacher is not None:
             check_teacher(teacher, student)
-            self._outside.append(teacher.requires_grad_(False).eval())
+            frozen = [teacher] if full_teacher is None else [teacher, full_teacher]
+            self._outside += [model.requires_grad_(False).eval() for model in frozen]
             given = {site for intervention in interventions for site in intervention.sites}
-            self.observe_teacher = Observed(teacher, sorted(sites | given))
+            observed = Observed(teacher, sorted(sites | given))
+            self.observe_teacher = observed if cache is None else cache.of(observed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         teacher = self.teach(batch)
@@ -110,6 +121,13 @@ class QATModule(LightningModule):
         self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, sync_dist=True)
         self.log("lr", self.learning_rate)
         return total
+
+    def on_validation_epoch_start(self) -> None:
+        self._held.close()  # of a validation that an error has ended
+        self._held.enter_context(weights_held(self.student))
+
+    def on_validation_epoch_end(self) -> None:
+        self._held.close()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The student's own score; while an intervention is at work, the teacher-assisted one beside it."""
@@ -154,11 +172,11 @@ class QATModule(LightningModule):
 
         A compiled graph gives it a gradient of 0 where eager mode gives none, and decay and momentum would move it.
         """
-        if self.intervention.sites:
-            reached = [(p, p.grad) for p in self.student.parameters() if p.grad is not None]
-            largest = torch.stack(torch._foreach_norm([gradient for _, gradient in reached], float("inf"))).tolist()
-            for (parameter, _), norm in zip(reached, largest, strict=True):
-                if norm == 0:
+        if self.intervention.sites and getattr(self.student, "_compiled_call_impl", None) is not None:
+            reached = [parameter for parameter in self.student.parameters() if parameter.grad is not None]
+            moved = torch.stack([parameter.grad.any() for parameter in reached]).tolist()  # type: ignore[union-attr]
+            for parameter, moves in zip(reached, moved, strict=True):
+                if not moves:
                     parameter.grad = None
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
@@ -180,6 +198,11 @@ class QATModule(LightningModule):
     @property
     def teacher(self) -> nn.Module | None:
         return self._outside[0] if self._outside else None
+
+    @property
+    def full_teacher(self) -> nn.Module | None:
+        """The teacher as it was fine-tuned, wherever it is."""
+        return self._outside[-1] if self._outside else None
 
     @property
     def learning_rate(self) -> float:

@@ -105,7 +105,8 @@ def _outcome(results: Mapping[str, Any]) -> list[str]:
 
 def _training(folder: Path, results: Mapping[str, Any]) -> list[str]:
     history = read_history(folder, results["steps"])
-    stages = ["## Training", markdown.table(["stage", "steps", "time", "per step"], markdown.stage_rows(results))]
+    table = markdown.table(["stage", "steps", "time", "per step"], markdown.stage_rows(results))
+    stages = ["## Training", table, markdown.padding(results), markdown.teacher_cache(results)]
     if not any(stage.rows for stage in history):
         return [*stages, "No curves: the run folder holds no `logs/<stage>/metrics.csv`."]
     figure = training_curves(history, results["metric"], results.get("teacher"), results.get("untrained"))
