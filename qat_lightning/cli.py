@@ -103,7 +103,7 @@ def _program() -> Iterator[None]:
 def _bench(config: DictConfig) -> None:
     with mistakes_in_words():
         plain = resolve(config)
-        from qat_lightning.bench import run_bench
+        from qat_lightning.bench.command import run_bench
 
         run_bench(plain, list(HydraConfig.get().overrides.task))
 

@@ -1,5 +1,1 @@
-"""What a model costs, side by side in one process: `python -m qat_lightning.bench`."""
-
-from qat_lightning.bench.command import run_bench
-
-__all__ = ["run_bench"]
+"""What a model, or its training, costs: `python -m qat_lightning.bench`. Imports nothing, so that --help need not wait."""

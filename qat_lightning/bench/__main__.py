@@ -1,4 +1,4 @@
-"""`python -m qat_lightning.bench [bench=inference] [overrides]`: what a model costs, side by side; JSON with output=FILE."""
+"""`python -m qat_lightning.bench [bench=…] [overrides]`: what a model or its training costs, side by side."""
 
 from qat_lightning.cli import bench
 

@@ -10,10 +10,17 @@ from rich.console import Console
 
 from qat_lightning.bench.inference import measure_inference
 from qat_lightning.bench.machine import machine, versions
+from qat_lightning.bench.scaling import measure_scaling
 from qat_lightning.bench.table import inference_table
+from qat_lightning.bench.training import measure_training
+from qat_lightning.bench.training_table import scaling_table, training_table
 from qat_lightning.config import ConfigError, Plain, suggest
 
-BENCHES = {"inference": (measure_inference, inference_table)}
+BENCHES = {
+    "inference": (measure_inference, inference_table),
+    "training": (measure_training, training_table),
+    "scaling": (measure_scaling, scaling_table),
+}
 """bench.name → what measures, and what shows it."""
 
 WIDTH = 100
@@ -33,7 +40,7 @@ def run_bench(config: Plain, command: Sequence[str]) -> None:
     if name not in BENCHES:
         raise ConfigError(f"bench.name={name!r}: {suggest(str(name), BENCHES)}")
     if type(config["threads"]) is not int or config["threads"] < 1:
-        raise ConfigError(f"threads={config['threads']} must be 1 or more: both runtimes take as many")
+        raise ConfigError(f"threads={config['threads']} must be 1 or more")
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise ConfigError(f"output={output} must be a file in a folder that exists")
     measure, table = BENCHES[name]

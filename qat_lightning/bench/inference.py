@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,11 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from qat_lightning.bench.machine import torch_threads
 from qat_lightning.bench.runtimes import BASELINE, Runtime, build_calibrated, build_teacher, logits, write_runtimes
-from qat_lightning.bench.shapes import Shape, check_shapes, label, random_batch, shapes_for
+from qat_lightning.bench.shapes import Shape, check_counts, check_shapes, label, random_batch, shapes_for
 from qat_lightning.bench.timing import Spread, side_by_side
-from qat_lightning.config import ConfigError, Plain
+from qat_lightning.config import Plain
 from qat_lightning.packing import bits
 
 Say = Callable[[str], None]
@@ -33,7 +33,7 @@ def measure_inference(config: Plain, say: Say) -> Plain:
     """
     bench, threads = config["bench"], config["threads"]
     _check(bench)
-    with _torch_threads(threads), TemporaryDirectory(prefix="qat_lightning_bench_") as folder:
+    with torch_threads(threads), TemporaryDirectory(prefix="qat_lightning_bench_") as folder:
         say("building and exporting …")
         teacher = build_teacher(config)
         shapes = shapes_for(teacher, bench["shapes"])
@@ -68,9 +68,7 @@ def measure_inference(config: Plain, say: Say) -> Plain:
 
 
 def _check(bench: Plain) -> None:
-    for name, least in (("repeats", 1), ("loads", 1), ("warmup", 0)):
-        if type(bench[name]) is not int or bench[name] < least:
-            raise ConfigError(f"bench.{name}={bench[name]!r} must be a whole number, {least} or more")
+    check_counts(bench, {"repeats": 1, "loads": 1, "warmup": 0})
     check_shapes(bench["shapes"])
 
 
@@ -113,13 +111,3 @@ def _speeds(
 def _speed(speeds: Mapping[tuple[Shape, str], Spread], shape: Shape, name: str) -> Plain:
     own = speeds[shape, name]
     return {"seconds": asdict(own), "speedup": speeds[shape, BASELINE].median / own.median}
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from qat_lightning.config import Plain
 
@@ -31,3 +35,14 @@ def machine() -> Plain:
 
 def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """torch's own, until the context ends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -26,27 +26,33 @@ def inference_table(results: Plain) -> Group:
         size = [_size(runtime["bytes"]), f"{runtime['ratio']:.2f}×", f"{runtime['load']['median']:.2f}"]
         speed = [_speed(runtime["speed"][shape]) for shape in shapes]
         table.add_row(name, *size, *speed, style="bold" if name == ONNX else "")
-    return Group(*(Text(line, overflow="fold") for line in _heading(results)), table)
+    unit = f"ms a batch (rows × tokens; of images rows), median of {results['repeats']}; (×): against {results['baseline']}"
+    return Group(*heading(results, unit), table)
 
 
-def _heading(results: Plain) -> list[str]:
+def heading(results: Plain, *units: str) -> list[Text]:
+    """The command, the model, the machine, the versions, and what the figures are."""
     machine, model = results["machine"], results["model"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     instructions = f" ({', '.join(machine['instructions'])})" if machine["instructions"] else ""
-    return [
+    lines = [
         shlex.join(["python", "-m", "qat_lightning.bench", *results["command"]]),
         f"{model['family']}, {model['parameters']:,} parameters, random weights; threads: {results['threads']}",
         f"{machine['processor']}, {machine['cores']} cores{instructions}",
         versions,
-        f"ms a batch (rows × tokens; of images rows), median of {results['repeats']}; (×): against {results['baseline']}",
+        *units,
     ]
+    return [Text(line, overflow="fold") for line in lines]
 
 
 def _size(bytes: int) -> str:
-    mebibytes = bytes / 2**20
-    return f"{mebibytes:.{1 if mebibytes >= 100 else 2}f}"
+    size = bytes / 2**20
+    return f"{size:.{1 if size >= 100 else 2}f}"
 
 
 def _speed(speed: Plain) -> str:
-    milliseconds = speed["seconds"]["median"] * 1000
-    return f"{milliseconds:.{0 if milliseconds >= 100 else 1}f} ({speed['speedup']:.2f}×)"
+    return f"{milliseconds(speed['seconds']['median'])} ({speed['speedup']:.2f}×)"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.{0 if seconds >= 0.1 else 1}f}"

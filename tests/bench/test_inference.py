@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from qat_lightning.bench import inference, run_bench
+from qat_lightning.bench import inference
+from qat_lightning.bench.command import run_bench
 from qat_lightning.bench.inference import measure_inference
 from qat_lightning.bench.runtimes import BASELINE, INT8, ONNX, PACKED, TORCH, Runtime
 from qat_lightning.bench.timing import Spread

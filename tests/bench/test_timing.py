@@ -1,11 +1,12 @@
 """Which calls are timed, in which order, and what is made of the seconds; on a clock that the calls themselves turn."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
 from qat_lightning.bench import timing
-from qat_lightning.bench.timing import Spread, side_by_side, spread
+from qat_lightning.bench.timing import Spread, seconds_side_by_side, side_by_side, spread
 
 
 class Clock:
@@ -57,6 +58,13 @@ def test_without_untimed_calls_every_call_counts(clock):
     assert side_by_side({"one": clock.calls("one")}, rounds=3, warmup=0, untimed=0) == {"one": spread([1, 2, 3])}
 
 
+def test_processor_time_is_another_clock(clock, monkeypatch):
+    """It stands still while a call waits: of the 1, 2, 3 seconds of this one it counts a tenth."""
+    monkeypatch.setattr(timing.time, "process_time", lambda: clock.now / 10, raising=False)
+    found = seconds_side_by_side({"one": clock.calls("one")}, rounds=3, warmup=0, untimed=0, clock="processor")
+    assert found["one"] == pytest.approx([0.1, 0.2, 0.3])
+
+
 def test_what_a_call_leaves_behind_is_dropped_outside_of_the_time(clock):
     class Heavy:
         def __del__(self):
@@ -64,3 +72,17 @@ def test_what_a_call_leaves_behind_is_dropped_outside_of_the_time(clock):
 
     assert side_by_side({"one": Heavy}, rounds=2, warmup=0)["one"].high == 0
     assert clock.now == 400
+
+
+def test_what_is_around_a_call_is_not_timed_and_holds_for_the_untimed_ones():
+    noted = []
+
+    @contextmanager
+    def around():
+        noted.append("in")
+        yield
+        noted.append("out")
+
+    calls = {"own": lambda: noted.append("own"), "other": lambda: noted.append("other")}
+    seconds_side_by_side(calls, rounds=1, warmup=0, untimed=1, around={"own": around})
+    assert noted == ["in", "own", "own", "out", "other", "other"]
