@@ -34,7 +34,9 @@ CONTEXTS = (
 )
 """What an override may need; a table's row may say more."""
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} | {"data/augmentation"}
-KEYS = GROUPS | {"teacher", "seed", "threads"}
+KEYS = GROUPS | {
+    "teacher", "teacher_precision", "teacher_cache", "compile", "activation_checkpointing", "seed", "threads"
+}  # fmt: skip
 
 MISSING = (InterpolationToMissingValueError, MissingMandatoryValue)
 """A choice that asks for more, as data=text does, is not judged by its values."""

@@ -16,7 +16,7 @@ FLOORS = (
     {"quantizers", "schedules", "hub", "failures", "terminal"},
     {"nn"},
     {"sites"},
-    {"signals", "packing"},
+    {"signals", "packing", "reading"},
     {"losses", "intervention", "convert", "quantized", "analysis"},
     {"export"},
     {"data"},
@@ -42,10 +42,16 @@ FLOORS = (
 )
 """Lowest first; a module imports from the floors below its own, never its own or above; the top floor from all."""
 
-ONLY = {"nn": set(), "sites": {"quantizers"}, "signals": {"sites"}, "packing": {"sites", "quantizers"}}
+ONLY = {
+    "nn": set(),
+    "sites": {"quantizers"},
+    "signals": {"sites"},
+    "reading": {"sites", "nn"},
+    "packing": {"sites", "quantizers"},
+}
 """What these may import of the floors below, when that is less than all."""
 
-PURE_TORCH = {"quantizers", "schedules", "sites", "signals", "losses", "intervention", "quantized"}
+PURE_TORCH = {"quantizers", "schedules", "sites", "signals", "reading", "losses", "intervention", "quantized"}
 TOP = FLOORS[-1]
 MAY_IMPORT = {
     "lightning": {"data", "training"} | TOP,
