@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ def measure_scaling(config: Plain, say: Say) -> Plain:
     (variant,) = compose_variants(config | {"bench": bench | {"only": [name]}}).values()
     with torch_threads(config["threads"]), compiled_or_told():
         told, axes = _in_this_process(config, plain, variant, say)
+    gc.collect()  # of models and optimizers that hold each other, or several processes have no room beside this one
     for processes in bench["processes"]:
         say(f"timing: {processes} processes …")
         axes["processes"][str(processes)] = _of_processes(config, plain, variant, processes)
