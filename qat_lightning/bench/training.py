@@ -14,7 +14,7 @@ from qat_lightning.bench.memory import peak_bytes, saved_bytes, storages
 from qat_lightning.bench.shapes import check_counts, check_shapes, label, shapes_for
 from qat_lightning.bench.steps import Case, Workshop
 from qat_lightning.bench.timing import seconds_side_by_side, spread
-from qat_lightning.bench.training_table import COMPILED
+from qat_lightning.bench.training_table import COMPILED, beside
 from qat_lightning.bench.variants import compose_plain, compose_variants
 from qat_lightning.config import ConfigError, Plain, suggest
 from qat_lightning.training.compiled import GRAPHS
@@ -169,7 +169,7 @@ def _bytes(case: Case, device: torch.device) -> Plain:
 def _row(
     name: str, seconds: Mapping[tuple[str, Hashable], list[float]], memory: Mapping[str, Plain], rows: int
 ) -> Plain:
-    yardstick = YARDSTICK + (COMPILED if name.endswith(COMPILED) else "")
+    yardstick = beside(name, YARDSTICK)
     made: Plain = {}
     for kind in ("step", "evaluation"):
         if (kind, name) in seconds:

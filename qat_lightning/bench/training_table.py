@@ -28,11 +28,16 @@ def training_table(results: Plain) -> Group:
     table = _table("variant", [name for _, names in groups for name in names])
     for name, row in variants.items():
         if "error" not in row:
-            compared = results["yardstick"] + (COMPILED if name.endswith(COMPILED) else "")
+            compared = beside(name, results["yardstick"])
             cells = [cell for key, _ in groups for cell in _CELLS[key](row, variants.get(compared, {}))]
             table.add_row(name, *cells, style="bold" if name == compared else "")
     failed = [f"{name}: {row['error']}" for name, row in variants.items() if "error" in row]
     return Group(*heading(results, *_unit(results)), table, *failed)
+
+
+def beside(name: str, yardstick: str) -> str:
+    """The row that a row's ratios are against: a compiled one's is compiled as well."""
+    return yardstick + COMPILED if name.endswith(COMPILED) else yardstick
 
 
 def scaling_table(results: Plain) -> Group:

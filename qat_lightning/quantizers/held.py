@@ -68,9 +68,8 @@ class Latest:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[weakref.ref[Tensor], object, Tensor, int] | None = (
-            None  # one name, so threads see all or nothing
-        )
+        # One name, so that threads see all of it or nothing.
+        self._last: tuple[weakref.ref[Tensor], object, Tensor, int] | None = None
 
     def find(self, x: Tensor, settings: object) -> Tensor | None:
         """What a quantizer of these settings has just made of this very tensor, both unchanged since; else None."""
