@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
+from torchmetrics import Metric
 from transformers import BertConfig, BertForSequenceClassification, OPTConfig, OPTForSequenceClassification
 
-from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_student
+from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_student, build_trainer
 from qat_lightning.config import ConfigError
 from qat_lightning.packing import bits
 from qat_lightning.training.callbacks import StepSizeWarmup
@@ -142,11 +143,73 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path, fine_tuned):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize(("data", "mode"), [("random_text", "max"), ("random_tokens", "min")])
-def test_early_stopping_follows_the_metrics_direction(data, mode):
-    config = composed(f"data={data}", "callbacks=early_stopping", "callbacks.early_stopping.patience=2")
-    (stopping,) = (c for c in build_callbacks(config, "train", build_data(config)) if isinstance(c, EarlyStopping))
-    assert (stopping.mode, stopping.patience, stopping.monitor) == (mode, 2, f"val/{config['data']['metric']}")
+WATCH = "+callbacks.watch={_target_: lightning.pytorch.callbacks.%s, monitor: %s}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mode"),
+    [
+        (("callbacks=early_stopping",), "max"),
+        (("callbacks=early_stopping", "data=random_tokens"), "min"),  # perplexity
+        (("callbacks=early_stopping", "callbacks.early_stopping.mode=min"), "min"),
+        (("callbacks=early_stopping", "data=random_tokens", "callbacks.early_stopping.mode=max"), "max"),
+        (("callbacks=early_stopping", "callbacks.early_stopping.monitor=train/loss"), "min"),
+        (("callbacks=early_stopping", "callbacks.early_stopping.monitor=train/loss_task"), "min"),
+        (("callbacks=early_stopping", "+callbacks.early_stopping._partial_=true"), "max"),
+        ((WATCH % ("EarlyStopping", "val/accuracy"),), "max"),  # Lightning's own default would be min
+        ((WATCH % ("ModelCheckpoint", "val/accuracy"),), "max"),
+        ((WATCH % ("ModelCheckpoint", "analysis/ranking_loss"),), "min"),
+        ((WATCH % ("EarlyStopping", "train/loss"), "+callbacks.watch.mode=max"), "max"),
+        ((WATCH % ("EarlyStopping", "step_sizes/weights/pooler"), "+callbacks.watch.mode=max"), "max"),
+    ],
+    ids=str,
+)
+def test_a_callback_knows_the_better_end_of_what_it_watches(overrides, mode):
+    config = composed(*overrides)
+    (name,) = config["callbacks"]
+    kind = EarlyStopping if "EarlyStopping" in config["callbacks"][name]["_target_"] else ModelCheckpoint
+    (made,) = (c for c in build_callbacks(config, "train", build_data(config)) if type(c) is kind)
+    assert made.mode == mode
+
+
+@pytest.mark.parametrize("monitor", ["lr", "step_sizes/weights/pooler", "val/nothing"])
+def test_a_better_end_that_is_not_known_must_be_given(monitor):
+    config = composed(WATCH % ("EarlyStopping", monitor))
+    with pytest.raises(ConfigError, match=rf"callbacks\.watch\.mode must be given: whether {monitor} is better"):
+        build_callbacks(config, "train", build_data(config))
+
+
+class NotDefined(Metric):
+    higher_is_better = True
+
+    def update(self, *answers):
+        """Nothing is kept."""
+
+    def compute(self):
+        return torch.tensor(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("check_finite", "steps", "said"),
+    [
+        ("false", 2, "counts as not better|not improve in the last 2 records"),
+        ("true", 1, "ends the stage|is not finite"),
+    ],
+)
+def test_a_score_that_is_not_defined_is_said(tmp_path, capsys, check_finite, steps, said):
+    settings = ("patience=2", f"check_finite={check_finite}")
+    config = composed("callbacks=early_stopping", *(f"callbacks.early_stopping.{one}" for one in settings))
+    data = build_data(config)
+    data.load()
+    data.metrics = {"accuracy": NotDefined()}
+    trainer = build_trainer(config, "teacher", 5, tmp_path, build_callbacks(config, "teacher", data))
+    trainer.fit(build_module(config, "teacher", 5, build_model(config, data), data), datamodule=data)
+    assert trainer.global_step == steps
+    first, last = capsys.readouterr().out.splitlines()
+    when, why = said.split("|")
+    assert first == f"stage teacher, step 1: val/accuracy is nan, which {when}" + " (check_finite=true)" * (steps == 1)
+    assert last.startswith(f"stage teacher: early stopping after step {steps} of 5. Monitored metric val/accuracy")
+    assert why in last
 
 
 @pytest.mark.parametrize(

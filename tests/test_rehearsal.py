@@ -150,9 +150,9 @@ def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, overri
     "overrides",
     [
         (callback("EarlyStopping", monitor="train/loss"),),
-        (callback("EarlyStopping", monitor="nope", strict="false"),),
+        (callback("EarlyStopping", monitor="nope", strict="false", mode="max"),),
         (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0"),
-        (callback("EarlyStopping", monitor="lr-AdamW/pg1"), callback("LearningRateMonitor")),
+        (callback("EarlyStopping", monitor="lr-AdamW/pg1", mode="min"), callback("LearningRateMonitor")),
         ("callbacks=early_stopping",),
         (callback("Timer", duration="'00:00:01:00'"),),
     ],

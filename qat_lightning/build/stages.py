@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from qat_lightning.build.models import in_teacher_precision
-from qat_lightning.config import ConfigError, Plain, create, create_all
+from qat_lightning.build.watched import with_mode
+from qat_lightning.config import ConfigError, Plain, check_targets, create, create_all
 from qat_lightning.convert import checkpoint_activations, open_attention_for
 from qat_lightning.data.base import TaskData
 from qat_lightning.losses import Task
-from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar
+from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar, StoppingReport
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stages import Settings, Stage
 from qat_lightning.training.stopping import leave_signals_alone
@@ -128,17 +130,21 @@ def build_trainer(
 
 
 def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]:
-    """What turns knobs in this stage, and the configured callbacks; a partial one is told which way the metric is better."""
+    """What turns knobs in this stage, and the configured callbacks, with the direction of what they watch (`with_mode`)."""
     callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
     if stage == "intervene":
         schedule = create(config["schedule"], "schedule")
         callbacks.append(InterventionSchedule(create_all(config["intervention"], "intervention"), schedule))
-    for name, callback in create_all(config["callbacks"], "callbacks").items():
-        made = callback(mode="max" if data.higher_is_better else "min") if isinstance(callback, partial) else callback
+    chosen = {name: node for name, node in config["callbacks"].items() if node is not None}
+    check_targets(chosen, "callbacks")
+    directed = {name: with_mode(node, f"callbacks.{name}", data) for name, node in chosen.items()}
+    for name, made in create_all(directed, "callbacks").items():
         if not isinstance(made, Callback):
-            raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is no callback of Lightning")
+            raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is not a callback of Lightning")
         if not getattr(made, "first_stage_only", False) or stage == stage_names(config)[1]:
             callbacks.append(made)
+    if any(isinstance(callback, EarlyStopping) for callback in callbacks):
+        callbacks.append(StoppingReport())
     return callbacks
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -87,6 +87,36 @@ class StageBar(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in shown.items() if name != "v_num"}
+
+
+class StoppingReport(Callback):
+    """Prints why early stopping has ended a stage, and the first value it watches that is not finite."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def on_validation_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
+        for stopping in self._stopping(trainer):
+            value = trainer.callback_metrics.get(stopping.monitor)
+            if value is None or value.isfinite().all() or stopping.monitor in self._said:
+                continue
+            self._said.add(stopping.monitor)
+            effect = "ends the stage (check_finite=true)" if stopping.check_finite else "counts as not better"
+            module.print(
+                f"stage {module.stage}, step {trainer.global_step}: {stopping.monitor} is {float(value)}, which {effect}"
+            )
+
+    def on_train_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
+        for stopping in self._stopping(trainer):
+            if stopping.stopping_reason_message:
+                reason = stopping.stopping_reason_message.removesuffix("Signaling Trainer to stop.").strip()
+                module.print(
+                    f"stage {module.stage}: early stopping after step {trainer.global_step} of {module.steps}. {reason}"
+                )
+
+    @staticmethod
+    def _stopping(trainer: Trainer) -> list[EarlyStopping]:
+        return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
 
 
 class SeedEachBatch(Callback):
