@@ -32,15 +32,17 @@ TUNING = {"LearningRateFinder": "optimizer.lr", "BatchSizeFinder": "data.batch_s
 """Callbacks that would decide what the configuration decides → by which key."""
 
 
-def check_libraries(config: Plain, folder: Path) -> None:
-    """The model's family and the trainer: its accelerator, its strategy, so many devices.
+def check_libraries(config: Plain, folder: Path) -> str:
+    """Check the model's family and the trainer: its accelerator, its strategy, so many devices.
+
+    Returns the precision that the trainer computes in, which need not be the one that was asked for.
 
     Raises:
         ConfigError: naming the key.
     """
     _check_family(config["model"])
     try:
-        build_trainer(config, "teacher", 0, folder, record=False)
+        return str(build_trainer(config, "teacher", 0, folder, record=False).precision)
     except REFUSED as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 

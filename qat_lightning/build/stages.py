@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler, XLAProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -38,6 +39,10 @@ AS_BEFORE: Sequence[tuple[str, Any]] = (
     (r"teacher_precision", None),
 )
 """Settings that count only where they are otherwise: run folders from before them know none of these."""
+
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler, "xla": XLAProfiler}
+"""Lightning's; with a file name each writes to the folder of the first logger, logs/<stage>/, at the end of the stage."""
 
 
 def stage_names(config: Plain) -> list[str]:
@@ -110,6 +115,7 @@ def build_trainer(
     """
     trainer = dict(config["trainer"])
     bar = trainer.pop("enable_progress_bar") and record
+    profiler = trainer.pop("profiler")
     made = Trainer(
         **trainer | {"strategy": _strategy(trainer["strategy"], trainer["devices"])},
         max_steps=steps,
@@ -124,6 +130,7 @@ def build_trainer(
         enable_checkpointing=record,
         callbacks=[*callbacks, *([StageBar(stage)] if bar else [])],
         logger=_loggers(config, stage, folder) if record else False,
+        profiler=PROFILERS[profiler](filename=profiler) if record and profiler else None,
         default_root_dir=folder,
     )
     return leave_signals_alone(made)

@@ -47,7 +47,7 @@ def prepared(config: Plain, folder: Path) -> tuple[Run, nn.Module]:
         ValueError: in words with the remedy, for all that is wrong with input.
     """
     run = opened(config, folder)
-    check_libraries(config, folder)
+    run.take_precision(check_libraries(config, folder))
     refuse_other_stages(folder, stage_names(config))
     run.plan()
     teacher = build_model(config, run.data)

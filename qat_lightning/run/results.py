@@ -36,6 +36,7 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
         "student_last_step": last.last_score,
         "assisted": intervene.assisted if intervene else None,
         "seed": run.config["seed"],
+        "precision": run.config["trainer"]["precision"],
         "steps": {name: outcome.steps for name, outcome in run.outcomes.items()},
         "seconds": {name: outcome.seconds for name, outcome in run.outcomes.items()},
         "padding": run.padding(),

@@ -65,6 +65,16 @@ class Run:
             self.stages[name] = Stage(name, self.folder, settings)
             previous = self.stages[name].fingerprint
 
+    def take_precision(self, precision: str) -> None:
+        """Record the precision that the trainer computes in: Lightning computes 16-mixed on a CPU in bf16-mixed."""
+        asked = self.config["trainer"]["precision"]
+        self.config["trainer"]["precision"] = precision
+        if precision not in (asked, f"{asked}-true", f"{asked}-mixed"):
+            self.say(
+                f"[bold]precision[/]: this machine cannot compute trainer.precision={asked}; the run uses and records"
+                f" {precision}"
+            )
+
     def find_cache(self, teacher: nn.Module) -> None:
         """The folder that `teacher_cache` names, looked at before anything is trained; nothing is written.
 
@@ -169,6 +179,8 @@ class Run:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # the next stage is a W&B run of its own
         self.say(f"[bold]{stage.name}[/]: {self._told(outcome)}")
+        if self.config["trainer"]["profiler"]:
+            self.say(f"[bold]{stage.name}[/]: profile in {trainer.log_dir}")
         if self.cache is not None and module.teacher is not None:
             self.say(f"[bold]teacher's cache[/]: {self.cache.told()}")
 

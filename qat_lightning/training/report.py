@@ -129,6 +129,7 @@ def _reproduce(folder: Path, results: Mapping[str, Any]) -> list[str]:
         "All settings: [`config.yaml`](config.yaml); all numbers: [`metrics.json`](metrics.json)",
         "What was given on the command line: [`overrides.yaml`](overrides.yaml)",
         f"Seed: {results['seed']}",
+        f"Precision of the training: {results['precision']}" if results.get("precision") else "",
         f"SHA-256 of the student's tensors: `{results['student_hash']}`",
         f"Versions: {versions}" if versions else "",
     ]
