@@ -13,7 +13,7 @@ from qat_lightning.build import build_callbacks, build_data, build_model, build_
 from qat_lightning.config import ConfigError
 from qat_lightning.packing import bits
 from qat_lightning.training.callbacks import StepSizeWarmup
-from tests.training.runs import composed, small_run
+from tests.training.runs import composed
 
 ARCHITECTURE = {
     "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -70,7 +70,7 @@ def test_a_new_head_must_be_trained(fine_tuned):
 def test_weights_that_do_not_fit_the_configuration_are_refused(fine_tuned):
     described = json.loads((fine_tuned / "config.json").read_text())
     (fine_tuned / "config.json").write_text(json.dumps(described | {"intermediate_size": 48}))
-    with pytest.raises(ConfigError, match=r"do not fit its config\.json: bert\.encoder.*\(64, 32\) for \(48, 32\)"):
+    with pytest.raises(ConfigError, match=r"do not fit its config\.json.*bert\.encoder.*\(64,\) for \(48,\)"):
         built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3")
 
 
@@ -106,17 +106,6 @@ def test_family_without_a_table_is_refused_before_training(tmp_path):
 def test_model_without_the_datas_head_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         built(*overrides)
-
-
-def test_given_teacher_is_taken_as_it_is(tmp_path, fine_tuned):
-    given = (f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=3", "stages.teacher.max_steps=0")
-    results = small_run(tmp_path / "run", *given)
-    assert results["steps"]["teacher"] == 0
-    teacher, saved = (
-        load_file(tmp_path / "run/checkpoints/teacher.safetensors"),
-        load_file(fine_tuned / "model.safetensors"),
-    )
-    assert all(torch.equal(teacher[name], saved[name]) for name in saved)
 
 
 def test_ternary_coverage_is_the_papers():

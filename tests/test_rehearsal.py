@@ -8,7 +8,13 @@ from qat_lightning import foresight
 from qat_lightning.build import build_data, stages
 from qat_lightning.config import ConfigError
 from qat_lightning.foresight import check_stages
-from tests.training.runs import composed, small_run
+from tests.training.runs import composed, saved_tiny, small_run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A teacher that needs no stage of its own."""
+    return saved_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.mark.parametrize(
@@ -140,9 +146,9 @@ def callback(name: str, **arguments: str) -> str:
         ((callback("LearningRateFinder"),), r"callbacks\.LearningRateFinder would change .* give optimizer\.lr=…"),
     ],
 )
-def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, overrides, message):
+def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, tiny, overrides, message):
     with pytest.raises(ConfigError, match=message):
-        small_run(tmp_path / "run", *overrides)
+        small_run(tmp_path / "run", f"model.path={tiny}", *overrides)
     assert not (tmp_path / "run").exists()
 
 
@@ -157,9 +163,9 @@ def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, overri
         (callback("Timer", duration="'00:00:01:00'"),),
     ],
 )
-def test_what_is_logged_can_be_watched(overrides):
+def test_what_is_logged_can_be_watched(tiny, overrides):
     """Each stage of a whole run gives its callbacks these names: `test_names_that_can_be_watched_are_those_logged`."""
-    config = composed(*overrides)
+    config = composed(f"model.path={tiny}", *overrides)
     data = build_data(config)
     data.load()
     check_stages(config, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from transformers import (
 )
 
 from qat_lightning.build.pretrained import as_data, read_architecture, read_weights, runs_code
+from qat_lightning.build.weights import check_weights, warnings_of_transformers
 from qat_lightning.config import ConfigError, Plain, create, create_all
 from qat_lightning.convert import keep_layers, quantize
 from qat_lightning.data.base import Head, TaskData
 from qat_lightning.quantized import calibrate
-from qat_lightning.sites import FAMILIES, family, part_paths
+from qat_lightning.sites import FAMILIES, family
 
 HEADS: Mapping[Head, tuple[Any, Any]] = {
     "text_classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
@@ -54,12 +55,18 @@ def build_data(config: Plain) -> TaskData:
     return data
 
 
-def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
+def build_model(config: Plain, data: TaskData, say: Callable[[str], None] = lambda line: None) -> PreTrainedModel:
     """An unforked transformers model with the task's head: pretrained from a hub id or folder, or random weights.
 
     Nothing that comes with a model is run (`qat_lightning.build.pretrained`).
+
+    Args:
+        say: is given, line by line, where the weights are from, and what transformers warns of.
     """
-    loaded = _read_model(config, data)
+    with warnings_of_transformers() as warned:
+        loaded, source = _read_model(config, data)
+    for line in (source, *(f"transformers warns: {line}" for line in warned)):
+        say(line)
     family(loaded)
     loaded.config.use_cache = False  # of a language model's keys and values; training has no use for it
     if data.head == "text_classification" and loaded.config.pad_token_id is None:
@@ -69,12 +76,15 @@ def build_model(config: Plain, data: TaskData) -> PreTrainedModel:
     return loaded
 
 
-def _read_model(config: Plain, data: TaskData) -> PreTrainedModel:
+def _read_model(config: Plain, data: TaskData) -> tuple[PreTrainedModel, str]:
+    """The model, and a line that says where its weights are from."""
     model, (auto, _) = config["model"], HEADS[data.head]
     if not model["pretrained"]:
         architecture = described(model, num_labels=data.num_labels)
         _check_head(architecture, data.head)
-        return auto.from_config(architecture, trust_remote_code=False)
+        of = f" of {model['path']!r}" if model["path"] else ""
+        source = f"random weights (model.pretrained=false), {architecture.model_type} architecture{of}"
+        return auto.from_config(architecture, trust_remote_code=False), source
     if model["path"] is None:
         raise ConfigError(
             "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
@@ -83,8 +93,7 @@ def _read_model(config: Plain, data: TaskData) -> PreTrainedModel:
     if not runs_code(model, architecture, auto):
         _check_head(architecture, data.head)
     loaded, report = read_weights(model, architecture, auto)
-    _check_fit(config, loaded, report)
-    return loaded
+    return loaded, check_weights(config, loaded, report)
 
 
 def in_teacher_precision(config: Plain, teacher: nn.Module) -> nn.Module:
@@ -117,24 +126,6 @@ def build_quantized(config: Plain, teacher: nn.Module) -> nn.Module:
     attention = quantization["attention"]
     operands = create(attention, "quantization.attention") if attention else None
     return quantize(teacher, rules, operands, quantization["bits"] or {})
-
-
-def _check_fit(config: Plain, model: PreTrainedModel, report: Mapping[str, Any]) -> None:
-    """A head that is missing or for other classes is made anew, if it is going to be trained; all else must be as its
-    configuration says."""
-    path, head = config["model"]["path"], part_paths(model).get("head", "head")
-    sizes = {name: f"{name} {tuple(saved)} for {tuple(own)}" for name, saved, own in report["mismatched_keys"]}
-    if wrong := [told for name, told in sizes.items() if head not in name]:
-        raise ConfigError(
-            f"model.path={path!r} cannot be loaded, its weights do not fit its config.json: {', '.join(wrong)}"
-        )
-    new = [name for name in (*sizes, *report["missing_keys"]) if head in name]
-    teacher = config["stages"]["teacher"]
-    if new and 0 in (teacher["max_steps"], teacher["max_epochs"]):
-        raise ConfigError(
-            f"model.path={path!r} has no {head} for this data, and no teacher stage trains one: give a model that is"
-            " fine-tuned on it, or stages.teacher.max_epochs=3"
-        )
 
 
 def _check_head(architecture: PretrainedConfig, head: Head) -> None:

@@ -46,6 +46,7 @@ def check(config: Plain) -> None:
     _check_losses(losses)
     _check_teacher(config, losses)
     _check_schedule(config, interventions)
+    _check_random(config)
     _check_layers(config)
     _check_optimizer(config["optimizer"])
 
@@ -146,6 +147,19 @@ def _check_frozen(config: Plain, losses: Mapping[str, Any]) -> None:
             f"teacher_precision={config['teacher_precision']} goes with trainer.precision={', '.join(BESIDE_BF16)} and not with"
             f" {precision}: leave teacher_precision out, or choose one of those"
         )
+
+
+def _check_random(config: Plain) -> None:
+    """A teacher whose weights are random must be trained; with teacher=none nothing is distilled from it."""
+    budget = config["stages"]["teacher"]
+    if config["model"]["pretrained"] or config["teacher"] == Teacher.none.name:
+        return
+    for key in ("max_steps", "max_epochs"):
+        if budget[key] == 0:
+            raise ConfigError(
+                f"stages.teacher.{key}=0 leaves a teacher with random weights (model.pretrained=false): give model.path=… of a"
+                f" fine-tuned model without model.pretrained=false, or stages.teacher.{key}=3"
+            )
 
 
 def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:

@@ -60,14 +60,15 @@ class Ternary(Enum):
 
 @dataclass
 class ModelConfig:
-    """path: hub id or folder · revision: of a hub id, a branch, a tag or a commit · architecture: fields of the
+    """path: hub id or folder · revision: of a hub id, a branch, a tag or a commit · pretrained: load the weights of `path`, or
+    start with random ones; None is true where `path` is given and false where it is not · architecture: fields of the
     transformers configuration, for pretrained=false · student_layers: the student is made of these layers of the teacher
     alone · trust_remote_code: run the code that comes with a hub id, pinned by a full commit as the revision ·
     pickled_weights: read a pytorch_model.bin where there is no model.safetensors (as tensors, never as objects)."""
 
     path: str | None = None
     revision: str | None = None
-    pretrained: bool = True
+    pretrained: bool | None = True
     architecture: dict[str, Any] = field(default_factory=dict)
     student_layers: list[int] | None = None
     trust_remote_code: bool = False
@@ -207,11 +208,17 @@ ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
 def resolve(config: DictConfig) -> Plain:
-    """Interpolations resolved, enumerations as their names. Raises ConfigError for a value that must be given."""
+    """Interpolations and `model.pretrained=null` resolved, enumerations as their names.
+
+    Raises:
+        ConfigError: a value that must be given.
+    """
     if missing := list(_missing(OmegaConf.to_container(config, resolve=False))):
         raise ConfigError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=…' for key in missing)}")
-    plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    return typing.cast(Plain, plain)
+    plain = typing.cast(Plain, OmegaConf.to_container(config, resolve=True, enum_to_str=True))
+    if plain["model"].get("pretrained") is None:
+        plain["model"]["pretrained"] = plain["model"].get("path") is not None
+    return plain
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
+from rich.markup import escape
 from torch import nn
 
 from qat_lightning.build import build_model, build_student, stage_names
@@ -50,7 +51,7 @@ def prepared(config: Plain, folder: Path) -> tuple[Run, nn.Module]:
     run.take_precision(check_libraries(config, folder))
     refuse_other_stages(folder, stage_names(config))
     run.plan()
-    teacher = build_model(config, run.data)
+    teacher = build_model(config, run.data, lambda line: run.say(f"[bold]model[/]: {escape(line)}"))
     rehearse(config, run.data, teacher)
     run.find_cache(teacher)
     return run, teacher

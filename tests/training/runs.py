@@ -36,3 +36,12 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def small_run(folder: Path, *overrides: str) -> dict[str, Any]:
     return run(composed(*overrides), folder, list(overrides))
+
+
+def saved_tiny(folder: Path, **changes: Any) -> Path:
+    """A folder with the model of `model=tiny`, saved by transformers: what a user has who fine-tuned one."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    architecture = {name: value for name, value in composed()["model"]["architecture"].items() if name != "model_type"}
+    BertForSequenceClassification(BertConfig(**architecture | changes)).save_pretrained(folder)
+    return folder

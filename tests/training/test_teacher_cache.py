@@ -33,7 +33,7 @@ from qat_lightning.training.module import QATModule
 from qat_lightning.training.teacher_cache import TeacherCache
 from qat_lightning.training.teacher_facts import MANIFEST
 from tests.models import tiny_batch, tiny_model
-from tests.training.runs import composed
+from tests.training.runs import composed, saved_tiny
 
 IMAGES = ("model=tiny_vit", "data=random_images", "data.size=16", "data.rows=24")
 ALONE = ("intervention=none", "schedule=none", "stages.train.max_steps=6")
@@ -231,8 +231,9 @@ def test_another_machine_is_refused(tmp_path, filled, monkeypatch, name, value, 
 def test_another_teacher_is_refused_when_it_is_known(tmp_path, filled):
     with pytest.raises(ValueError, match=r"the teacher's weights: .*… → .*…"):
         small_run(tmp_path / "run", at(filled), *ALONE, "stages.teacher.max_steps=5")
+    given = f"model.path={saved_tiny(tmp_path / 'model')}"
     with pytest.raises(ConfigError, match="the teacher's weights"):  # at once, where none is trained
-        begun(tmp_path / "other", at(filled), *ALONE, "stages.teacher.max_steps=0")
+        begun(tmp_path / "other", at(filled), *ALONE, given, "stages.teacher.max_steps=0")
 
 
 def test_every_fact_counts(tmp_path):

@@ -89,7 +89,7 @@ def test_two_processes_measure_what_one_measures_on_the_joined_batch(tmp_path, i
         *fixed, *METHOD, "model=vit_digits", "data=digits", "data.train_limit=64", "data.validation_limit=32",
         "model.architecture.num_hidden_layers=1", "+model.architecture.hidden_dropout_prob=0.0",
         "+model.architecture.attention_probs_dropout_prob=0.0", "callbacks.step_size_warmup.steps=9",
-        f"quantization.weight.initialization={initialization}", "stages.teacher.max_steps=0",
+        f"quantization.weight.initialization={initialization}", "stages.teacher.max_steps=1", "stages.teacher.lr=0",
         "stages.train.max_steps=3", "stages.train.max_epochs=null", "optimizer.lr=1e-4",
     ]  # fmt: skip
     two = ("trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=8")
