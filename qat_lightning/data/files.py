@@ -1,42 +1,45 @@
-"""One split of a data set, from a folder of files or from the hub; every failure in one sentence with the remedy."""
+"""Read one split of a data set, from a folder of files or from the hub; each failure is one sentence with the remedy."""
 
 from __future__ import annotations
 
-import json
 import pkgutil
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 from datasets import Dataset, load_dataset, packaged_modules
 from datasets.exceptions import DatasetGenerationError
-from pyarrow import csv, parquet
 
+from qat_lightning.data.formats import SUFFIXES, Column, Content, read_file, suffix_of
 from qat_lightning.hub import require_hub
 
-SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 DAMAGED = (OSError, ValueError, NotImplementedError, TypeError, KeyError, RecursionError)
 """What pyarrow and json raise for files that are not what they should be."""
+
+SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(-[0-9a-f]+)?")
+"""The name of one of a split's files as the `datasets` library writes them: train-00000-of-00002."""
 
 FORMATS = frozenset(module.name for module in pkgutil.iter_modules(packaged_modules.__path__))
 """What `load_dataset` takes for a file format, csv or pandas, and not for a data set: it would read whatever files lie in
 the folder that the program was started in, pickles among them until datasets 5.2."""
 
 
-def read_split(path: str, name: str | None, split: str) -> Dataset:
-    """The rows of `split`, in memory.
+def read_split(path: str, name: str | None, split: str, columns: Sequence[Column] = ()) -> Dataset:
+    """Read the rows of `split` into memory.
 
     Args:
         path: folder, or hub id of a data set.
         name: the hub's configuration, such as cola; a folder needs none.
+        columns: to be read; all of them where none are given.
 
     Raises:
-        ValueError: nothing there, no or several files of that split, unreadable content, no hub (`Unreachable`), or a
-            name of `FORMATS`.
+        ValueError: nothing there, no or several files of that split, unreadable content, a missing column, no hub
+            (`Unreachable`), or a name of `FORMATS`.
     """
     folder = Path(path)
     if folder.is_dir():
-        rows = _rows(_file(folder, split))
+        rows = _read_files(_files(folder, split), path, split, columns)
         if not len(rows):
             raise ValueError(
                 f"the {split} split of data.path={path!r} is empty: give data.path=FOLDER another folder, or fill the file"
@@ -49,36 +52,64 @@ def read_split(path: str, name: str | None, split: str) -> Dataset:
         )
     require_hub({"data.path": path})
     try:
-        return load_dataset(path, name, split=split)
+        rows = load_dataset(path, name, split=split)
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise ValueError(
             f"the {split} split of data.path={path!r} data.name={name} cannot be read ({_line(error)}): choose another"
             " data.name=…, another split with data.train_split=… data.validation_split=…, or give data.path=FOLDER"
         ) from error
+    for column in columns:
+        _check_column(column, rows.column_names, path, split)
+    return rows
 
 
-def _rows(file: Path) -> Dataset:
+def _read_files(files: Sequence[Path], path: str, split: str, columns: Sequence[Column]) -> Dataset:
+    contents = [_read_file(file, columns) for file in files]
+    for content in contents:
+        for column in columns if content.names else ():
+            _check_column(column, content.names, path, split)
     try:
-        return Dataset(_table(file))
+        return Dataset(pyarrow.concat_tables([content.table for content in contents], promote_options="permissive"))
     except DAMAGED as error:
         raise ValueError(
-            f"{str(file)!r} cannot be read ({_line(error)}): repair it, or give data.path=FOLDER another folder"
+            f"the files of the {split} split of data.path={path!r} do not go together ({_line(error)}): give their columns"
+            " the same types"
         ) from error
 
 
-def require_column(split: Dataset, name: str, path: str, column: str, remedy: str) -> None:
-    """Raises ValueError, with the remedy, where the split called `name` of the data at `path` lacks that column."""
-    if column not in split.column_names:
-        held = ", ".join(split.column_names) or "none"
-        raise ValueError(f"the {name} split of data.path={path!r} has no column {column!r}, it has {held}: {remedy}")
+def _read_file(file: Path, columns: Sequence[Column]) -> Content:
+    try:
+        return read_file(file, columns)
+    except DAMAGED as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read ({_line(error)}): repair it (a text file must be UTF-8), or give data.path=FOLDER"
+            " another folder"
+        ) from error
 
 
-def _file(folder: Path, split: str) -> Path:
-    """`train.parquet`, or the only file whose name begins so (`validation_matched.parquet`)."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    found = [path for path in files if path.stem == split] or [path for path in files if path.stem.startswith(split)]
+def _check_column(column: Column, names: Sequence[str], path: str, split: str) -> None:
+    """Raise ValueError, with the remedy, where the split lacks the column, or has several of that name."""
+    where = f"the {split} split of data.path={path!r}"
+    if (count := names.count(column.name)) > 1:
+        raise ValueError(f"{where} has {count} columns called {column.name!r}: rename all but one of them in the file")
+    if not count:
+        held = ", ".join(names) or "none"
+        raise ValueError(f"{where} has no column {column.name!r}, it has {held}: {column.remedy}")
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    """Return `train.parquet`, its shards, or the only file whose name begins so (`validation_matched.parquet`)."""
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if suffix_of(file) in SUFFIXES:
+            groups.setdefault(_split_of(file), []).append(file)
+    names = [split] if split in groups else [name for name in groups if name.startswith(split)]
+    found = [file for name in names for file in groups[name]]
+    if len(names) == 1 and all(SHARD.fullmatch(_stem(file)) for file in found):
+        _check_shards(found, folder, split)
+        return found
     if len(found) == 1:
-        return found[0]
+        return found
     problem = "several files" if found else "no file"
     held = ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))) or "nothing"
     raise ValueError(
@@ -87,26 +118,26 @@ def _file(folder: Path, split: str) -> Path:
     )
 
 
-def _table(file: Path) -> pyarrow.Table:
-    """Read directly: no cache is written, "NA" and "null" stay words, and a line with a column too many is an error."""
-    match file.suffix:
-        case ".parquet":
-            return parquet.read_table(file)
-        case ".csv":
-            return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
-        case ".tsv":  # no quoting: GLUE's hold lone quote marks
-            return csv.read_csv(file, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False))
-    return pyarrow.Table.from_pylist(_objects(file.read_text(encoding="utf-8-sig")))
+def _stem(file: Path) -> str:
+    """Return "train" for train.csv and train.csv.gz."""
+    return file.name[: file.name.lower().rindex(suffix_of(file))]
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
-    """Of a JSON list, or of one object in each line."""
-    whole = text.lstrip().startswith("[")
-    # split, not splitlines: a JSON text may hold Unicode's own line ends
-    rows = json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
-    if wrong := [row for row in rows if not isinstance(row, dict)]:
-        raise ValueError(f"{wrong[0]!r} is no object with a value for each column")
-    return rows
+def _split_of(file: Path) -> str:
+    shard = SHARD.fullmatch(_stem(file))
+    return shard["split"] if shard else _stem(file)
+
+
+def _check_shards(files: Sequence[Path], folder: Path, split: str) -> None:
+    """Raise ValueError where a shard is missing, or the files are shards of two sets."""
+    shards = [shard for file in files if (shard := SHARD.fullmatch(_stem(file)))]
+    totals = {int(shard["total"]) for shard in shards}
+    numbers = sorted(int(shard["number"]) for shard in shards)
+    if len(totals) > 1 or numbers != list(range(max(totals))):
+        raise ValueError(
+            f"data.path={str(folder)!r} has {len(files)} of the {max(totals)} files of the {split} split"
+            f" ({', '.join(file.name for file in files)}): give it each of them once, or one {split}.parquet"
+        )
 
 
 def _line(error: Exception) -> str:

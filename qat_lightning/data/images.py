@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import ViTImageProcessorPil
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.files import require_column
+from qat_lightning.data.formats import Column
 from qat_lightning.data.labels import class_names, class_numbers, scores
 from qat_lightning.data.pixels import EncodedImages, Scale, decode, read_images
 from qat_lightning.data.samplers import seed_of
@@ -79,10 +79,9 @@ class ImageData(TaskData):
                 )
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        columns = (self.image_column, self.label_column)
-        train, validation = (read_images(self.path, self.name, split, *columns) for split in self.splits.values())
-        for split, name in ((train, "train"), (validation, "validation")):
-            self._check_columns(split, name)
+        image = Column(self.image_column, "name the right one with data.image_column=…", text=True)
+        label = Column(self.label_column, "name the right one with data.label_column=…")
+        train, validation = (read_images(self.path, self.name, split, image, label) for split in self.splits.values())
         if not self.regression:
             self.label_names = class_names(train, self.label_column, self.num_labels)
         self.encoded = (self._rows(train, "train"), self._rows(validation, "validation"))
@@ -128,11 +127,6 @@ class ImageData(TaskData):
         """Also of what is done to the images."""
         done = f"{self.size} {self.channels} {self.scale} {self.augmentation}"
         return hashlib.sha256(f"{super().fingerprint()} {done}".encode()).hexdigest()
-
-    def _check_columns(self, split: Dataset, name: str) -> None:
-        for argument in ("image_column", "label_column"):
-            remedy = f"name the right one with data.{argument}=…"
-            require_column(split, name, self.path, getattr(self, argument), remedy)
 
     def _rows(self, split: Dataset, name: str) -> EncodedImages:
         labels: Sequence[int | float]

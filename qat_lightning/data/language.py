@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.files import read_split, require_column
+from qat_lightning.data.files import read_split
+from qat_lightning.data.formats import Column
 from qat_lightning.data.padding import check_padding
 from qat_lightning.data.tokenizers import padded, read_tokenizer
 
@@ -104,9 +105,8 @@ class LanguageModelData(TaskData):
 
     def _texts(self, name: str) -> list[str]:
         """Of one split; a missing text is an empty one."""
-        split = read_split(self.path, self.name, self.splits[name])
-        remedy = "name the right one with data.text_column=…"
-        require_column(split, name, self.path, self.text_column, remedy)
+        column = Column(self.text_column, "name the right one with data.text_column=…", text=True)
+        split = read_split(self.path, self.name, self.splits[name], [column])
         texts = split[self.text_column][:]
         if wrong := [text for text in texts if not isinstance(text, str | None)]:
             raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qat_lightning.data.base import Row
 from qat_lightning.data.files import read_split
+from qat_lightning.data.formats import Column
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -87,7 +88,7 @@ class Scale:
         return f"Scale({self.mean.flatten().tolist()}, {self.std.flatten().tolist()})"
 
 
-def read_images(path: str, name: str | None, split: str, image_column: str, label_column: str) -> Dataset:
+def read_images(path: str, name: str | None, split: str, image: Column, label: Column) -> Dataset:
     """The rows of `split` as `read_split` reads them, or from a folder with a folder of image files for each class.
 
     Args:
@@ -98,18 +99,16 @@ def read_images(path: str, name: str | None, split: str, image_column: str, labe
     """
     folder = Path(path) / split
     if not folder.is_dir():
-        return read_split(path, name, split)
-    classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-    files = [(file, label) for label, word in enumerate(classes) for file in _image_files(folder / word)]
+        return read_split(path, name, split, [image, label])
+    classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not _is_hidden(place.name))
+    files = [(file, number) for number, word in enumerate(classes) for file in _image_files(folder / word)]
     if not files:
         raise ValueError(
             f"{str(folder)!r} holds no images: give each class a folder in it ({split}/CLASS/NAME.png, also"
             f" {', '.join(suffix[1:] for suffix in SUFFIXES[1:])})"
         )
-    columns = {image_column: [str(file) for file, _ in files], label_column: [label for _, label in files]}
-    return Dataset.from_dict(
-        columns, Features({image_column: Value("string"), label_column: ClassLabel(names=classes)})
-    )
+    columns = {image.name: [str(file) for file, _ in files], label.name: [number for _, number in files]}
+    return Dataset.from_dict(columns, Features({image.name: Value("string"), label.name: ClassLabel(names=classes)}))
 
 
 def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
@@ -131,7 +130,14 @@ def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    """Return the image files in a class's folder and in the folders inside it, except hidden ones."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(file for file in files if not any(map(_is_hidden, file.relative_to(folder).parts)))
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a program has put a file or folder there for itself: .ipynb_checkpoints, or ._0.png and __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _bytes(value: Any) -> bytes:

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
+from lightning.pytorch.utilities import rank_zero_warn
 
-from qat_lightning.data.files import require_column
+from qat_lightning.data.formats import Column
 
-COLUMNS = ("context", "question", "answers")
+NAMES = ("context", "question", "answers")
+COLUMNS = [
+    Column(
+        name,
+        f"questions need the columns {', '.join(NAMES)}, as rajpurkar/squad has them; give data.path another data set",
+        text=name != "answers",
+    )
+    for name in NAMES
+]
 """Those that are read; the hub's sets hold `id` and `title` as well."""
 
 
@@ -34,32 +43,38 @@ class Question:
         return start, start + len(answer.strip())
 
 
-def read_questions(split: Dataset, name: str, path: str, unanswerable: bool) -> list[Question]:
-    """Every row of the split called `name`.
+class MisplacedError(ValueError):
+    """A row's context does not have the answer at `answer_start`."""
+
+
+def read_questions(split: Dataset, name: str, unanswerable: bool) -> list[Question]:
+    """Return the question of each row of the split called `name`; rows with a misplaced answer are left out, and counted.
 
     Args:
-        path: of the data, for the messages.
         unanswerable: a question may have no answer.
 
     Raises:
-        ValueError: a missing column, no text, an answer that does not stand where the row says, or none at all.
+        ValueError: a cell that is not a text, answers of another form, no answer, or only misplaced ones.
     """
-    remedy = (
-        f"questions need the columns {', '.join(COLUMNS)}, as rajpurkar/squad has them; give data.path another data set"
-    )
-    for column in COLUMNS:
-        require_column(split, name, path, column, remedy)
-    columns = [split[column][:] for column in COLUMNS]
-    questions = [
-        _question(context, text, answers, f"row {row} of the {name} split")
-        for row, (context, text, answers) in enumerate(zip(*columns, strict=True))
-    ]
-    empty = next((row for row, question in enumerate(questions) if not question.answers), None)
-    if empty is not None and not unanswerable:
-        raise ValueError(
-            f"row {empty} of the {name} split has no answer: choose data=squad_v2 (data.unanswerable=true) for a set with"
-            " unanswerable questions"
-        )
+    columns = [split[column][:] for column in NAMES]
+    questions: list[Question] = []
+    misplaced: list[str] = []
+    for row, (context, text, answers) in enumerate(zip(*columns, strict=True)):
+        where = f"row {row} of the {name} split"
+        try:
+            question = _question(context, text, answers, where)
+        except MisplacedError as error:
+            misplaced.append(str(error))
+            continue
+        if not question.answers and not unanswerable:
+            raise ValueError(
+                f"{where} has no answer: choose data=squad_v2 (data.unanswerable=true) for a set with unanswerable questions"
+            )
+        questions.append(question)
+    if misplaced and not questions:
+        raise ValueError(misplaced[0])
+    if misplaced:
+        rank_zero_warn(f"{len(misplaced)} of {len(split)} rows of the {name} split are left out: {misplaced[0]}")
     return questions
 
 
@@ -78,7 +93,7 @@ def _question(context: Any, text: Any, answers: Any, where: str) -> Question:
     texts, starts = _answers(answers, where)
     for answer, start in zip(texts, starts, strict=True):
         if start < 0 or not context.startswith(answer, start):
-            raise ValueError(
+            raise MisplacedError(
                 f"{where} has the answer {answer!r}, but its context reads {context[max(start, 0) :][: len(answer)]!r} at"
                 f" answer_start={start}: repair the row (answer_start counts characters from 0)"
             )
@@ -86,8 +101,10 @@ def _question(context: Any, text: Any, answers: Any, where: str) -> Question:
 
 
 def _answers(answers: Any, where: str) -> tuple[list[str], list[int]]:
-    """Texts and first characters of {"text": […], "answer_start": […]}."""
+    """Return texts and first characters of {"text": […], "answer_start": […]}, or of a list of one such each."""
     given = answers if isinstance(answers, Mapping) else {}
+    if isinstance(answers, list) and all(isinstance(answer, Mapping) for answer in answers):  # as SQuAD's own files
+        given = {key: [answer.get(key) for answer in answers] for key in ("text", "answer_start")}
     texts, starts = given.get("text"), given.get("answer_start")
     if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
         written = all(isinstance(text, str) and text.strip() for text in texts)

@@ -16,7 +16,7 @@ from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.features import Lengths, check_room, encode
 from qat_lightning.data.files import read_split
 from qat_lightning.data.padding import check_padding
-from qat_lightning.data.questions import Question, has_words, read_questions
+from qat_lightning.data.questions import COLUMNS, Question, has_words, read_questions
 from qat_lightning.data.samplers import permutation
 from qat_lightning.data.spans import best_spans
 from qat_lightning.data.tokenizers import padded, read_tokenizer
@@ -99,6 +99,11 @@ class SquadData(TaskData):
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, revision=self.tokenizer_revision)
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"data.tokenizer={self.tokenizer_path!r} is a {type(self.tokenizer).__name__} without the places of its tokens"
+                " in the text, which question answering needs: give data.tokenizer=FOLDER one that holds a tokenizer.json"
+            )
         check_room(self.tokenizer, self.lengths)
         train, validation = self._questions("train"), self._questions("validation")
         self.key.contexts = [question.context for question in validation]
@@ -146,8 +151,8 @@ class SquadData(TaskData):
 
     def _questions(self, name: str) -> list[Question]:
         """Of one split, as many as its limit says: the first, for training those of a fixed permutation."""
-        split, limit = read_split(self.path, self.name, self.splits[name]), self.question_limits[name]
-        questions = read_questions(split, name, self.path, self.unanswerable)
+        split, limit = read_split(self.path, self.name, self.splits[name], COLUMNS), self.question_limits[name]
+        questions = read_questions(split, name, self.unanswerable)
         if limit is None or limit >= len(questions):
             return questions
         chosen = permutation(len(questions), 0, 0) if name == "train" else range(len(questions))

@@ -12,7 +12,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.files import read_split, require_column
+from qat_lightning.data.files import read_split
+from qat_lightning.data.formats import Column
 from qat_lightning.data.labels import class_names, class_numbers, scores
 from qat_lightning.data.padding import check_padding
 from qat_lightning.data.tokenizers import read_tokenizer
@@ -69,9 +70,11 @@ class TextData(TaskData):
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, revision=self.tokenizer_revision)
-        train, validation = (read_split(self.path, self.name, split) for split in self.splits.values())
-        for split, name in ((train, "train"), (validation, "validation")):
-            self._check_columns(split, name)
+        columns = [
+            *(Column(name, "name the right one with data.text_columns=[…]", text=True) for name in self.text_columns),
+            Column(self.label_column, "name the right one with data.label_column=…"),
+        ]
+        train, validation = (read_split(self.path, self.name, split, columns) for split in self.splits.values())
         if not self.regression:
             self.label_names = class_names(train, self.label_column, self.num_labels)
         return self._encode(train, "train"), self._encode(validation, "validation")
@@ -88,13 +91,6 @@ class TextData(TaskData):
         """Also of the padding, which a loss that averages over it can feel."""
         padded = f"{self.padding}" + (f" {self.max_length}" if self.padding == "max_length" else "")
         return hashlib.sha256(f"{super().fingerprint()} {padded}".encode()).hexdigest()
-
-    def _check_columns(self, split: Dataset, name: str) -> None:
-        columns = {"text_columns": self.text_columns, "label_column": [self.label_column]}
-        for argument, given in columns.items():
-            for column in given:
-                remedy = f"name the right one with data.{argument}={'[…]' if argument == 'text_columns' else '…'}"
-                require_column(split, name, self.path, column, remedy)
 
     def _encode(self, split: Dataset, name: str) -> list[Row]:
         labels = self._labels(split, name)

@@ -8,6 +8,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from qat_lightning.data import files
 from qat_lightning.data.files import read_split
+from qat_lightning.data.formats import Column
 from qat_lightning.hub import Unreachable
 
 ROWS = [{"sentence": "a cat", "label": 1}, {"sentence": "a dog", "label": 0}]
@@ -91,6 +92,39 @@ def test_a_file_whose_name_begins_with_the_split_is_found_and_the_exact_one_pref
     assert read_split(folder, None, "validation")["label"][:] == [3]
 
 
+def test_the_shards_of_a_split_are_one(tmp_path):
+    for number, text in enumerate(("one", "two", "three")):
+        rows = Dataset.from_list([{"sentence": text, "label": number}])
+        rows.to_parquet(tmp_path / f"train-0000{number}-of-00003-0123abcd.parquet")
+    rows.to_parquet(tmp_path / "validation-00000-of-00001.parquet")
+    assert read_split(str(tmp_path), None, "train")["sentence"][:] == ["one", "two", "three"]
+    assert read_split(str(tmp_path), None, "validation")["sentence"][:] == ["three"]
+
+
+def test_shards_may_differ_in_what_is_not_read_and_not_in_what_is(tmp_path):
+    put(tmp_path, "train-00000-of-00002.jsonl", '{"sentence": "one", "label": 1, "id": 3}\n')
+    put(tmp_path, "train-00001-of-00002.jsonl", '{"sentence": null, "label": 0, "id": "x"}\n')
+    split = read_split(str(tmp_path), None, "train", [Column("sentence", "", text=True), Column("label", "")])
+    assert split.to_list() == [{"sentence": "one", "label": 1}, {"sentence": None, "label": 0}]
+    with pytest.raises(ValueError, match=r"files of the train split of .* do not go together"):
+        read_split(str(tmp_path), None, "train", [Column("id", "")])
+
+
+def test_columns_are_those_that_are_asked_for_once_each(tmp_path):
+    path = put(tmp_path, "train.csv", "a text,label,id,id\nx,1,2,3\n")
+    assert read_split(path, None, "train", [Column("a text", "", text=True)]).to_list() == [{"a text": "x"}]
+    with pytest.raises(ValueError, match=r"train split of .* has 2 columns called 'id': rename"):
+        read_split(path, None, "train", [Column("id", "")])
+    with pytest.raises(ValueError, match=r"has no column 'text', it has a text, label, id, id: name another"):
+        read_split(path, None, "train", [Column("text", "name another")])
+
+
+def test_a_folder_called_key_value_adds_no_column(tmp_path):
+    (tmp_path / "label=7").mkdir()
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "label=7" / "train.parquet")
+    assert read_split(str(tmp_path / "label=7"), None, "train").to_list() == ROWS
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -98,6 +132,12 @@ def test_a_file_whose_name_begins_with_the_split_is_found_and_the_exact_one_pref
         (["test.csv", "notes.md"], r"no file of the train split, it holds notes\.md, test\.csv"),
         (["train.csv", "train.tsv"], r"has several files of the train split, it holds train\.csv, train\.tsv"),
         (["train_a.csv", "train_b.csv"], r"has several files of the train split"),
+        (
+            ["train-00001-of-00002.csv"],
+            r"has 1 of the 2 files of the train split \(train-00001-of-00002\.csv\): give it",
+        ),
+        (["train-00000-of-00001.csv", "train-00000-of-00002.csv"], r"has 2 of the 2 files of the train split"),
+        (["train.csv", "train-00000-of-00001.csv"], r"has several files of the train split"),
     ],
 )
 def test_a_folder_without_the_file_is_told_with_what_it_holds(tmp_path, names, words):
@@ -115,16 +155,20 @@ def test_a_folder_without_the_file_is_told_with_what_it_holds(tmp_path, names, w
         ("train.csv", b"", "Empty CSV file"),
         ("train.csv", b"sentence,label\na,b,c,1\n", "Expected 2 columns, got 4"),
         ("train.jsonl", b'{"sentence": "a c', "Unterminated string"),
-        ("train.jsonl", b"3\n", "3 is no object"),
-        ("train.json", b"[[1, 2]]", r"\[1, 2\] is no object"),
+        ("train.jsonl", b"3\n", "3 is not an object"),
+        ("train.json", b"[[1, 2]]", r"\[1, 2\] is not an object"),
         ("train.jsonl", b'{"sentence": "caf\xe9"}\n', "utf-8"),
-        ("train.jsonl", b'{"label": 1}\n{"label": "one"}\n', "one"),
+        ("train.jsonl", b'{"label": 1}\n{"label": "one"}\n', "column 'label': .*one"),
+        ("train.jsonl", b'{"label": 18446744073709551616}\n', "column 'label': .*too (large|big)"),
+        ("train.jsonl", b'{"label": 1}\n{"label": 1,}\n', "line 2 column 13"),
+        ("train.json", b'{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "nested form has paragraphs.*'context'"),
+        ("train.csv.gz", b"sentence\na cat\n", "gzip|incorrect header|zlib"),
     ],
 )
 def test_content_that_cannot_be_read_is_told_with_the_file(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(
-        ValueError, match=rf"{name}' cannot be read \(.*({words}).*\): repair it, or give data\.path"
+        ValueError, match=rf"{name}' cannot be read \(.*({words}).*\): repair it .*, or give data\.path"
     ) as error:
         read_split(str(tmp_path), None, "train")
     assert "\n" not in str(error.value)

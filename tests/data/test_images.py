@@ -170,6 +170,21 @@ def test_a_folder_for_each_class_of_each_split(tmp_path):
     assert held["pixel_values"][:, :, 0, 0].round().tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints/1-checkpoint.png", "._1.png", "far/.cache/1.png", "__MACOSX/1.png"]
+)
+def test_hidden_files_are_not_images_of_a_class(tmp_path, hidden):
+    for split in ("train", "validation"):
+        for place in ("cat/1.png", "dog/1.png", f"cat/{hidden}"):
+            path = tmp_path / split / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Pillow.new("RGB", (2, 2), RED).save(path)
+        (tmp_path / split / "__MACOSX").mkdir()
+    data = images(tmp_path)
+    assert [row["labels"] for row in data.read()[0]] == [0, 1]
+    assert data.label_names == ["cat", "dog"]
+
+
 def test_labels_of_words_and_columns_of_other_names(tmp_path):
     parquet(tmp_path, labels=["dog", "cat"], image="img", label="fine_label")
     data = images(tmp_path, image_column="img", label_column="fine_label")

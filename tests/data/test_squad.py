@@ -374,6 +374,57 @@ def test_a_model_answers_a_batch_as_it_comes(squad, write):
     assert (data.head, data.num_labels, data.higher_is_better) == ("question_answering", 2, True)
 
 
+def test_rows_with_a_misplaced_answer_are_left_out_and_counted(squad, write):
+    write([ROWS[0], WRONG_START, ROWS[1], BEHIND], ROWS)
+    data = squad()
+    with pytest.warns(UserWarning, match=r"2 of 4 rows of the train split are left out: row 1 .*'cat'") as caught:
+        data.load()
+    assert len(caught) == 1
+    assert data.collate(data.train_rows)["labels"].tolist() == [[7, 8], [5, 5]]
+    assert len(data.validation_rows) == 2
+
+
+def test_a_tokenizer_without_places_is_refused(squad, write, tmp_path):
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 0}')
+    write(ROWS)
+    with pytest.raises(
+        ValueError, match=r"data\.tokenizer='.*slow' is a ByT5Tokenizer without .*: give data\.tokenizer"
+    ):
+        squad(tokenizer=str(tmp_path / "slow")).load()
+
+
+NESTED = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "cats",
+            "paragraphs": [
+                {
+                    "context": "the cat sat",
+                    "qas": [
+                        {"id": "1", "question": "is", "answers": [{"text": "cat sat", "answer_start": 4}]},
+                        {"id": "2", "question": "not", "answers": [], "is_impossible": True},
+                    ],
+                },
+                {
+                    "context": "a dog ran",
+                    "qas": [{"id": "3", "question": "is", "answers": [{"text": "dog", "answer_start": 2}]}],
+                },
+            ],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_nested_files_of_squad_are_read(squad, tmp_path, indent):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(NESTED, indent=indent))
+    batch = squad(unanswerable=True).example_batch(3)
+    assert batch["labels"].tolist() == [[4, 5], [0, 0], [4, 4]]
+
+
 STARTLESS = {**ROWS[0], "answers": {"text": ["cat"]}}
 WRONG_START = {**ROWS[0], "answers": {"text": ["cat"], "answer_start": [3]}}
 BEHIND = {**ROWS[0], "answers": {"text": ["sat"], "answer_start": [-3]}}
@@ -389,7 +440,7 @@ BLANK = {**ROWS[0], "answers": {"text": [" "], "answer_start": [3]}}
             r"train split .*no column 'answers', it has context, question: .*data\.path",
         ),
         ([ROWS[0], question("a dog", "is")], {}, r"row 1 of the train split has no answer: choose data=squad_v2"),
-        ([ROWS[1], WRONG_START], {}, r"row 1 .*answer 'cat', but its context reads ' ca' at answer_start=3: repair"),
+        ([WRONG_START], {}, r"row 0 .*answer 'cat', but its context reads ' ca' at answer_start=3: repair"),
         ([BEHIND], {}, r"row 0 .*answer 'sat', but .*answer_start=-3: repair"),
         ([STARTLESS], {}, r"row 0 of the train split has answers=.*give it \{'text': \[texts\], 'answer_start'"),
         ([BLANK], {}, r"row 0 .* has answers="),

@@ -146,7 +146,13 @@ def test_fingerprint_changes_with_one_row_and_with_its_encoding(text, write, tra
     assert text(**changed).fingerprint() != before
 
 
-NO_TEXT = r"column 'sentence' of the train split holds 3, which is no text .*data\.text_columns=\[…\]"
+NOT_TEXT = r"column 'sentence' of the train split holds 3, which is no text .*data\.text_columns=\[…\]"
+
+
+def test_a_column_of_numbers_is_not_text(text, write):
+    write('{"sentence": 3, "label": 1}\n', suffix="jsonl")
+    with pytest.raises(ValueError, match=NOT_TEXT):
+        text().load()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +172,6 @@ NO_TEXT = r"column 'sentence' of the train split holds 3, which is no text .*dat
         (ROWS, {"tokenizer": "no-such-owner/none"}, r"data\.tokenizer='no-such-owner/none': neither a local folder"),
         (ROWS, {"max_length": 17}, rf"data\.max_length=17 is beyond the model's {MODEL_MAX_LENGTH} positions"),
         ("sentence,label\n", {}, r"the train split of .* is empty"),
-        ("sentence,label\n3,1\n", {}, NO_TEXT),
         (ROWS, {"num_labels": 1, "label_column": "sentence"}, r"row 0 .*'the cat sat', which is no number"),
         (
             "sentence,label\na,1\nb,\n",
