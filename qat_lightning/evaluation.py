@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from rich import box
@@ -15,8 +16,8 @@ from qat_lightning.config import ConfigError, Plain, suggest
 from qat_lightning.export import load_packed
 from qat_lightning.export.onnx import OnnxModel
 from qat_lightning.exporting import EXPORT, ONNX, PACKED
+from qat_lightning.files import write_json
 from qat_lightning.run import Run, first_process, know_the_rank, opened
-from qat_lightning.training.whole import whole
 
 MODELS = ("student", "teacher", "packed", "onnx")
 
@@ -52,9 +53,7 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         "rows": len(run.data.validation_rows),
     }
     if first_process():
-        place = folder / "evaluation" / f"{model}.json"
-        with whole(place) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "evaluation" / f"{model}.json", result)
     run.console.print(_shown(result))
     return result
 
@@ -100,7 +99,8 @@ def _recorded(folder: Path, model: str) -> float | None:
     if not place.is_file():
         return None
     try:
-        return float(json.loads(place.read_bytes())["teacher" if model == "teacher" else "student"])
+        score = json.loads(place.read_bytes())["teacher" if model == "teacher" else "student"]
+        return math.nan if score is None else float(score)
     except (ValueError, KeyError, TypeError) as error:
         again = f"the run's own command with hydra.run.dir={folder} writes it again"
         raise ConfigError(f"{place} is damaged: {again}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -17,10 +16,10 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.export import load_packed, write_packed
 from qat_lightning.export.manifest import PARTS, WEIGHTS
 from qat_lightning.export.onnx import OnnxError, OnnxModel, export_onnx
+from qat_lightning.files import write_json
 from qat_lightning.packing import DivergedError, size
 from qat_lightning.scoring import Comparison, InFloat64, compare
 from qat_lightning.sites import family
-from qat_lightning.training.whole import whole
 
 HALF_A_POINT = 0.005
 """How far the metric of an exported model may be from the student's: of one that lies in 0 … 1; of a perplexity, as a
@@ -87,9 +86,7 @@ class Exporter:
             **forms,
             "versions": {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
         }
-        place = self.folder / EXPORT / RECORD
-        with whole(place) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / EXPORT / RECORD, record)
         return record
 
     def _name_classes(self) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from qat_lightning.files import check_plain, remove_parts
+
 LOCK = ".lock"
 CONFIG, RESULTS = "config.yaml", "metrics.json"
 WRITTEN = (
@@ -38,15 +40,18 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderError: another process holds it.
+        SpecialFileError: it holds a link or a special file.
         OSError: the folder cannot be made, or not be written to.
     """
     made = not folder.exists()
+    check_plain(folder)
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / LOCK
     if place.is_dir():
         raise FolderError(f"{str(place)!r} is a folder, where this run writes a file: {ANOTHER}")
     descriptor = _locked(place)
     try:
+        remove_parts(folder)
         yield
     finally:
         with suppress(OSError):  # a full disk or a vanished folder is told by what happened in between
@@ -59,7 +64,10 @@ def held(folder: Path) -> Iterator[None]:
 def _locked(place: Path) -> int:
     """The open, locked file."""
     while True:
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        if os.fstat(descriptor).st_nlink > 1:
+            os.close(descriptor)
+            raise FolderError(f"{str(place)!r} has another name elsewhere (a hard link): remove it")
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

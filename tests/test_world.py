@@ -31,7 +31,7 @@ from qat_lightning.failures import explained
 from qat_lightning.folder import FolderError, held
 from qat_lightning.mistakes import told
 from qat_lightning.run import command as running
-from qat_lightning.training.whole import is_sealed
+from qat_lightning.training.sealed import is_sealed
 from tests.test_cli import ROOT, call
 from tests.training.runs import SMALL, composed, small_run
 

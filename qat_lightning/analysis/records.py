@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qat_lightning.analysis.landscape import Landscape
+from qat_lightning.files import write_json
 
 SPECTRA, LANDSCAPES = Path("analysis/hessian.json"), Path("analysis/landscape.json")
 """Below the run folder."""
@@ -18,7 +19,8 @@ Spectra = Mapping[str, Sequence[Sequence[float]]]
 
 def write_spectra(folder: Path, spectra: Spectra, about: str) -> Path:
     """Args: about: how they were made, for the reader."""
-    return _write(folder / SPECTRA, {"about": about, "eigenvalues": spectra})
+    write_json(folder / SPECTRA, {"about": about, "eigenvalues": spectra})
+    return folder / SPECTRA
 
 
 def read_spectra(folder: Path) -> tuple[dict[str, list[list[float]]], str] | None:
@@ -31,15 +33,10 @@ def read_spectra(folder: Path) -> tuple[dict[str, list[list[float]]], str] | Non
 
 
 def write_landscapes(folder: Path, landscapes: Mapping[str, Landscape], about: str) -> Path:
-    """A loss that is not finite is written as null: JSON has no other word for it."""
-    models = {
-        name: {
-            "steps": given.steps,
-            "losses": [[loss if math.isfinite(loss) else None for loss in row] for row in given.losses],
-        }
-        for name, given in landscapes.items()
-    }
-    return _write(folder / LANDSCAPES, {"about": about, "landscapes": models})
+    """A loss that is not finite is written as null."""
+    models = {name: {"steps": given.steps, "losses": given.losses} for name, given in landscapes.items()}
+    write_json(folder / LANDSCAPES, {"about": about, "landscapes": models})
+    return folder / LANDSCAPES
 
 
 def read_landscapes(folder: Path) -> tuple[dict[str, Landscape], str] | None:
@@ -55,12 +52,3 @@ def read_landscapes(folder: Path) -> tuple[dict[str, Landscape], str] | None:
         for name, given in content["landscapes"].items()
     }
     return landscapes, content["about"]
-
-
-def _write(path: Path, content: object) -> Path:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-    temporary.replace(path)
-    return path

@@ -25,6 +25,7 @@ from qat_lightning.analysis.plots import (
 from qat_lightning.analysis.ranges import dynamic_range
 from qat_lightning.analysis.records import read_landscapes, read_spectra
 from qat_lightning.analysis.tokens import CLS, SEP, class_ids, token_classes
+from qat_lightning.files import atomic_write
 from qat_lightning.signals import Batch, Signals
 
 NAMES = {"teacher": "teacher", "untrained": "quantized, not trained", "student": "student"}
@@ -142,9 +143,8 @@ def weight_sections(folder: Path) -> Blocks:
 
 def picture(folder: Path, figure: Figure, name: str, says: str) -> str:
     """Written to `plots/<name>.png`; the Markdown that shows it."""
-    path = folder / "plots" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic_write(folder / "plots" / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png")
     return f"![{says}](plots/{name}.png)"
 
 

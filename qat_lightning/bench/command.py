@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from qat_lightning.bench.table import inference_table
 from qat_lightning.bench.training import measure_training
 from qat_lightning.bench.training_table import scaling_table, training_table
 from qat_lightning.config import ConfigError, Plain, suggest
+from qat_lightning.files import write_json
 
 BENCHES = {
     "inference": (measure_inference, inference_table),
@@ -57,5 +57,5 @@ def run_bench(config: Plain, command: Sequence[str]) -> None:
         }
     console.print(table(results))
     if output:
-        output.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(output, results)
         console.print(f"all figures: {output}", soft_wrap=True)

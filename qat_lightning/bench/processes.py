@@ -17,6 +17,7 @@ from qat_lightning.bench.steps import Workshop
 from qat_lightning.bench.timing import seconds_side_by_side
 from qat_lightning.bench.training import compiled_or_told
 from qat_lightning.config import ConfigError, Plain
+from qat_lightning.files import write_text
 
 
 def seconds_of_processes(config: Plain, plain: Plain, variant: Plain, processes: int) -> list[list[float]]:
@@ -58,7 +59,7 @@ def _time(
         warmup = bench["warmup"] + 1 + compiled
         seconds = seconds_side_by_side(calls, bench["repeats"], warmup, bench["untimed"], clock=bench["clock"])
     if rank == 0:
-        Path(place).write_text(json.dumps(list(seconds.values())))
+        write_text(Path(place), json.dumps(list(seconds.values())))
     distributed.barrier()
     distributed.destroy_process_group()
 

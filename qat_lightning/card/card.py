@@ -15,6 +15,7 @@ from qat_lightning.card.metadata import metadata
 from qat_lightning.card.method import method
 from qat_lightning.card.results import results
 from qat_lightning.card.training import again, data, training
+from qat_lightning.files import write_text
 
 
 def write_card(folder: Path) -> Path:
@@ -35,7 +36,7 @@ def write_card(folder: Path) -> Path:
     sections = [heading, loading, results, method, bits, data, training, again]
     body = "\n\n".join(block for section in sections for block in section(facts) if block)
     path = folder / "export" / "README.md"
-    ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n").save(path)
+    write_text(path, str(ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n")))
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from qat_lightning.build import build_model, build_student, stage_names
 from qat_lightning.config import Plain
+from qat_lightning.files import write_json, write_text
 from qat_lightning.folder import check_own, held
 from qat_lightning.foresight import check_libraries
 from qat_lightning.rehearsal import rehearse
@@ -20,7 +20,6 @@ from qat_lightning.run.results import classes, results_of, watch
 from qat_lightning.run.stages import Run, first_process, know_the_rank, opened
 from qat_lightning.training.report import summary_table, write_report
 from qat_lightning.training.stages import refuse_other_stages
-from qat_lightning.training.whole import whole
 
 
 def run(config: Plain, folder: Path, command: list[str]) -> Plain:
@@ -82,7 +81,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
         results["export"] = Exporter(config, folder, data, student, run.say).export()
         report = write_report(folder, results, signals, batch, data.tokens(batch), classes(data, batch))
         # last: a folder with metrics.json is a finished run
-        _write(folder / "metrics.json", json.dumps(results, indent=2) + "\n")
+        write_json(folder / "metrics.json", results)
         if results["export"]:
             write_card(folder)
     console.print(summary_table(results, report))
@@ -91,10 +90,5 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
 
 def _write_config(config: Plain, folder: Path, command: list[str]) -> None:
     if first_process():
-        _write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        _write(folder / "overrides.yaml", yaml.safe_dump(command, allow_unicode=True))
-
-
-def _write(path: Path, text: str) -> None:
-    with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_text(folder / "overrides.yaml", yaml.safe_dump(command, allow_unicode=True))

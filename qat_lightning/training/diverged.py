@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qat_lightning.files import atomic_write, write_text
 from qat_lightning.packing.tensors import quantized_modules
 from qat_lightning.quantizers import LSQQuantizer
 from qat_lightning.training.diagnosis import Found, Seen, found_in
-from qat_lightning.training.whole import whole
 
 if TYPE_CHECKING:
     from qat_lightning.training.module import QATModule
@@ -114,10 +114,9 @@ def _write(folder: Path, rank: int, lines: Sequence[str], seen: Seen, remedy: st
         f" rows {_listed(rows) if rows else 'unknown'}.", "", *shapes, "",
     ]  # fmt: skip
     try:
-        with whole(batch) as temporary:
+        with atomic_write(batch) as temporary:
             save_file(tensors, temporary)
-        with whole(report) as temporary:
-            temporary.write_text("\n".join(text), encoding="utf-8")
+        write_text(report, "\n".join(text))
     except (OSError, SafetensorError) as reason:
         return f"no report could be written ({reason})"
     return f"see {report}"

@@ -11,14 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qat_lightning.training.whole import PART
+from qat_lightning.files import atomic_write
 
 
 class DamagedError(ValueError):
@@ -36,13 +35,8 @@ def write_tensors(path: Path, tensors: Sequence[Tensor]) -> None:
         for number, (tensor, layout) in enumerate(zip(tensors, layouts, strict=True))
     }
     told = json.dumps(layouts)
-    temporary = beside(path)
-    try:
+    with atomic_write(path, durable=False) as temporary:
         save_file(flat, temporary, {"layout": told, "sha256": _digest(told, flat)})
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> list[Tensor]:
@@ -62,12 +56,6 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> list[Tensor]
         return [_laid(flat[str(number)], layout, device) for number, layout in enumerate(layouts)]
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
-
-
-def beside(path: Path) -> Path:
-    """A temporary name in the same folder that no other process has; `whole` is for files of one writer."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{path.name}.{uuid4().hex}{PART}")
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -27,6 +27,7 @@ from qat_lightning.analysis.sections import (
     weight_sections,
 )
 from qat_lightning.analysis.verdict import verdict
+from qat_lightning.files import write_text
 from qat_lightning.signals import Batch, Signals
 
 __all__ = ["StageHistory", "read_history", "summary_table", "write_report"]
@@ -64,7 +65,7 @@ def write_report(
         _reproduce(folder, results),
     ]
     path = folder / "report.md"
-    path.write_text("\n\n".join(block for section in sections for block in section if block) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(block for section in sections for block in section if block) + "\n")
     return path
 
 

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from qat_lightning.training.sealed import is_sealed, write_sealed
 from qat_lightning.training.stopping import StoppedBySignal, Stopping
-from qat_lightning.training.whole import is_sealed, write_sealed
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 HELD = {

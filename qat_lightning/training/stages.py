@@ -13,22 +13,23 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from qat_lightning.data.base import TaskData
+from qat_lightning.files import atomic_write, finite, write_json
 from qat_lightning.training.earlier import set_aside
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.resume import LAST, BestWeights, ResumePoint, best_path, resume_point
+from qat_lightning.training.sealed import read_sealed
 from qat_lightning.training.stopping import StoppedBySignal, Stopping
-from qat_lightning.training.whole import PART, read_sealed, whole
 
 Settings = dict[str, Any]
 """Dotted key → value: all that decides a stage's result."""
@@ -75,6 +76,10 @@ class Budget:
         return steps
 
 
+Score = Annotated[float, BeforeValidator(lambda score: math.nan if score is None else score)]
+"""A metric, which a record holds as null where it is not a number."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a finished stage leaves beside its weights: `checkpoints/<stage>.json`.
@@ -85,8 +90,8 @@ class Outcome:
 
     steps: int
     seconds: float
-    score: float
-    last_score: float
+    score: Score
+    last_score: Score
     assisted: float | None
     checkpoint_bytes: int
     settings: Settings = field(repr=False)
@@ -109,7 +114,7 @@ class Stage:
 
     def __init__(self, name: str, folder: Path, settings: Settings) -> None:
         self.name, self.folder = name, folder
-        self.settings: Settings = json.loads(json.dumps(settings, sort_keys=True, default=str))
+        self.settings: Settings = finite(json.loads(json.dumps(settings, sort_keys=True, default=str)))
         self.weights = weights_of(name, folder)
         self.record, self.scratch = self.weights.with_suffix(".json"), self.weights.with_suffix("")
         self.begun, self.stopping = self.scratch / "settings.json", Stopping()
@@ -186,10 +191,9 @@ class Stage:
             set_aside(self.folder, self.name)
         if self.unfinished is None:
             self._clear()
-        halves = [path.with_name(path.name + PART) for path in (self.weights, self.record)]
-        for path in {*self.skipped, *halves, *self.scratch.glob(f"*.ckpt{PART}")}:
+        for path in self.skipped:
             path.unlink(missing_ok=True)
-        self._write(self.begun, self.settings)
+        write_json(self.begun, self.settings)
 
     def _clear(self) -> None:
         """What the stage has written for itself, and nothing else, is removed."""
@@ -235,9 +239,9 @@ class Stage:
     def _finish(self, trainer: Trainer, student: nn.Module, outcome: Outcome) -> None:
         trainer.strategy.barrier("stage finished")
         if trainer.is_global_zero:
-            with whole(self.weights) as temporary:
+            with atomic_write(self.weights) as temporary:
                 save_model(student, str(temporary))  # a tied weight once
-            self._write(self.record, asdict(outcome))  # last: a stage with a record is a finished stage
+            write_json(self.record, asdict(outcome))  # last: a stage with a record is a finished stage
             self._clear()
         trainer.strategy.barrier("stage written")
 
@@ -254,11 +258,6 @@ class Stage:
                 f"the run folder holds stage {self.name!r} made with other settings ({_changes(kept, self.settings)}): take"
                 " the old settings to go on, or another hydra.run.dir to start anew"
             )
-
-    @staticmethod
-    def _write(path: Path, content: Any) -> None:
-        with whole(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2))
 
 
 def refuse_other_stages(folder: Path, names: Sequence[str]) -> None:

@@ -22,12 +22,12 @@ from typing import Any
 
 from torch import Tensor
 
+from qat_lightning.files import PART
 from qat_lightning.nn import AttentionCore
 from qat_lightning.signals import Batch, Observed, Signals
 from qat_lightning.sites import MAPS
 from qat_lightning.training.kept import DamagedError, bytes_of, read_tensors, write_tensors
 from qat_lightning.training.teacher_facts import Facts, check_facts, claim
-from qat_lightning.training.whole import PART
 
 DAY = 86400
 
@@ -78,9 +78,9 @@ class TeacherCache:
 
     def _clear(self) -> None:
         """Of what was being written a day ago the writer has been killed."""
-        for path in self.folder.rglob(f"*{PART}"):
+        for path in self.folder.rglob("*.part"):
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime < time.time() - DAY:
+                if PART.fullmatch(path.name) and path.lstat().st_mtime < time.time() - DAY:
                     path.unlink()
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qat_lightning.training.kept import beside
-from qat_lightning.training.whole import PART
+from qat_lightning.files import PART, write_once
 
 MANIFEST = "teacher.json"
 Facts = Mapping[str, str | int | float | bool | list[Any] | None]
@@ -45,7 +43,7 @@ def claim(folder: Path, facts: Facts) -> str:
     check_facts(folder, facts)
     text, place = json.dumps(facts, indent=2, sort_keys=True), folder / MANIFEST
     if not place.is_file():
-        _make_first(place, text)
+        write_once(place, text)
     check_facts(folder, facts)  # another run may have been the first
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -53,7 +51,7 @@ def claim(folder: Path, facts: Facts) -> str:
 def _check_empty(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"teacher_cache={str(folder)!r} is a file: give a folder")
-    if folder.exists() and any(path.suffix != PART for path in folder.iterdir()):
+    if folder.exists() and any(not PART.fullmatch(path.name) for path in folder.iterdir()):
         raise ValueError(
             f"teacher_cache={str(folder)!r} holds files and no {MANIFEST}: give a folder that is new or empty"
         )
@@ -67,19 +65,6 @@ def _read(place: Path) -> dict[str, Any]:
     raise ValueError(
         f"{place} is damaged: remove its folder, whose signals are computed again, or give another teacher_cache"
     )
-
-
-def _make_first(place: Path, text: str) -> None:
-    """The file with that text, unless another process has been there first: a link, unlike a renaming, replaces nothing."""
-    written = beside(place)
-    written.write_text(text, encoding="utf-8")
-    try:
-        os.link(written, place)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        written.replace(place)
-    written.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> Any:

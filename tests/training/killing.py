@@ -65,11 +65,11 @@ def at_batch(number: int) -> None:
 
 def at_write(number: int) -> None:
     """Half way through the writing of the so-manieth checkpoint or best weights."""
-    from qat_lightning.training import whole
+    from qat_lightning.training import sealed
 
     writers: list[Any] = []
 
-    class Dying(whole._Hashed):
+    class Dying(sealed._Hashed):
         def __init__(self, file: Any) -> None:
             super().__init__(file)
             writers.append(self)
@@ -82,7 +82,7 @@ def at_write(number: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().write(piece)
 
-    whole._Hashed = Dying  # type: ignore[misc]
+    sealed._Hashed = Dying  # type: ignore[misc]
 
 
 def at_rename(number: int) -> None:

@@ -9,7 +9,7 @@ from qat_lightning import cli
 from qat_lightning.config import ConfigError
 from qat_lightning.evaluation import evaluate
 from qat_lightning.training.resume import HELD, resume_point
-from qat_lightning.training.whole import read_sealed, write_sealed
+from qat_lightning.training.sealed import read_sealed, write_sealed
 from tests.training.runs import composed, small_run
 
 SMALL = ("export.packed=false",)
@@ -73,7 +73,7 @@ def test_damaged_settings_of_a_stage_that_has_begun(copy, content):
         small_run(copy, *SMALL)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"student": "good"}', '{"student": null}', b"\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"student": "good"}', b"\xff"])
 def test_a_damaged_result_is_told_before_anything_is_scored(copy, monkeypatch, content):
     write(copy / "metrics.json", content)
     monkeypatch.setattr("qat_lightning.evaluation.opened", lambda *_: pytest.fail("scored"))

@@ -20,8 +20,8 @@ from qat_lightning.training import resume
 from qat_lightning.training.earlier import set_aside
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.resume import BestWeights, ResumePoint, resume_point
+from qat_lightning.training.sealed import is_sealed, read_sealed, write_sealed
 from qat_lightning.training.stages import Stage
-from qat_lightning.training.whole import is_sealed, read_sealed, whole, write_sealed
 from tests.training.runs import composed
 
 EVERY_STEP = tuple(f"stages.{stage}.checkpoint_every=1" for stage in ("teacher", "intervene", "train"))
@@ -201,7 +201,8 @@ def die_later(point, trainer, die):
 
 def test_leftovers_are_removed_and_an_unknown_folder_is_not_gone_on_from(stopped_copy, uninterrupted):
     checkpoints = stopped_copy / "checkpoints"
-    for leftover in ("train.safetensors.part", "train.json.part", "train/last.ckpt.part", "train/best-9.ckpt"):
+    halves = (f"{name}.0123456789abcdef.part" for name in (".train.safetensors", ".train.json", "train/.last.ckpt"))
+    for leftover in (*halves, "train/best-9.ckpt"):
         (checkpoints / leftover).write_bytes(b"half")
     (checkpoints / "train" / "settings.json").unlink()  # so nothing says whose last.ckpt this is
     with pytest.warns(UserWarning, match="earlier"):
@@ -446,25 +447,6 @@ def test_any_damage_is_noticed(sealed, data):
     assert not is_sealed(path)
     with pytest.raises(ValueError, match=r"harmed\.ckpt is damaged or not there"):
         read_sealed(path)
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_ones(tmp_path):
-    path, previous = tmp_path / "last", tmp_path / "previous"
-    path.write_text("old")
-    previous.write_text("older")
-
-    def full():
-        with whole(path, previous) as temporary:
-            temporary.write_text("ne")
-            raise OSError("no space left on device")
-
-    with pytest.raises(OSError, match="space"):
-        full()
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"last": "old", "previous": "older"}
-    with whole(path, previous) as temporary:
-        temporary.write_text("new")
-        assert (path.read_text(), previous.read_text(), temporary.parent) == ("old", "older", tmp_path)
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"last": "new", "previous": "old"}
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan"])

@@ -397,7 +397,7 @@ def test_two_that_begin_at_once_agree_or_one_is_refused(tmp_path, monkeypatch):
 def test_what_a_killed_process_was_writing_is_cleared_a_day_later(tmp_path):
     cache = TeacherCache(tmp_path)
     cache.claim({"a": 1})
-    old, new = tmp_path / "ab" / "x.safetensors.1.part", tmp_path / "ab" / "x.safetensors.2.part"
+    old, new = (tmp_path / "ab" / f".x.safetensors.{digit * 16}.part" for digit in "12")
     old.parent.mkdir()
     for path in (old, new):
         path.write_text("half")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qat_lightning.export.onnx.layers import replace_layers
 from qat_lightning.export.onnx.runtime import INPUTS, OnnxModel
+from qat_lightning.files import atomic_write
 from qat_lightning.nn.attention import IMPLEMENTATION
 from qat_lightning.signals import LOGITS
 from qat_lightning.sites import family
@@ -53,15 +54,9 @@ def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> On
             " folder (export.onnx=false)"
         )
     inputs = _inputs(model, batch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    try:
+    with atomic_write(path) as unfinished:
         _write(model, inputs, unfinished)
-        runnable = _runnable(unfinished, inputs)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return runnable
+        return _runnable(unfinished, inputs)
 
 
 def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,18 +1,15 @@
-"""Files that are there whole or not at all, and checkpoints that show when they are damaged."""
+"""Checkpoints that show when they are damaged."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-PART = ".part"
-"""What a file's name ends in while it is being written."""
+from qat_lightning.files import atomic_write
 
 SEAL = b"\nsha256:"
 """A checkpoint's last 72 bytes: this, and the SHA-256 of all that stands before it. torch.load reads past them."""
@@ -20,34 +17,9 @@ SEAL = b"\nsha256:"
 _SEALED = len(SEAL) + 64
 
 
-@contextmanager
-def whole(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """A temporary name in the same folder to write to: renamed to `path` when the block ends, removed when it fails.
-
-    The content reaches the disk before the name does, so a process that is killed or a machine that loses power leaves
-    the old file or the new one.
-
-    Args:
-        previous: what stood at `path` is kept under this name, moved there when the new file is whole.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + PART)
-    try:
-        yield temporary
-        _flush(temporary)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if previous is not None and path.is_file():
-        path.replace(previous)
-    temporary.replace(path)
-    with suppress(OSError):  # some network disks, and Windows, know no flushing of a folder's names
-        _flush(path.parent)
-
-
 def write_sealed(content: Any, path: Path, previous: Path | None = None) -> None:
     """`torch.save`, whole or not at all, with the SHA-256 behind it."""
-    with whole(path, previous) as temporary, temporary.open("wb") as file:
+    with atomic_write(path, previous) as temporary, temporary.open("wb") as file:
         writer = _Hashed(file)
         torch.save(content, writer)  # type: ignore[arg-type]
         file.write(SEAL + writer.digest.hexdigest().encode())
@@ -91,12 +63,3 @@ class _Hashed:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def _flush(path: Path) -> None:
-    """A file's content, or a folder's names, to the disk."""
-    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
