@@ -13,9 +13,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qat_lightning.config import CONF, ConfigError, Plain, check, check_words, is_override, read_run, resolve
+from qat_lightning.config import (
+    CONF,
+    MULTIRUN,
+    ConfigError,
+    Plain,
+    check,
+    check_words,
+    is_override,
+    quote_paths,
+    read_run,
+    resolve,
+)
 from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words
-from qat_lightning.sweep import MULTIRUN, all_jobs, one_job
+from qat_lightning.sweep import all_jobs, one_job
 from qat_lightning.terminal import ended_by_signals, words_may_be_lost
 
 FREE = ("export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=")
@@ -76,7 +87,8 @@ def train() -> None:
 
 def _in_words(main: Callable[[], None]) -> None:
     """Call one of Hydra's, and tell what it refuses."""
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
+    words = quote_paths(sys.argv[1:])
+    sys.argv[1:] = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
     with _program():
         check_words(sys.argv[1:])
         before = {name: os.environ.get(name) for name in (ASKED, FULL)}
@@ -151,7 +163,7 @@ def export() -> None:
 
 def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
     """The run folder, what else the command takes, and the overrides of the run's configuration."""
-    words = sys.argv[1:]
+    words = quote_paths(sys.argv[1:])
     if not words or {"-h", "--help"}.intersection(words):
         print(help)
         raise SystemExit(0 if words else 1)

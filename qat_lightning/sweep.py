@@ -13,10 +13,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
-from qat_lightning.config import is_override
+from qat_lightning.config import MULTIRUN, is_override
 from qat_lightning.mistakes import Refused, mistakes_in_words
-
-MULTIRUN = ("-m", "--multirun")
 
 
 class JobError(ValueError):

@@ -2,13 +2,14 @@
 
 from qat_lightning.config.checks import check
 from qat_lightning.config.folder import read_run
-from qat_lightning.config.overrides import check_words, is_override
+from qat_lightning.config.overrides import MULTIRUN, check_words, is_override, quote_paths
 from qat_lightning.config.schema import CONF, ConfigError, Plain, resolve
 from qat_lightning.config.targets import ALLOWED, check_targets, create, create_all, suggest
 
 __all__ = [
     "ALLOWED",
     "CONF",
+    "MULTIRUN",
     "ConfigError",
     "Plain",
     "check",
@@ -17,6 +18,7 @@ __all__ = [
     "create",
     "create_all",
     "is_override",
+    "quote_paths",
     "read_run",
     "resolve",
     "suggest",

@@ -1,19 +1,76 @@
-"""The words of a command line that choose among a group's options, checked before Hydra composes."""
+"""The words of a command line before Hydra composes: paths as they are typed, options of a group checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
+from hydra.errors import HydraException
 
 from qat_lightning.config.schema import CONF, ConfigError
+
+MULTIRUN = ("-m", "--multirun")
+
+PATHS = ("data.path", "data.tokenizer", "model.path", "teacher_cache")
+"""Keys whose value is a folder, or a hub id."""
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+"""Keys whose value is a folder, also in a sweep."""
 
 
 def is_override(word: str) -> bool:
     """Whether a word of a command line is `key=value` or `~key`, and no flag."""
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
+
+
+def quote_paths(words: Sequence[str]) -> list[str]:
+    """Put quote marks around the paths of a command line, which Hydra's grammar would refuse, or take for a list.
+
+    A path may hold spaces, `=`, commas, brackets, letters beyond ASCII; `~` becomes the home folder. What Hydra reads as
+    the text that was typed, as null or in quote marks stays as it is. In a sweep commas part the values of a key, unless
+    such a path exists.
+
+    >>> quote_paths(["data.path=/data/a=b, c", "seed=1"])
+    ["data.path='/data/a=b, c'", 'seed=1']
+    """
+    sweep = any(word in MULTIRUN or word.startswith("hydra.mode=") for word in words)
+    return [_with_quoted_path(word, sweep) if is_override(word) else word for word in words]
+
+
+def _with_quoted_path(word: str, sweep: bool) -> str:
+    key, _, value = word.partition("=")
+    name = key.lstrip("+")
+    if name not in PATHS + FOLDERS:
+        return word
+    several = sweep and name in PATHS and not os.path.exists(os.path.expanduser(value))
+    if several and _is_sweep(word):
+        return word
+    values = value.split(",") if several and "," in value else [value]
+    return f"{key}={','.join(_quoted(path) for path in values)}"
+
+
+def _is_sweep(word: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(word).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def _quoted(value: str) -> str:
+    """Return a value that Hydra reads as the text that was typed."""
+    path = os.path.expanduser(value)
+    try:
+        override = OverridesParser.create().parse_override(f"key={path}")
+    except HydraException:
+        return QuotedString(path, Quote.single).with_quotes()
+    read = override._value
+    explicit = (
+        isinstance(read, QuotedString) or read is None or (isinstance(read, ChoiceSweep) and not read.simple_form)
+    )
+    return path if explicit or override.value() == path else QuotedString(path, Quote.single).with_quotes()
 
 
 def check_words(words: Iterable[str]) -> None:
