@@ -209,8 +209,31 @@ class QATModule(LightningModule):
         return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     def on_fit_start(self) -> None:
+        """Put the student in training mode, which neither `from_pretrained` nor Lightning does; the teacher stays in
+        evaluation mode."""
+        train_unfrozen(self.student)
         if self.teacher is not None:
             self.teacher.to(self.device)
+
+
+def train_unfrozen(module: nn.Module) -> None:
+    """Put `module` in training mode, but leave each part as it is whose parameters are all frozen (`requires_grad=False`).
+
+    `from_pretrained` returns a model in evaluation mode, where dropout is off, step sizes are not measured and activations
+    are not checkpointed.
+
+    Example:
+        >>> model = nn.ModuleDict({"encoder": nn.Linear(2, 2).requires_grad_(False), "head": nn.Linear(2, 2)}).eval()
+        >>> train_unfrozen(model)
+        >>> model["head"].training, model["encoder"].training
+        (True, False)
+    """
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return
+    module.training = True
+    for child in module.children():
+        train_unfrozen(child)
 
 
 def _silent(batch: Batch) -> Signals:
