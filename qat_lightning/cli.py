@@ -147,7 +147,7 @@ def export() -> None:
             raise ConfigError(f"{other[0]} would make another run of this one: only {free} can be given here")
         from qat_lightning.build import stage_names
         from qat_lightning.run import run
-        from qat_lightning.training.stages import weights_of
+        from qat_lightning.training.finished import weights_of
         from qat_lightning.training.watchdog import Watchdog
 
         if missing := [name for name in stage_names(config) if not weights_of(name, folder).is_file()]:

@@ -123,7 +123,7 @@ def test_what_is_missing_is_told_with_what_makes_it(copy):
 
 def test_a_damaged_checkpoint_is_told_in_words(copy):
     (copy / "checkpoints" / "train.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"train\.safetensors is not there, damaged"):
+    with pytest.raises(ValueError, match=r"train\.safetensors is not the file that stage .train. wrote"):
         evaluate(read_run(copy), copy, "student")
 
 

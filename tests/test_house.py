@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "qat_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    {"quantizers", "schedules", "hub", "failures", "terminal", "files"},
+    {"quantizers", "schedules", "hub", "failures", "terminal", "files", "documents"},
     {"nn"},
     {"sites"},
     {"signals", "packing", "reading"},

@@ -34,9 +34,10 @@ from qat_lightning.data.padding import count_padding
 from qat_lightning.quantized import switch_on
 from qat_lightning.run.teacher import check_room, facts, find_cache
 from qat_lightning.training.compiled import compiled
+from qat_lightning.training.finished import Outcome, load_stage, weights_of
 from qat_lightning.training.loggers import begin
 from qat_lightning.training.processes import watch_the_others
-from qat_lightning.training.stages import Budget, Outcome, Stage, load_weights, own_scores, weights_of
+from qat_lightning.training.stages import Budget, Stage, own_scores
 from qat_lightning.training.teacher_cache import TeacherCache
 
 
@@ -151,7 +152,7 @@ class Run:
         model: nn.Module = build_model(self.config, self.data)
         if stage != "teacher":
             model = build_student(self.config, model, self.data)
-        load_weights(model, weights)
+        load_stage(stage, self.folder, model)
         return model
 
     def say(self, words: str) -> None:

@@ -7,32 +7,28 @@ import json
 import math
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from qat_lightning.data.base import TaskData
-from qat_lightning.files import atomic_write, finite, write_json
+from qat_lightning.documents import read_json
+from qat_lightning.files import finite, write_json
 from qat_lightning.training.earlier import set_aside
+from qat_lightning.training.finished import Outcome, Settings, load_stage, read_outcome, weights_of, write_stage
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.resume import LAST, BestWeights, ResumePoint, best_path, resume_point
 from qat_lightning.training.sealed import read_sealed
 from qat_lightning.training.stopping import StoppedBySignal, Stopping
-
-Settings = dict[str, Any]
-"""Dotted key → value: all that decides a stage's result."""
 
 FOLLOWING = {
     "data.content": "the content of data.path, as data.tokenizer reads it",
@@ -76,27 +72,6 @@ class Budget:
         return steps
 
 
-Score = Annotated[float, BeforeValidator(lambda score: math.nan if score is None else score)]
-"""A metric, which a record holds as null where it is not a number."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished stage leaves beside its weights: `checkpoints/<stage>.json`.
-
-    `score` is the kept weights' own validation metric, `last_score` that of the last step, `assisted` the last score with
-    the teacher's signals in place (None where no intervention was at work): not the student's own.
-    """
-
-    steps: int
-    seconds: float
-    score: Score
-    last_score: Score
-    assisted: float | None
-    checkpoint_bytes: int
-    settings: Settings = field(repr=False)
-
-
 class StageTimer(Timer):
     """The stage's own clock, told apart from a configured Timer, whose state bears the name of its class."""
 
@@ -115,8 +90,7 @@ class Stage:
     def __init__(self, name: str, folder: Path, settings: Settings) -> None:
         self.name, self.folder = name, folder
         self.settings: Settings = finite(json.loads(json.dumps(settings, sort_keys=True, default=str)))
-        self.weights = weights_of(name, folder)
-        self.record, self.scratch = self.weights.with_suffix(".json"), self.weights.with_suffix("")
+        self.scratch = weights_of(name, folder).with_suffix("")
         self.begun, self.stopping = self.scratch / "settings.json", Stopping()
         self.skipped: dict[Path, str] = {}
         self.fingerprint = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
@@ -125,12 +99,7 @@ class Stage:
     @property
     def outcome(self) -> Outcome | None:
         """None until the stage is finished."""
-        if not self.record.is_file():
-            return None
-        try:
-            return TypeAdapter(Outcome).validate_json(self.record.read_bytes())
-        except ValidationError as error:
-            raise ValueError(f"{self.record} is damaged: {self._train_again()}") from error
+        return read_outcome(self.name, self.folder)
 
     @cached_property
     def unfinished(self) -> Path | None:
@@ -150,10 +119,7 @@ class Stage:
             ValueError: they are not there, or damaged.
         """
         self._clear()  # a kill came between the record and the removal
-        try:
-            load_weights(student, self.weights)
-        except ValueError as error:
-            raise ValueError(f"{error}; {self._train_again()}") from error
+        load_stage(self.name, self.folder, student)
 
     def callbacks(self, data: TaskData, every: int, minutes: float | None = None) -> list[Callback]:
         """The time spent; the best weights by the validation metric; a checkpoint every so many steps or minutes."""
@@ -202,10 +168,6 @@ class Stage:
         with suppress(OSError):  # it is not there, or holds what is not ours
             self.scratch.rmdir()
 
-    def _train_again(self) -> str:
-        names = f"{self.record.name} and {self.weights.name} beside it, and the run's metrics.json,"
-        return f"copy it again, or remove {names} and the run's own command trains stage {self.name!r} again"
-
     def _train(self, trainer: Trainer, module: QATModule, data: TaskData, checkpoint: Path | None) -> None:
         try:
             with self.stopping:
@@ -239,9 +201,7 @@ class Stage:
     def _finish(self, trainer: Trainer, student: nn.Module, outcome: Outcome) -> None:
         trainer.strategy.barrier("stage finished")
         if trainer.is_global_zero:
-            with atomic_write(self.weights) as temporary:
-                save_model(student, str(temporary))  # a tied weight once
-            write_json(self.record, asdict(outcome))  # last: a stage with a record is a finished stage
+            write_stage(self.name, self.folder, student, outcome)
             self._clear()
         trainer.strategy.barrier("stage written")
 
@@ -249,8 +209,8 @@ class Stage:
         kept = self.outcome.settings if self.outcome else None
         if kept is None and self.begun.is_file():
             try:
-                kept = TypeAdapter(Settings).validate_json(self.begun.read_bytes())
-            except ValidationError as error:
+                kept = TypeAdapter(Settings).validate_python(read_json(self.begun))
+            except (ValueError, ValidationError) as error:
                 aside = f"remove it, and what {self.scratch} holds is put aside and the stage begins anew"
                 raise ValueError(f"{self.begun} is damaged: {aside}") from error
         if kept is not None and kept != self.settings:
@@ -281,24 +241,6 @@ def _changes(kept: Settings, given: Settings) -> str:
 def _short(value: Any) -> Any:
     """The beginning of a fingerprint, which nobody compares by eye."""
     return f"{value[:8]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
-
-
-def weights_of(stage: str, folder: Path) -> Path:
-    """The file with what a finished stage of a run folder handed on."""
-    return folder / "checkpoints" / f"{stage}.safetensors"
-
-
-def load_weights(model: nn.Module, weights: Path) -> None:
-    """The weights of that file into the model.
-
-    Raises:
-        ValueError: no such file, a damaged one, or one of another model.
-    """
-    try:
-        load_model(model, weights)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = textwrap.shorten(str(error), 240, placeholder=" …")
-        raise ValueError(f"{weights} is not there, damaged, or of another model than configured: {reason}") from error
 
 
 def own_scores(trainer: Trainer, module: QATModule, data: TaskData) -> dict[str, float]:

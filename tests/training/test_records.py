@@ -1,5 +1,6 @@
 """Files of a run folder that somebody has damaged or removed: told by their name, with what to do about it."""
 
+import hashlib
 import json
 import shutil
 
@@ -34,20 +35,61 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-BROKEN = ["", "{", "[]", "{}", "7", '"x"', '{"steps": "many"}', b"\xff\xfe\x00"]
+BROKEN = ["", "{", "[]", "{}", "7", '"x"', '{"steps": "many"}', b"\xff\xfe\x00", "[" * 100_000, b" " * (8 * 2**20 + 1)]
 
 
 def write(place, content):
     place.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
 def test_a_damaged_record_of_a_stage(copy, content):
     write(copy / "checkpoints" / "teacher.json", content)
     with pytest.raises(
         ValueError, match=r"teacher\.json is damaged: copy it again, or remove teacher\.json and teacher\."
     ):
         small_run(copy, *SMALL)
+
+
+def flip(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+
+
+def exchange(one, other):
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "intervene", "train"])
+def test_one_bit_of_a_finished_stage_is_noticed(copy, stage):
+    flip(copy / "checkpoints" / f"{stage}.safetensors")
+    with pytest.raises(ValueError, match=rf"{stage}\.safetensors is not the file that stage '{stage}' wrote"):
+        small_run(copy, *SMALL)
+    model = {"teacher": "teacher", "train": "student"}.get(stage)
+    if model:
+        with pytest.raises(ValueError, match="its SHA-256 differs"):
+            evaluate(composed(*SMALL), copy, model)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"), [(["safetensors"], "its SHA-256 differs"), (["safetensors", "json"], "is the record of stage")]
+)
+def test_exchanged_stages_are_noticed(copy, kinds, words):
+    for kind in kinds:
+        exchange(copy / "checkpoints" / f"intervene.{kind}", copy / "checkpoints" / f"train.{kind}")
+    with pytest.raises(ValueError, match=words):
+        evaluate(composed(*SMALL), copy, "student")
+    with pytest.raises(ValueError, match=words):
+        small_run(copy, *SMALL)
+
+
+def test_the_checksum_is_that_of_the_file(copy):
+    record = json.loads((copy / "checkpoints" / "train.json").read_text())
+    weights = (copy / "checkpoints" / "train.safetensors").read_bytes()
+    assert (record["stage"], record["sha256"]) == ("train", hashlib.sha256(weights).hexdigest())
 
 
 def test_what_the_message_advises_is_right(copy, finished):

@@ -1,0 +1,113 @@
+"""JSON and YAML that somebody else may have written, read within limits of size, nesting and number of values."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST_YAML, MOST = 2**20, 20_000
+"""Bytes of a YAML file, and its values once every alias is written out; a run's configuration has some 20 kB and 500
+values."""
+
+LARGEST_JSON = 8 * 2**20
+"""Bytes of a JSON file; a run's records and a model's config.json have some kB, an index of shards less than 1 MB."""
+
+DEEPEST = 50
+"""Lists and dictionaries within each other; a run's configuration has 6."""
+
+PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
+"""The tags of plain values; the tag of a merge key (`<<`), which multiplies what it merges, is not one of them."""
+
+
+class DocumentError(ValueError):
+    """A file that is not plain JSON or YAML, or exceeds the limits."""
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DocumentError: not JSON, larger than so many bytes, or nested too deeply.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        content = json.loads(read_bytes(path, largest))
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"{path} cannot be read as JSON: {_line(error)}") from error
+    check_nesting(content, path)
+    return content
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, see `read_yaml_text`."""
+    return yaml.safe_load(read_yaml_text(path))
+
+
+def read_yaml_text(path: Path) -> str:
+    """The text of a YAML file that holds plain values only: no tags, no merge keys.
+
+    Raises:
+        DocumentError: not such YAML, or more of it than the limits allow.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        text = read_bytes(path, LARGEST_YAML).decode()
+        _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
+        yaml.safe_load(text)  # what a value of a plain tag holds can still be wrong, as in `!!int x`
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DocumentError(f"{path} cannot be read as YAML: {_line(error)}") from error
+    return text
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The content of a plain file, whose size is looked at before it is read.
+
+    Raises:
+        DocumentError: it is not a file, or larger than so many bytes.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DocumentError(f"{path} is not a plain file")
+    if found.st_size > largest:
+        raise DocumentError(f"{path} has {found.st_size} bytes, more than the {largest} that are read")
+    return path.read_bytes()
+
+
+def check_nesting(content: Any, name: object) -> None:
+    """Raise DocumentError where lists and dictionaries are nested deeper than any reader needs."""
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return
+    raise DocumentError(f"{name} has more than {DEEPEST} lists and dictionaries within each other")
+
+
+def _children(node: Any) -> list[Any]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [child for child in children if isinstance(child, dict | list)]
+
+
+def _check_nodes(root: yaml.Node | None) -> None:
+    """Every node is plain, aliases written out; without recursion, so that no depth is too much."""
+    left, seen = [(root, 1)] if root else [], 0
+    while left:
+        (node, depth), seen = left.pop(), seen + 1
+        if seen > MOST:
+            raise ValueError(f"it holds more than {MOST} values")
+        if depth > DEEPEST:
+            raise ValueError(f"it has more than {DEEPEST} lists and dictionaries within each other")
+        if node.tag not in PLAIN:
+            raise ValueError(f"line {node.start_mark.line + 1} has the tag {node.tag!r}: only plain values are read")
+        if isinstance(node, yaml.SequenceNode):
+            left += [(child, depth + 1) for child in node.value]
+        if isinstance(node, yaml.MappingNode):
+            left += [(part, depth + 1) for pair in node.value for part in pair]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
