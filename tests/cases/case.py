@@ -30,7 +30,7 @@ class Case:
 
 def composed(folder: Path, *words: str) -> Plain:
     """Return the configuration of a command on the data in `folder`, checked."""
-    given = ("model=tiny", f"data.path={folder}", "trainer.accelerator=cpu", "threads=1")
+    given = (f"data.path={folder}", "trainer.accelerator=cpu", "threads=1")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve(compose("config", overrides=[*given, *words]))
     check(config)

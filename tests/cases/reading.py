@@ -21,7 +21,7 @@ def tokenized(*words: str) -> Read:
     def read(folder: Path) -> TaskData:
         if not (folder / "tokenizer").exists():
             write_tokenizer(folder / "tokenizer")
-        return loaded(folder, *words, f"data.tokenizer={folder / 'tokenizer'}")
+        return loaded(folder, "model=tiny", *words, f"data.tokenizer={folder / 'tokenizer'}")
 
     return read
 

@@ -8,8 +8,9 @@ import pytest
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.cases.reading import FILES
+from tests.cases.teachers import TEACHERS
 
-CASES = FILES
+CASES = FILES | TEACHERS
 
 _right: set[str] = set()
 
