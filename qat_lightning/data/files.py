@@ -29,7 +29,8 @@ def read_split(path: str, name: str | None, split: str, columns: Sequence[Column
     """Read the rows of `split` into memory.
 
     Args:
-        path: folder, or hub id of a data set.
+        path: folder, or hub id of a data set. A folder may be a copy of one of the hub: its files are in FOLDER/data, or in
+            FOLDER/name.
         name: the hub's configuration, such as cola; a folder needs none.
         columns: to be read; all of them where none are given.
 
@@ -39,7 +40,9 @@ def read_split(path: str, name: str | None, split: str, columns: Sequence[Column
     """
     folder = Path(path)
     if folder.is_dir():
-        rows = _read_files(_files(folder, split), path, split, columns)
+        places = [folder, folder / (name or "data"), folder / "data"]
+        place = next((place for place in places if place.is_dir() and _groups(place, split)), folder)
+        rows = _read_files(_files(place, split), path, split, columns)
         if not len(rows):
             raise ValueError(
                 f"the {split} split of data.path={path!r} is empty: give data.path=FOLDER another folder, or fill the file"
@@ -93,19 +96,15 @@ def _check_column(column: Column, names: Sequence[str], path: str, split: str) -
     if (count := names.count(column.name)) > 1:
         raise ValueError(f"{where} has {count} columns called {column.name!r}: rename all but one of them in the file")
     if not count:
-        held = ", ".join(names) or "none"
+        held = ", ".join(name if name == name.strip() else repr(name) for name in names) or "none"
         raise ValueError(f"{where} has no column {column.name!r}, it has {held}: {column.remedy}")
 
 
 def _files(folder: Path, split: str) -> list[Path]:
     """Return `train.parquet`, its shards, or the only file whose name begins so (`validation_matched.parquet`)."""
-    groups: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        if suffix_of(file) in SUFFIXES:
-            groups.setdefault(_split_of(file), []).append(file)
-    names = [split] if split in groups else [name for name in groups if name.startswith(split)]
-    found = [file for name in names for file in groups[name]]
-    if len(names) == 1 and all(SHARD.fullmatch(_stem(file)) for file in found):
+    groups = _groups(folder, split)
+    found = [file for files in groups.values() for file in files]
+    if len(groups) == 1 and all(SHARD.fullmatch(_stem(file)) for file in found):
         _check_shards(found, folder, split)
         return found
     if len(found) == 1:
@@ -116,6 +115,15 @@ def _files(folder: Path, split: str) -> list[Path]:
         f"data.path={str(folder)!r} has {problem} of the {split} split, it holds {held}: give it {split}.parquet"
         " (or .csv, .tsv, .json, .jsonl), or name another split with data.train_split=… data.validation_split=…"
     )
+
+
+def _groups(folder: Path, split: str) -> dict[str, list[Path]]:
+    """Return the files of the split, else of those splits whose name begins so, by their split's name."""
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if suffix_of(file) in SUFFIXES and _split_of(file).startswith(split):
+            groups.setdefault(_split_of(file), []).append(file)
+    return {split: groups[split]} if split in groups else groups
 
 
 def _stem(file: Path) -> str:

@@ -18,7 +18,7 @@ from qat_lightning.data.base import Row
 from qat_lightning.data.files import read_split
 from qat_lightning.data.formats import Column
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class EncodedImages(Sequence[Row]):

@@ -101,6 +101,13 @@ def test_the_shards_of_a_split_are_one(tmp_path):
     assert read_split(str(tmp_path), None, "validation")["sentence"][:] == ["three"]
 
 
+@pytest.mark.parametrize(("name", "place"), [(None, "data"), ("cola", "cola"), ("cola", "data")])
+def test_a_copy_of_a_data_set_of_the_hub_is_read_where_it_has_its_files(tmp_path, name, place):
+    (tmp_path / place).mkdir()
+    Dataset.from_list(ROWS).to_parquet(tmp_path / place / "train-00000-of-00001.parquet")
+    assert read_split(str(tmp_path), name, "train").to_list() == ROWS
+
+
 def test_shards_may_differ_in_what_is_not_read_and_not_in_what_is(tmp_path):
     put(tmp_path, "train-00000-of-00002.jsonl", '{"sentence": "one", "label": 1, "id": 3}\n')
     put(tmp_path, "train-00001-of-00002.jsonl", '{"sentence": null, "label": 0, "id": "x"}\n')
@@ -117,6 +124,9 @@ def test_columns_are_those_that_are_asked_for_once_each(tmp_path):
         read_split(path, None, "train", [Column("id", "")])
     with pytest.raises(ValueError, match=r"has no column 'text', it has a text, label, id, id: name another"):
         read_split(path, None, "train", [Column("text", "name another")])
+    put(tmp_path, "train.csv", "text, label\nx,1\n")
+    with pytest.raises(ValueError, match=r"has no column 'label', it has text, ' label': name another"):
+        read_split(path, None, "train", [Column("label", "name another")])
 
 
 def test_a_folder_called_key_value_adds_no_column(tmp_path):

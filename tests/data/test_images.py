@@ -154,7 +154,7 @@ def test_every_way_to_keep_an_image_in_a_table(tmp_path, kind):
 
 def test_a_folder_for_each_class_of_each_split(tmp_path):
     for split, place, color in (
-        ("train", "dog/1.png", RED), ("train", "dog/far/away/2.JPEG", RED), ("train", "cat/1.png", GREEN),
+        ("train", "dog/1.png", RED), ("train", "dog/far/away/2.JFIF", RED), ("train", "cat/1.png", GREEN),
         ("validation", "cat/9.png", BLUE), ("validation", "dog/3.webp", RED),
     ):  # fmt: skip
         path = tmp_path / split / place
