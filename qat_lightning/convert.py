@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -124,16 +125,39 @@ def quantize(
 def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     """Leave only these layers of `model`, in this order: a shallower student of the same width. In place.
 
+    Each layer keeps its own kind of attention: lists of the configuration that hold a value for each layer follow.
+
     Raises:
-        ValueError: no layer, or one that the model does not have.
+        ValueError: no layer, one that the model does not have, one twice, or a layer that would compute something else at
+            another position.
     """
     paths = layer_paths(model)
     if not layers or not all(0 <= layer < len(paths) for layer in layers):
         raise ValueError(f"layers={list(layers)}: name at least one of the model's layers, 0 to {len(paths) - 1}")
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"layers={list(layers)} names a layer twice: name each layer once")
+    _describe_layers(model.config, layers, len(paths))
     stack = paths[0].rpartition(".")[0]
     model.set_submodule(stack, nn.ModuleList(model.get_submodule(paths[layer]) for layer in layers))
-    model.config.num_hidden_layers = len(layers)  # type: ignore[union-attr]
+    for position, path in enumerate(attention_paths(model)):  # where a cache keeps the layer's keys and values
+        if hasattr(attention := model.get_submodule(path), "layer_idx"):
+            attention.layer_idx = position  # type: ignore[assignment]
     return model
+
+
+def _describe_layers(config: Any, layers: Sequence[int], depth: int) -> None:
+    """Let the configuration of a model of `depth` layers describe these alone."""
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False) and list(layers) != list(range(len(layers))):
+        raise ValueError(
+            f"layers={list(layers)}: this model divides the scores of a layer by its position"
+            " (scale_attn_by_inverse_layer_idx in its config.json): keep the first layers, [0, 1, …]"
+        )
+    for name, value in vars(config).items():
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
+            setattr(config, name, [value[layer] for layer in layers])
+    if hasattr(config, "max_window_layers"):  # the first so many layers have full attention
+        config.max_window_layers = sum(layer < config.max_window_layers for layer in layers)
+    config.num_hidden_layers = len(layers)
 
 
 def _first_match(rules: Sequence[Rule], part: str) -> Rule | None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from qat_lightning.build import build_data, build_model
-from qat_lightning.config import ConfigError, read_run
+from qat_lightning.config import ConfigError, check, read_run
 from qat_lightning.evaluation import evaluate
 from tests.models import tiny_model
 from tests.training.runs import composed, saved_tiny, small_run
@@ -22,10 +22,20 @@ def tiny(tmp_path_factory):
     return saved_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
+@pytest.fixture(scope="module")
+def bare():
+    return composed()
+
+
 def built(*overrides):
     """The model, and the lines that a user reads about it."""
     config, lines = composed(*overrides), []
     return build_model(config, build_data(config), lines.append), lines
+
+
+def checked_and_built(config):
+    check(config)
+    return build_model(config, build_data(config))
 
 
 def changed(folder, source, name=lambda name: name, **settings):
@@ -172,3 +182,38 @@ def test_what_transformers_warns_of_is_said_in_a_line(tiny, monkeypatch):
     _, lines = built(f"model.path={tiny}")
     assert lines[1:] == ["transformers warns: two lines [31m"]
     assert logging.getLogger("transformers").level == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model_type": "bert", ', "Expecting property name"),
+        ("", "Expecting value"),
+        (b"\xff\xfe", "can't decode byte 0xff"),
+        ("[" * 100_000, "maximum recursion depth"),
+        ("[]", "it holds no JSON object"),
+        ({"num_hidden_layers": "six"}, "num_hidden_layers='six' is not 1 or more layers"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not 1 or more layers"),
+        ({"model_type": "nope"}, "model type `nope`"),
+        ({"vocab_size": "x"}, "Field 'vocab_size' expected int"),
+        ({"id2label": ["a"]}, "no attribute 'items'"),
+        ({"hidden_size": 33}, "not a multiple of the number of attention heads"),
+        ({"num_attention_heads": 0}, "by zero"),
+        ({"hidden_act": "nope"}, "KeyError 'nope'"),
+        ({"add_cross_attention": True}, "BertLayer.* …$"),  # whose message is the whole module
+    ],
+)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_damaged_config_is_named(tmp_path, tiny, bare, content, message, pretrained):
+    place = changed(tmp_path / "model", tiny) / "config.json"
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(place.read_text()) | content)
+    place.write_bytes(content if isinstance(content, bytes) else content.encode())
+    config = bare | {"model": bare["model"] | {"path": str(place.parent), "pretrained": pretrained}}
+    with pytest.raises(ConfigError, match=message) as refused:
+        checked_and_built(config)
+    told = str(refused.value)
+    assert "config.json" in told
+    assert str(place.parent) in told
+    assert "\n" not in told
+    assert len(told) < 700

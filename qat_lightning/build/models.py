@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from qat_lightning.build.pretrained import as_data, read_architecture, read_weights, runs_code
+from qat_lightning.build.pretrained import as_data, random_weights, read_architecture, read_weights, runs_code
 from qat_lightning.build.weights import check_weights, warnings_of_transformers
 from qat_lightning.config import ConfigError, Plain, create, create_all
 from qat_lightning.convert import keep_layers, quantize
@@ -84,7 +84,7 @@ def _read_model(config: Plain, data: TaskData) -> tuple[PreTrainedModel, str]:
         _check_head(architecture, data.head)
         of = f" of {model['path']!r}" if model["path"] else ""
         source = f"random weights (model.pretrained=false), {architecture.model_type} architecture{of}"
-        return auto.from_config(architecture, trust_remote_code=False), source
+        return random_weights(model, architecture, auto), source
     if model["path"] is None:
         raise ConfigError(
             "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
@@ -120,7 +120,10 @@ def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Modul
 def build_quantized(config: Plain, teacher: nn.Module) -> nn.Module:
     """The student's layers of `teacher` with the configured quantizers, not calibrated; in place."""
     if config["model"]["student_layers"] is not None:
-        keep_layers(teacher, config["model"]["student_layers"])
+        try:
+            keep_layers(teacher, config["model"]["student_layers"])
+        except ValueError as error:
+            raise ConfigError(f"model.student_layers: {error}") from error
     quantization = config["quantization"]
     rules = list(create_all(quantization["rules"], "quantization.rules").values())
     attention = quantization["attention"]

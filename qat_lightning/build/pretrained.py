@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -34,6 +36,9 @@ PICKLED = (
 )
 INDEX = "model.safetensors.index.json"
 
+LONGEST = 500
+"""Characters of another library's message; some hold a whole model."""
+
 # Where a hub id has no safetensors, transformers would take those of a pull request, which need not be its owner's.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
@@ -54,7 +59,9 @@ def read_architecture(model: Plain, num_labels: int) -> PretrainedConfig:
                 f"{_told(model)} is of no family of transformers, and its own code is not run: give another model, or"
                 " read that code and give model.trust_remote_code=true model.revision=COMMIT"
             ) from error
-        raise ConfigError(f"{_told(model)} cannot be loaded: {_in_a_line(error)}") from error
+        raise ConfigError(
+            f"{_told(model)} cannot be loaded, its config.json does not describe a model: {_in_a_line(error)}"
+        ) from error
     return as_data(architecture, _told(model))
 
 
@@ -78,8 +85,24 @@ def read_weights(model: Plain, architecture: PretrainedConfig, auto: Any) -> tup
             **given,
         )
     except Exception as error:  # of transformers, safetensors, the hub's client or the unpickler
+        if not runs_code(model, architecture, auto):
+            with torch.device("meta"):  # is it the architecture, without any weights?
+                random_weights(model, architecture, auto)
         raise ConfigError(f"{_told(model)} cannot be loaded: {_of_weights(error, pickled)}") from error
     return loaded, report
+
+
+def random_weights(model: Plain, architecture: PretrainedConfig, auto: Any) -> PreTrainedModel:
+    """A model of that architecture, newly initialized.
+
+    Raises:
+        ConfigError: values that do not go together, with the file that holds them.
+    """
+    try:
+        return auto.from_config(copy.deepcopy(architecture), trust_remote_code=False)
+    except Exception as error:  # whatever a family raises for a value of its own
+        place = f"{_told(model)} cannot be loaded, its config.json" if model["path"] else "model.architecture"
+        raise ConfigError(f"{place} does not describe a model: {_in_a_line(error)}") from error
 
 
 def as_data(architecture: PretrainedConfig, told: str) -> PretrainedConfig:
@@ -145,4 +168,4 @@ def _told(model: Plain) -> str:
 
 def _in_a_line(error: Exception) -> str:
     named = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
-    return " ".join(named.split())
+    return shorten(named, LONGEST, placeholder=" …")

@@ -21,6 +21,8 @@ _DATA_TYPES: Mapping[str, Any] = {
 }  # fmt: skip
 """The data modules' classes import Lightning, which takes seconds; these types are known without."""
 
+AGAIN = "copy the file again, or give another model.path"
+
 BESIDE_BF16 = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true")
 """The trainer's precisions that a teacher in bfloat16 goes with."""
 
@@ -176,6 +178,8 @@ def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
 def _check_layers(config: Plain) -> None:
     """Layer pairs of losses and layers of interventions lie within the models' depths, where files tell those."""
     teacher, kept = _depth(config["model"]), config["model"]["student_layers"]
+    if kept is not None and len(set(kept)) < len(kept):
+        raise ConfigError(f"model.student_layers={kept} names a layer twice: name each layer once")
     if teacher is None:
         return
     if kept is not None and (not kept or not all(0 <= layer < teacher for layer in kept)):
@@ -197,8 +201,24 @@ def _check_layers(config: Plain) -> None:
 
 
 def _depth(model: Plain) -> int | None:
-    """The number of layers, from a local folder's config.json or the configured architecture."""
-    described = model["architecture"]
-    if model["path"] and (local := Path(model["path"]) / "config.json").is_file():
-        described = json.loads(local.read_text())
-    return next((described[key] for key in ("num_hidden_layers", "n_layers", "n_layer") if key in described), None)
+    """The number of layers, from a local folder's config.json or the configured architecture; None where a hub id says it."""
+    place, described = Path(model["path"] or "") / "config.json", model["architecture"]
+    if model["path"] and place.is_file():
+        described = _read_described(place)
+    elif model["pretrained"]:
+        return None
+    key = next((key for key in ("num_hidden_layers", "n_layers", "n_layer") if key in described), None)
+    if key is not None and not (type(described[key]) is int and described[key] > 0):
+        raise ConfigError(f"{str(place)!r} is damaged ({key}={described[key]!r} is not 1 or more layers): {AGAIN}")
+    return described[key] if key else None
+
+
+def _read_described(place: Path) -> Plain:
+    """A model's config.json."""
+    try:
+        described = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{str(place)!r} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
+    if not isinstance(described, dict):
+        raise ConfigError(f"{str(place)!r} is damaged (it holds no JSON object): {AGAIN}")
+    return described

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 
 from qat_lightning.config import CONF, check, resolve
@@ -43,5 +44,6 @@ def saved_tiny(folder: Path, **changes: Any) -> Path:
     from transformers import BertConfig, BertForSequenceClassification
 
     architecture = {name: value for name, value in composed()["model"]["architecture"].items() if name != "model_type"}
+    torch.manual_seed(41)  # other weights than those of a run
     BertForSequenceClassification(BertConfig(**architecture | changes)).save_pretrained(folder)
     return folder
