@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import errno
 import io
 import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -16,6 +18,15 @@ from typing import Any, TextIO
 
 ASKING = [number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None]
 """What a scheduler or a user sends; Windows has no SIGUSR1."""
+
+READABLE = "qat_lightning.readable"
+"""The error handler of the program's streams, see `_readable`."""
+
+SPELLED = {
+    "…": "...", "×": "x", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "←": "<-", "↑": "^", "↓": "v", "±": "+-",
+    "≤": "<=", "≥": ">=", "≠": "!=", "∓": "-+", "█": "#", "─": "-", "│": "|",
+}  # fmt: skip
+"""What this program writes beyond ASCII → the same for a terminal without it."""
 
 GONE = (errno.EPIPE, errno.EIO)
 """Nobody reads a pipe any more; a terminal has been closed."""
@@ -61,6 +72,21 @@ def ended_by_signals() -> Iterator[None]:
             atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)
 
 
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    """Spell what the stream's encoding lacks in ASCII: `SPELLED`, a letter without its accent, else an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_spelled, error.object[error.start : error.end])), error.end
+
+
+def _spelled(sign: str) -> str:
+    plain = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode() if sign.isalpha() else ""
+    return SPELLED.get(sign) or plain or sign.encode("ascii", "backslashreplace").decode()
+
+
+codecs.register_error(READABLE, _readable)
+
+
 @contextmanager
 def words_may_be_lost() -> Iterator[None]:
     """The program outlives those who read what it says: `… | head -1`, a closed terminal."""
@@ -73,6 +99,15 @@ def words_may_be_lost() -> Iterator[None]:
             with suppress(OSError):
                 stream.flush()
         sys.stdout, sys.stderr = before
+
+
+class _Prompt(io.BufferedWriter):
+    """Writes at once, as PYTHONUNBUFFERED=1 asks: what goes to two streams stays in order, and nothing waits for an end."""
+
+    def write(self, words: Any) -> int:
+        written = super().write(words)
+        self.flush()
+        return written
 
 
 class _Lasting(io.FileIO):
@@ -102,9 +137,9 @@ def _lasting(stream: TextIO | None) -> TextIO:
     except OSError:
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(file),
+        _Prompt(file) if stream.write_through else io.BufferedWriter(file),
         encoding=stream.encoding,
-        errors=stream.errors,
+        errors=READABLE,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
