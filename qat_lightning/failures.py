@@ -7,6 +7,7 @@ run is taken down hides what took it down.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -62,6 +63,22 @@ MESSAGES = (
 )
 UNKNOWN = ("RuntimeError", "SafetensorError", "UnpicklingError", "AcceleratorError", "ArrowException")
 """Classes whose message alone tells what it is about."""
+
+SWEEP = "QAT_LIGHTNING_SWEEP"
+"""The folder of the sweep that this process runs a job of; all processes of the job inherit it."""
+
+
+def same_command(folder: object) -> str:
+    """Name the command that continues a run: with the folder of the run, or of the sweep that the run is a job of."""
+    sweep = os.environ.get(SWEEP)
+    return (
+        f"the same command with hydra.sweep.dir={sweep}" if sweep else f"the same command with hydra.run.dir={folder}"
+    )
+
+
+def another_folder() -> str:
+    """Name the setting that gives a run another folder."""
+    return f"another {'hydra.sweep.dir' if SWEEP in os.environ else 'hydra.run.dir'}"
 
 
 def explained(error: BaseException) -> str | None:

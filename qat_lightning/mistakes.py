@@ -16,7 +16,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_lightning.config import CONF, ConfigError, suggest
-from qat_lightning.failures import explained, line
+from qat_lightning.documents import read_json
+from qat_lightning.failures import explained, line, same_command
 from qat_lightning.terminal import EndedBySignal
 
 FULL = "HYDRA_FULL_ERROR"
@@ -59,7 +60,10 @@ def mistakes_in_words() -> Iterator[None]:
             message, shown = BUG.format(line=f"{type(error).__name__}: {line(error)}"), True
         if shown:
             traceback.print_exception(error)
-        explains = type(error).__name__ == "NonFiniteError"  # how to go on; by name, as its module imports torch
+        explains = type(error).__name__ in (
+            "NonFiniteError",
+            "JobError",
+        )  # by name: their modules import torch, or this one
         _say(message, "" if explains else _goes_on(), *([] if shown else [HINT]))
         _drop_empty_folder()
         raise Refused(1) from None
@@ -128,9 +132,16 @@ def _say_stopped(what: str) -> None:
 def _goes_on() -> str:
     """Where a run has begun and not ended, how it goes on."""
     folder = _folder()
-    if folder is None or not (folder / "checkpoints").is_dir() or (folder / "metrics.json").is_file():
+    if folder is None or not (folder / "checkpoints").is_dir() or _is_finished(folder):
         return ""
-    return f"The same command with hydra.run.dir={folder} goes on from what was finished or saved."
+    return f"T{same_command(folder)[1:]} continues from what was finished or saved."
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return read_json(folder / "metrics.json")["status"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _folder() -> Path | None:

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
 from qat_lightning.config import MULTIRUN, is_override
+from qat_lightning.failures import SWEEP
 from qat_lightning.mistakes import Refused, mistakes_in_words
 
 
@@ -28,6 +29,7 @@ class Job:
     number: int
     overrides: list[str]
     failed: bool
+    sweep: Path
 
 
 JOBS: list[Job] = []
@@ -51,7 +53,10 @@ def all_jobs() -> Iterator[None]:
         common = set.intersection(*(set(job.overrides) for job in JOBS)) if len(JOBS) > 1 else set()
         own = {job.number: " ".join(word for word in job.overrides if word not in common) for job in failed}
         which = ", ".join(f"job {number}" + (f" ({words})" if words else "") for number, words in own.items())
-        raise JobError(f"{len(failed)} of {len(JOBS)} jobs failed, for the reasons above: {which}")
+        raise JobError(
+            f"{len(failed)} of {len(JOBS)} jobs failed, for the reasons above: {which}\nThe same command with"
+            f" hydra.sweep.dir={JOBS[0].sweep} continues with what is not finished."
+        )
 
 
 def one_job(run: Callable[[], float]) -> float:
@@ -61,14 +66,17 @@ def one_job(run: Callable[[], float]) -> float:
         JobError: it has failed; the words for it are told.
     """
     hydra: Any = HydraConfig.get()
-    ended = Job(int(hydra.job.num), list(hydra.overrides.task), failed=True)
+    ended = Job(int(hydra.job.num), list(hydra.overrides.task), True, Path(hydra.sweep.dir).resolve())
     result = None
     _speak_for_one_job()
+    os.environ[SWEEP] = str(ended.sweep)
     try:
         with mistakes_in_words():
             result = run()
     except Refused:
         pass  # raised below, without the traceback, which holds the job's model and data
+    finally:
+        del os.environ[SWEEP]
     _leave_processes()
     ended.failed = result is None
     JOBS.append(ended)

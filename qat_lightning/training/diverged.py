@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qat_lightning.failures import another_folder
 from qat_lightning.files import atomic_write, write_text
 from qat_lightning.packing.tensors import quantized_modules
 from qat_lightning.quantizers import LSQQuantizer
@@ -92,7 +93,7 @@ def _remedy(module: QATModule, trainer: Trainer) -> str:
     other = "" if precise else ", trainer.precision=32-true"
     return (
         "what was saved before stays, and the same command would go on from it to the same end: give a lower optimizer.lr"
-        f"{lr}, trainer.gradient_clip_val=1.0{other}, and another hydra.run.dir"
+        f"{lr}, trainer.gradient_clip_val=1.0{other}, and {another_folder()}"
     )
 
 

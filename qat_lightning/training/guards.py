@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from qat_lightning.failures import another_folder
 from qat_lightning.training.diagnosis import Seen
 from qat_lightning.training.diverged import NonFiniteError, check_weights, explained, largest
 
@@ -47,8 +48,8 @@ class TeacherGuard(Callback):
         self.before = {} if module.teacher is None else _fingerprints(module.teacher)
         if self.kept is not None and self.before and self.kept != _joined(self.before):
             raise ValueError(
-                f"stage {module.stage}: its checkpoint was made with another teacher: give that one, or begin anew in"
-                " another hydra.run.dir"
+                f"stage {module.stage}: its checkpoint was made with another teacher: give that one, or"
+                f" {another_folder()} to start anew"
             )
 
     def on_train_batch_start(self, trainer: Trainer, module: QATModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]

@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+from qat_lightning.failures import same_command
+
 FIRST = "QAT_LIGHTNING_FIRST_PROCESS"
 """The environment's name for the process that has started this one. (Its parent is no such sign: the parent of a process
 whose own has died is another, and the first process of a container has the number that orphans are given.)"""
@@ -99,8 +101,8 @@ def _end_with(first: int, grace: float) -> None:
 def _tell(what: str) -> None:
     print(
         f"qat_lightning: {what}, so the run ends; if no message stands above it was killed, most often because memory ran"
-        " out: give a smaller data.batch_size with as much more of trainer.accumulate_grad_batches. The same command with"
-        " the same hydra.run.dir goes on.",
+        " out: give a smaller data.batch_size with as much more of trainer.accumulate_grad_batches. To continue:"
+        f" {same_command('the same folder')}.",
         file=sys.stderr,
         flush=True,
     )

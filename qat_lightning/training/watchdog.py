@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from functools import cache
 
+from qat_lightning.failures import same_command
 from qat_lightning.terminal import ASKING
 
 PATIENCE = 60.0
@@ -82,8 +83,8 @@ class Watchdog:
 def end_at_once(number: int, why: str) -> None:
     """Nothing is written any more; what was saved before is whole."""
     words = (
-        f"qat_lightning: {why} ({signal.Signals(number).name}), so this process ends now, without a checkpoint; the same"
-        " command with the same hydra.run.dir goes on from what was saved before\n"
+        f"qat_lightning: {why} ({signal.Signals(number).name}), so this process ends now, without a checkpoint;"
+        f" {same_command('the same folder')} continues from what was saved before\n"
     )
     with suppress(OSError):
         os.write(2, words.encode())  # not sys.stderr, whose lock may be held by a thread that waits for ever
