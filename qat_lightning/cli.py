@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from qat_lightning.config import (
     check,
     check_words,
     is_override,
+    located,
     quote_paths,
     read_run,
     resolve,
@@ -35,8 +37,9 @@ EVALUATE_HELP = """python -m qat_lightning.evaluate run=DIR [model=student|teach
 
 Score a finished run on its validation rows again: the student (as trained), its teacher, or what was exported
 (the ONNX file on the CPU, in float32).
-Overrides are those of the run: data.path=FOLDER, data.validation_limit=500, trainer.accelerator=cpu, threads=2 …
-The figures go to DIR/evaluation/<model>.json as well."""
+Overrides are those of the run: data.path=FOLDER, data.validation_split=test, data.validation_limit=500,
+trainer.accelerator=cpu, threads=2 … Of the data only that split is read. The figures go to DIR/evaluation/<model>.json as
+well; for other rows than the run's own to DIR/evaluation/<model>-<split>.json, with nothing to compare them with."""
 EXPORT_HELP = """python -m qat_lightning.export run=DIR [key=value …]
 
 Write DIR/export anew from a finished run: packed folder, ONNX file, model card; each is checked against the student.
@@ -55,7 +58,7 @@ def _train(config: DictConfig) -> float:
 
 
 def _run(config: DictConfig) -> float:
-    """The student's score."""
+    """The student's score, NaN where it is undefined."""
     plain = checked(config)
     # after the checks: what follows takes seconds to import
     from qat_lightning.hub import require_hub, wanted
@@ -66,7 +69,8 @@ def _run(config: DictConfig) -> float:
 
     with Watchdog():
         folder = Path(HydraConfig.get().runtime.output_dir)
-        return float(run(plain, folder, list(HydraConfig.get().overrides.task))["student"])
+        score = run(plain, folder, list(HydraConfig.get().overrides.task))["student"]
+        return math.nan if score is None else float(score)
 
 
 def checked(config: DictConfig) -> Plain:
@@ -81,7 +85,8 @@ def checked(config: DictConfig) -> Plain:
 
 
 def train() -> None:
-    """`python -m qat_lightning` and `qat-train`."""
+    """`python -m qat_lightning` and `qat-train`; without arguments they print the help."""
+    sys.argv[1:] = sys.argv[1:] or ["--help"]
     _in_words(_train)
 
 
@@ -129,7 +134,7 @@ def evaluate() -> None:
     """`python -m qat_lightning.evaluate` and `qat-evaluate`."""
     with _program():
         folder, given, overrides = _of_a_run(EVALUATE_HELP, model="student")
-        config = read_run(folder, overrides)
+        config = located(read_run(folder, overrides), overrides)
         from qat_lightning.evaluation import evaluate as score
         from qat_lightning.training.watchdog import Watchdog
 
@@ -154,6 +159,11 @@ def export() -> None:
             raise ConfigError(
                 f"run={str(folder)!r} is not finished, or was moved in part: {weights_of(missing[0], folder)} is not there,"
                 f" and an export trains nothing; the run's own command with hydra.run.dir={folder} does"
+            )
+        if located(config, overrides) != config:
+            raise ConfigError(
+                f"run={str(folder)!r} has folders that are relative to {config['working_directory']!r}: start the export"
+                " in that directory"
             )
         given = {word.split("=", 1)[0] for word in overrides}
         before = [word for word in _typed(folder) if word.split("=", 1)[0] not in given]

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from qat_lightning.analysis.verdict import score
 from qat_lightning.config import ConfigError, Plain, suggest
+from qat_lightning.documents import read_json
 from qat_lightning.export import load_packed
 from qat_lightning.export.onnx import OnnxModel
 from qat_lightning.exporting import EXPORT, ONNX, PACKED
-from qat_lightning.files import write_json
+from qat_lightning.files import finite, write_json
 from qat_lightning.run import Run, first_process, know_the_rank, opened
+from qat_lightning.run.results import split_name, validation_hash
 
 MODELS = ("student", "teacher", "packed", "onnx")
 
 
 def evaluate(config: Plain, folder: Path, model: str) -> Plain:
-    """Score `model` on the validation rows, by the very code that scored it during the run.
+    """Score `model` on the validation rows, by the very code that scored it during the run. No other split is read.
 
     Returns what `evaluation/<model>.json` holds: the metrics, and the figure that the run recorded (of an exported model
-    the student's, which it must reach).
+    the student's, which it must reach). For other rows than the run's own the file is `evaluation/<model>-<split>.json`,
+    and there is no figure to compare with.
 
     Args:
         config: of the run, with overrides.
@@ -40,22 +47,43 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         raise ConfigError(f"model={model!r}: {suggest(model, MODELS)}")
     if model == "onnx":
         config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
-    recorded = _recorded(folder, model)
+    recorded = _recorded(folder)
     know_the_rank(config)
-    run = opened(config, folder)
+    run = opened(config | {"data": _one_split(config["data"], recorded)}, folder)
     scores = _scores(run, _model(run, model), model)
+    own = recorded.get("validation", {}).get("sha256") == validation_hash(run.data)
     result: Plain = {
         "model": model,
         "task": run.data.task,
         "metric": run.data.metric,
-        "scores": scores,
-        "recorded": recorded,
+        "scores": finite(scores),
+        "recorded": recorded["teacher" if model == "teacher" else "student"] if own else None,
+        "split": split_name(run.data),
         "rows": len(run.data.validation_rows),
     }
     if first_process():
-        write_json(folder / "evaluation" / f"{model}.json", result)
-    run.console.print(_shown(result))
+        name = model if own else _name(result, config, recorded)
+        write_json(folder / "evaluation" / f"{name}.json", result)
+    run.console.print(_shown(result, own))
     return result
+
+
+def _one_split(data: Plain, recorded: Plain) -> Plain:
+    """The data's settings with the validation split as the only one, its classes numbered as in the run."""
+    names, chosen = recorded.get("label_names"), {"train_limit": None}
+    if "train_split" in data:
+        chosen["train_split"] = data["validation_split"]
+    if data.get("label_names", names) is None and names:
+        chosen["label_names"] = names
+    return data | chosen
+
+
+def _name(result: Plain, config: Plain, recorded: Plain) -> str:
+    """Of the file for other rows than the run's own: the model, the data where they are others, the split, the limit."""
+    task = [] if result["task"] == recorded.get("task", result["task"]) else [result["task"]]
+    limit = config["data"].get("validation_limit")
+    parts = [result["model"], *task, result["split"], *([] if limit is None else [str(limit)])]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
 def _model(run: Run, model: str) -> nn.Module:
@@ -93,23 +121,37 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _recorded(folder: Path, model: str) -> float | None:
-    """None where the run is not finished."""
+@dataclass(config=ConfigDict(extra="ignore"))
+class _Recorded:
+    """What `metrics.json` says of the scores, and of the rows that they are for."""
+
+    task: str
+    teacher: float | None
+    student: float | None
+    validation: dict[str, Any]
+    label_names: list[str] | None
+
+
+def _recorded(folder: Path) -> Plain:
+    """Empty where the stages are not finished.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     place = folder / "metrics.json"
     if not place.is_file():
-        return None
+        return {}
     try:
-        score = json.loads(place.read_bytes())["teacher" if model == "teacher" else "student"]
-        return math.nan if score is None else float(score)
-    except (ValueError, KeyError, TypeError) as error:
+        return asdict(TypeAdapter(_Recorded).validate_python(read_json(place)))
+    except ValueError as error:
         again = f"the run's own command with hydra.run.dir={folder} writes it again"
         raise ConfigError(f"{place} is damaged: {again}") from error
 
 
-def _shown(result: Plain) -> Group:
-    title = Text(f"{result['model']} · {result['task']} · {result['rows']} validation rows", style="bold")
+def _shown(result: Plain, own: bool) -> Group:
+    title = Text(f"{result['model']} · {result['task']} · {result['rows']} {result['split']} rows", style="bold")
     shown = Table("metric", "now", "recorded", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in result["scores"].items():
-        counts = name == result["metric"] and result["recorded"] is not None
-        shown.add_row(name, f"{value:.4f}", f"{result['recorded']:.4f}" if counts else "–")
-    return Group(title, shown)
+        shown.add_row(name, score(value), score(result["recorded"]) if own and name == result["metric"] else "–")
+    note = [] if own else [Text("Nothing to compare with: the run's own figure is for other rows, or not recorded.")]
+    return Group(title, shown, *note)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
 
+from qat_lightning.analysis.verdict import score
 from qat_lightning.config import Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.export import load_packed, write_packed
 from qat_lightning.export.manifest import PARTS, WEIGHTS
 from qat_lightning.export.onnx import OnnxError, OnnxModel, export_onnx
-from qat_lightning.files import write_json
+from qat_lightning.failures import line
+from qat_lightning.files import finite, write_json
 from qat_lightning.packing import DivergedError, size
-from qat_lightning.scoring import Comparison, InFloat64, compare
+from qat_lightning.scoring import NEAR, Comparison, InFloat64, compare
 from qat_lightning.sites import family
 
 HALF_A_POINT = 0.005
@@ -44,6 +46,9 @@ class Exporter:
     Args:
         folder: the run folder.
         say: takes a line for the terminal.
+
+    Attributes:
+        record: the content of `export/metrics.json`; None where nothing was exported.
     """
 
     config: Plain
@@ -51,10 +56,10 @@ class Exporter:
     data: TaskData
     student: nn.Module
     say: Callable[[str], None]
+    record: Plain | None = None
 
     def export(self) -> Plain | None:
-        """Returns the content of `export/metrics.json`; None where nothing is asked for, or the student
-        has diverged.
+        """Write each form and `export/metrics.json`; returns `record`. A form that fails does not cost the other one.
 
         Raises:
             ValueError: a model that cannot be exported, with the override that leaves that form out.
@@ -69,25 +74,36 @@ class Exporter:
         self.student.cpu().float().eval()
         self._float32 = size(self.student).float32
         self._name_classes()
-        try:
-            forms = {
-                "packed": self._packed() if wanted["packed"] else None,
-                "onnx": self._onnx() if wanted["onnx"] else None,
-            }
-        except DivergedError as error:
-            self.say(f"[bold]export[/]: nothing, {error}")
-            return None
-        for form, name in (("packed", PACKED), ("onnx", ONNX)):
-            if not wanted[form] and (self.folder / EXPORT / name).exists():
-                self.say(f"[bold]export/{name}[/]: left as an earlier export made it; the card does not speak of it")
-        record: Plain = {
+        forms: dict[str, Plain | None] = {}
+        failures: list[Exception] = []
+        for form, name, make in (("packed", PACKED, self._packed), ("onnx", ONNX, self._onnx)):
+            forms[form] = None
+            try:
+                if wanted[form]:
+                    forms[form] = make()
+                elif (self.folder / EXPORT / name).exists():
+                    self.say(f"[bold]export/{name}[/]: left as an earlier export made it; the card does not mention it")
+            except DivergedError as error:
+                self.say(f"[bold]export[/]: nothing, {error}")
+                return None
+            except Exception as error:
+                failures.append(error)
+        if any(forms.values()):
+            self._write_record(forms)
+        if failures:
+            for other in failures[1:]:
+                self.say(f"[bold]export[/]: {line(other)}")
+            raise failures[0]
+        return self.record
+
+    def _write_record(self, forms: Mapping[str, Plain | None]) -> None:
+        self.record = {
             "metric": self.data.metric,
             "float32": self._float32,
             **forms,
             "versions": {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
         }
-        write_json(self.folder / EXPORT / RECORD, record)
-        return record
+        write_json(self.folder / EXPORT / RECORD, self.record)
 
     def _name_classes(self) -> None:
         """So that who loads the model reads "positive" and not "LABEL_1"."""
@@ -133,8 +149,8 @@ class Exporter:
         return {
             "bytes": count,
             "ratio": round(self._float32 / count, 3),
-            "score": seen.score,
-            "student": seen.reference,
+            "score": finite(seen.score),
+            "student": finite(seen.reference),
             "rows": seen.rows,
             "largest_difference": seen.largest_difference,
             "agreement": seen.agreement,
@@ -142,21 +158,31 @@ class Exporter:
 
     def _check(self, seen: Comparison, name: str, remedy: str, exact: bool = False) -> None:
         told = (
-            f"{self.data.metric} {seen.score:.4f}, the student {seen.reference:.4f}; largest difference of logits"
+            f"{self.data.metric} {score(seen.score)}, the student {score(seen.reference)}; largest difference of logits"
             f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, rows: {seen.rows}"
         )
         self.say(f"[bold]{name}[/]: {told}")
-        allowed = HALF_A_POINT * max(1.0, abs(seen.reference))
-        both_nan = math.isnan(seen.score) and math.isnan(seen.reference)  # as a correlation with a constant is
-        if (both_nan or abs(seen.score - seen.reference) <= allowed) and (seen.agreement == 1 or not exact):
+        if _as_good(seen) and (seen.agreement == 1 or not exact):
             return
         own = compare(InFloat64(self.student), self.student, self.data, seen.rows)
         if exact or not seen.largest_difference <= TIMES * own.largest_difference:
             raise NotFaithfulError(f"{name} does not do as the student does ({told}): leave it out with {remedy}")
         self.say(
             f"[bold]{name}[/]: that is the student's own rounding: computed in float64 its {self.data.metric} is"
-            f" {own.score:.4f}, and its logits are up to {own.largest_difference:.2g} off"
+            f" {score(own.score)}, and its logits are up to {own.largest_difference:.2g} off"
         )
+
+
+def _as_good(seen: Comparison) -> bool:
+    """Whether the metric is at most half a point from the student's.
+
+    Where it is undefined, as a correlation is for constant predictions, the predictions must agree; the logits as well
+    where it is undefined for one of the two alone.
+    """
+    if math.isfinite(seen.score) and math.isfinite(seen.reference):
+        return abs(seen.score - seen.reference) <= HALF_A_POINT * max(1.0, abs(seen.reference))
+    both = not (math.isfinite(seen.score) or math.isfinite(seen.reference))
+    return seen.agreement >= 1 - HALF_A_POINT and (both or seen.largest_difference <= NEAR)
 
 
 def _whole_matrices(tensors: Plain) -> list[str]:

@@ -13,16 +13,19 @@ from torchmetrics import Metric
 from qat_lightning.data.base import TaskData
 from qat_lightning.signals import Observed
 
+NEAR = 1e-3
+"""Logits that differ by no more are equal, where no metric or no class decides."""
+
 
 @dataclass(frozen=True)
 class Comparison:
     """How another form of a model does beside the model itself, on the same rows.
 
     Attributes:
-        score, reference: the validation metric of that form, and of the model.
-        largest_difference: between their logits.
+        score, reference: the validation metric of that form, and of the model; NaN or infinite where it is undefined.
+        largest_difference: between their logits; infinite where only one of them is not a finite number.
         agreement: share of logit vectors (one for each row; of a language model or question answering, for each token)
-            with the same largest entry; of a regression, share that are equal to 1e-3.
+            with the same largest entry; of a regression, share that are equal to `NEAR`.
         rows: how many were compared.
     """
 
@@ -67,7 +70,7 @@ def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Co
         metric.update(*data.predict(expected, batch))
         other_metric.update(*data.predict(given, batch))
         for left, right in zip(expected, given, strict=True):
-            largest = max(largest, float((left - right).abs().max()))
+            largest = max(largest, float(_differences(left, right).max()))
             equal = _equal(left, right)
             same, vectors = same + int(equal.sum()), vectors + equal.numel()
         seen += len(batch["labels"])
@@ -87,7 +90,13 @@ def _batches(data: TaskData, rows: int) -> Iterator[Mapping[str, Tensor]]:
         yield data.collate([taken[row] for row in range(start, min(start + size, rows, len(taken)))])
 
 
+def _differences(left: Tensor, right: Tensor) -> Tensor:
+    """|left − right|; 0 where both are NaN or the same infinity, infinite where only one is a finite number."""
+    same = (left == right) | (left.isnan() & right.isnan())
+    return (left - right).abs().masked_fill(same, 0.0).nan_to_num(nan=torch.inf)
+
+
 def _equal(left: Tensor, right: Tensor) -> Tensor:
     if left.shape[-1] == 1:
-        return (left - right).abs() <= 1e-3
-    return left.argmax(-1) == right.argmax(-1)
+        return _differences(left, right) <= NEAR
+    return (left.argmax(-1) == right.argmax(-1)) & (left.isfinite().all(-1) == right.isfinite().all(-1))

@@ -434,10 +434,11 @@ def test_random_weights_have_no_base_model(tmp_path: Path) -> None:
     assert 'inputs = processor(Image.open("picture.png"), return_tensors="pt")' in text
 
 
-def test_a_diverged_run_reports_no_score_to_the_hub(tmp_path: Path) -> None:
-    text = card(tmp_path, results={"student": float("nan")})
+def test_an_undefined_score_is_not_reported_to_the_hub(tmp_path: Path) -> None:
+    text = card(tmp_path, results={"student": None})
     assert "model-index" not in metadata(tmp_path)
-    assert "**The run diverged" in text
+    assert "is undefined: it is not a finite number" in text
+    assert "*undefined*: " in text
 
 
 @pytest.mark.parametrize(

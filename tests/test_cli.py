@@ -14,6 +14,7 @@ import yaml
 
 from qat_lightning import cli, mistakes
 from qat_lightning.config import ConfigError
+from qat_lightning.failures import SWEEP, another_folder, same_command
 from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words, told
 from qat_lightning.terminal import ASKING, ended_by_signals
 from qat_lightning.training.diverged import NonFiniteError
@@ -318,8 +319,25 @@ def test_a_sweep_tells_each_job_that_is_refused_and_begins_the_next(tmp_path):
     assert ended.returncode == 1
     assert ended.stderr.count("qat_lightning: data.batch_size=0 must be 1 or more") == 2
     assert "qat_lightning: 2 of 2 jobs failed, for the reasons above: job 0 (seed=1), job 1 (seed=2)" in ended.stderr
+    assert f"The same command with hydra.sweep.dir={tmp_path / 'sweep'} continues" in ended.stderr
+    assert "hydra.run.dir" not in ended.stderr
     assert "Traceback" not in ended.stderr
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"multirun.yaml"}
+
+
+def test_a_job_of_a_sweep_names_the_folder_of_the_sweep(monkeypatch):
+    assert same_command("run/1") == "the same command with hydra.run.dir=run/1"
+    assert another_folder() == "another hydra.run.dir"
+    monkeypatch.setenv(SWEEP, "/sweeps/1")
+    assert same_command("/sweeps/1/0") == "the same command with hydra.sweep.dir=/sweeps/1"
+    assert another_folder() == "another hydra.sweep.dir"
+
+
+def test_without_arguments_the_help_is_printed(tmp_path):
+    ended, _ = call(tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("python -m qat_lightning [+experiment=NAME]")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

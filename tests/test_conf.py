@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from qat_lightning.config import CONF
-from tests.training.runs import small_run
+from qat_lightning.run import opened
+from tests.training.runs import composed, small_run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -114,10 +115,32 @@ def test_image_family_runs_too(tmp_path):
     assert results["steps"]["train"] == 8
 
 
-def test_intervene_budget_that_uses_up_the_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"used up by the 6 steps .*stages\.train\.max_epochs"):
-        small_run(tmp_path, "stages.train.max_steps=6")
-    assert not (tmp_path / "checkpoints").exists(), "told before any stage is run"
+@pytest.mark.parametrize(
+    ("intervene", "train", "expected"),
+    [
+        (6, 14, (6, 8)),
+        (6, 7, (6, 1)),
+        (6, 6, (3, 3)),
+        (60, 24, (17, 7)),
+        (60, 60, (30, 30)),
+        (60, 1, (0, 1)),
+        (6, 0, (0, 0)),
+    ],
+)
+def test_an_intervene_stage_that_would_use_up_the_budget_is_shortened(tmp_path, capsys, intervene, train, expected):
+    words = (f"stages.intervene.max_steps={intervene}", f"stages.train.max_steps={train}")
+    run = opened(composed(*words), tmp_path)
+    run.plan()
+    assert (run.steps("intervene"), run.steps("train")) == expected
+    said = f"intervene: {expected[0]} steps, not {intervene}, which would leave none of the train stage's {train}"
+    assert (said in capsys.readouterr().out.replace("\n", " ")) is (expected[0] != intervene)
+
+
+def test_stages_with_budgets_of_their_own_are_not_shortened(tmp_path):
+    run = opened(composed("stages.train.max_steps=6", "stages.train.includes_intervene=false"), tmp_path)
+    assert (run.steps("intervene"), run.steps("train")) == (6, 6)
+    run = opened(composed("stages.train.max_steps=6", "intervention=none", "schedule=none"), tmp_path)
+    assert run.steps("train") == 6
 
 
 @pytest.mark.slow

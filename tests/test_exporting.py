@@ -94,7 +94,9 @@ def test_evaluate_finds_the_recorded_figure(copy, finished, model):
 
 def test_evaluate_scores_other_rows(copy):
     told = evaluate(read_run(copy, ["data.validation_limit=5"]), copy, "packed")
-    assert told["rows"] == 5
+    assert (told["rows"], told["recorded"]) == (5, None), "five rows have another figure than all"
+    assert json.loads((copy / "evaluation" / "packed-validation-5.json").read_text()) == told
+    assert not (copy / "evaluation" / "packed.json").exists()
 
 
 def test_an_export_needs_no_checkpoints(copy):
@@ -136,7 +138,7 @@ def test_a_score_that_neither_has_is_no_difference(copy, monkeypatch):
     exporter._check(Comparison(nan, nan, 0.0, 1.0, 500), "export/packed", "export.packed=false", exact=True)
     monkeypatch.setattr(exporting, "compare", lambda *_: Comparison(0.5, 0.5, 0.0, 1.0, 500))
     for score, reference in ((nan, 0.5), (0.5, nan)):
-        with pytest.raises(exporting.NotFaithfulError):
+        with pytest.raises(exporting.NotFaithfulError, match="undefined"):
             exporter._check(Comparison(score, reference, 0.1, 1.0, 500), "export/packed", "export.packed=false")
 
 

@@ -27,15 +27,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
 
 def model_rows(results: Results) -> list[list[str]]:
     """[model, metric, bytes, ratio] of the teacher, the student without training, the student, and what was exported of it;
-    absent ones left out."""
+    absent ones left out. A score of None is undefined."""
     size = results.get("bytes") or {}
     small = [human_bytes(size.get("packed")), f"{size['ratio']:.2f}×" if "ratio" in size else "–"]
-    rows = [
-        ["teacher", results.get("teacher"), [human_bytes(size.get("float32")), "1×"]],
-        ["quantized, not trained", results.get("untrained"), small],
-        ["student", results["student"], small],
+    rows: list[tuple[str, str, list[str]]] = [
+        ("teacher", "teacher", [human_bytes(size.get("float32")), "1×"]),
+        ("quantized, not trained", "untrained", small),
+        ("student", "student", small),
     ]
-    shown = [[name, score(value), *cells] for name, value, cells in rows if value is not None]
+    shown = [[name, score(results[key]), *cells] for name, key, cells in rows if key in results]
     for form, name in FORMS.items():
         if told := (results.get("export") or {}).get(form):
             shown.append([name, _form_score(told, results), human_bytes(told["bytes"]), f"{told['ratio']:.2f}×"])
@@ -44,7 +44,7 @@ def model_rows(results: Results) -> list[list[str]]:
 
 def _form_score(form: Mapping[str, Any], results: Results) -> str:
     """The metric of an exported form; where fewer rows were compared, only how far it was from the student's on those."""
-    if form["student"] == results["student"]:
+    if form["student"] == results["student"] or None in (form["score"], form["student"]):
         return score(form["score"])
     return f"student {form['score'] - form['student']:+.4f}"
 
@@ -119,12 +119,25 @@ def stored(results: Results) -> str:
 
 def selection(results: Results) -> str:
     """Which of the train stage's weights were kept, where the last ones scored otherwise; else empty."""
-    last = results.get("student_last_step")
-    if last is None or last == results["student"]:
+    if results.get("student_last_step", results["student"]) == results["student"]:
         return ""
+    last = results["student_last_step"]
+    scored = "had an undefined score" if last is None else f"scored {score(last)}"
     return (
         "The student's weights are those that scored best on the validation split during training, as in the papers;"
-        f" those of the last step scored {score(last)}."
+        f" those of the last step {scored}."
+    )
+
+
+def undefined(results: Results) -> str:
+    """What an undefined score is, where there is one; else empty."""
+    forms = [form for form in (results.get("export") or {}).values() if isinstance(form, Mapping)]
+    scores = [results.get(name, 0.0) for name in ("teacher", "untrained", "student", "student_last_step")]
+    if None not in [*scores, *(form.get("score", 0.0) for form in forms)]:
+        return ""
+    return (
+        f"*undefined*: {results['metric']} is not a finite number for these predictions. A correlation, for example, is"
+        " undefined where all predictions are equal."
     )
 
 

@@ -24,12 +24,16 @@ def write_spectra(folder: Path, spectra: Spectra, about: str) -> Path:
 
 
 def read_spectra(folder: Path) -> tuple[dict[str, list[list[float]]], str] | None:
-    """(spectra, about); None where the run wrote none."""
+    """(spectra, about); None where the run wrote none. Eigenvalues that are not finite numbers are left out."""
     path = folder / SPECTRA
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
-    return content["eigenvalues"], content["about"]
+    spectra = {
+        name: [[value for value in batch if value is not None] for batch in batches]
+        for name, batches in content["eigenvalues"].items()
+    }
+    return spectra, content["about"]
 
 
 def write_landscapes(folder: Path, landscapes: Mapping[str, Landscape], about: str) -> Path:

@@ -14,10 +14,11 @@ def verdict(results: Mapping[str, Any]) -> str:
     """One sentence: the student against its teacher, and against itself without training.
 
     Args:
-        results: metrics.json; `teacher` and `untrained` may be None.
+        results: metrics.json; `teacher` and `untrained` may be absent, and None is a score that is undefined.
     """
-    if not math.isfinite(results["student"]):
-        return f"The run diverged: the student's {results['metric']} is not a finite number."
+    if not _defined(results["student"]):
+        teacher = f" (teacher {score(results['teacher'])})" if "teacher" in results else ""
+        return f"The student's {results['metric']} is undefined: it is not a finite number{teacher}."
     parts = [_against_teacher(results), _against_untrained(results)]
     return "; ".join(part for part in parts if part) + "."
 
@@ -33,18 +34,24 @@ def student_kind(bits: Mapping[str, float] | None) -> str:
 
 
 def score(value: float | None) -> str:
-    """A metric's value, to four decimals; above 1 (perplexity) to two."""
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if abs(value) <= 1 or not math.isfinite(value) else f"{value:.2f}"
+    """A metric's value, to four decimals; above 1 (perplexity) to two; "undefined" where it is not a finite number."""
+    if value is None or not math.isfinite(value):
+        return "undefined"
+    return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"
+
+
+def _defined(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _against_teacher(results: Mapping[str, Any]) -> str:
     kind, metric = student_kind(results.get("bits")), results["metric"]
     student, teacher = results["student"], results.get("teacher")
     subject = f"The {kind} student"
-    if teacher is None:
+    if "teacher" not in results:
         return f"{subject} scores {score(student)} ({metric}; a run without a teacher)"
+    if teacher is None or not math.isfinite(teacher):
+        return f"{subject} scores {score(student)} ({metric}; the teacher's is undefined)"
     place = _place(results, teacher, "the teacher")
     if not results["higher_is_better"]:
         return f"{subject} scores {score(student)} ({metric}, lower is better; teacher {score(teacher)}) and is {place}"
@@ -56,9 +63,11 @@ def _against_teacher(results: Mapping[str, Any]) -> str:
 
 
 def _against_untrained(results: Mapping[str, Any]) -> str:
-    untrained = results.get("untrained")
-    if untrained is None:
+    if "untrained" not in results:
         return ""
+    untrained = results["untrained"]
+    if untrained is None or not math.isfinite(untrained):
+        return "quantized without training, the same model's score was undefined"
     said = f"quantized without training, the same model scored {score(untrained)}"
     gain = results["student"] - untrained if results["higher_is_better"] else untrained - results["student"]
     return said if gain > 0 else f"{said}, so training gained nothing"

@@ -20,7 +20,7 @@ def heading(facts: Facts) -> Iterator[str]:
         how += " by " + " and ".join(f"{name} ({source})" for name, source in facts.methods.items())
     files = [f"{code(FILES[name])} is {markdown.human_bytes(form['bytes'])}" for name, form in facts.forms.items()]
     yield f"{'An' if kind[0] == '8' else 'A'} {kind} {code(facts.model)} for {task}, {how}: {', '.join(files)}."
-    if facts.results.get("student") is not None:
+    if "student" in facts.results:
         yield f"**{verdict(facts.results)}**"
 
 

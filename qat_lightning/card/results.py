@@ -19,6 +19,7 @@ def results(facts: Facts) -> Iterator[str]:
     arrow = "↑" if figures.get("higher_is_better", True) else "↓"
     yield "## Results"
     yield markdown.table(["model", f"{figures['metric']} {arrow} (validation)", "bytes", "ratio"], rows)
+    yield markdown.undefined(figures)
     yield markdown.selection(figures)
     yield markdown.assisted(figures)
     yield markdown.sizes(figures)
@@ -32,7 +33,7 @@ def _compared(facts: Facts) -> Iterator[str]:
             code(FILES[name]),
             score(form["score"]),
             score(form["student"]),
-            f"{form['largest_difference']:.2g}",
+            "undefined" if form["largest_difference"] is None else f"{form['largest_difference']:.2g}",
             percent(form["agreement"]),
             str(form["rows"]),
         ]

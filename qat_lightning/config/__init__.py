@@ -1,7 +1,7 @@
 """Typed schema of a run, checks across its fields, and the one place that turns configuration into objects."""
 
 from qat_lightning.config.checks import check
-from qat_lightning.config.folder import read_run
+from qat_lightning.config.folder import located, read_run
 from qat_lightning.config.overrides import MULTIRUN, check_words, is_override, quote_paths
 from qat_lightning.config.schema import CONF, ConfigError, Plain, resolve
 from qat_lightning.config.targets import ALLOWED, check_targets, create, create_all, suggest
@@ -18,6 +18,7 @@ __all__ = [
     "create",
     "create_all",
     "is_override",
+    "located",
     "quote_paths",
     "read_run",
     "resolve",

@@ -37,6 +37,22 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
     return plain
 
 
+def located(config: Plain, overrides: Sequence[str] = ()) -> Plain:
+    """Make relative folders absolute that are not here, but in the directory where the run was started.
+
+    Args:
+        overrides: key=value; their folders are relative to the current directory.
+    """
+    started = Path(config["working_directory"] or "")
+    groups: dict[str, Plain] = {"model": dict(config["model"]), "data": dict(config["data"])}
+    for key in {"model.path", "data.path", "data.tokenizer"} - {override.split("=", 1)[0] for override in overrides}:
+        group, _, name = key.partition(".")
+        place = groups[group].get(name)
+        if isinstance(place, str) and not Path(place).exists() and (started / place).exists():
+            groups[group][name] = str(started / place)
+    return config | groups
+
+
 def _key(config: Any, override: Override) -> str:
     """The key that is given another value, one that the run has."""
     if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package is not None:

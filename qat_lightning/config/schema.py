@@ -178,7 +178,8 @@ class TrainerConfig:
 class RunConfig:
     """threads: CPU threads of torch; None leaves torch's own choice · activation_checkpointing: of the model in training: its
     layers run again in the backward pass · compile: models and losses by torch.compile · teacher_precision: of the frozen
-    teacher; None for the trainer's · teacher_cache: a folder that keeps the teacher's signals of each batch; None for none."""
+    teacher; None for the trainer's · teacher_cache: a folder that keeps the teacher's signals of each batch; None for none ·
+    working_directory: where the command was started, which the run records; relative paths of the run are relative to it."""
 
     experiment: str = "run"
     seed: int = 1
@@ -188,6 +189,7 @@ class RunConfig:
     teacher: Teacher = Teacher.full_precision
     teacher_precision: TeacherPrecision | None = None
     teacher_cache: str | None = None
+    working_directory: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     data: dict[str, Any] = field(default_factory=dict)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)

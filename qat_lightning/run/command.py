@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import yaml
 from rich.markup import escape
 from torch import nn
 
+from qat_lightning.analysis.verdict import score
 from qat_lightning.build import build_model, build_student, stage_names
 from qat_lightning.config import Plain
 from qat_lightning.files import write_json, write_text
 from qat_lightning.folder import check_own, held
 from qat_lightning.foresight import check_libraries
 from qat_lightning.rehearsal import rehearse
-from qat_lightning.run.results import classes, results_of, watch
+from qat_lightning.run.results import EXPORT_FAILED, FINISHED, check_recorded, classes, results_of, watch
 from qat_lightning.run.stages import Run, first_process, know_the_rank, opened
-from qat_lightning.training.report import summary_table, write_report
+from qat_lightning.training.report import draw_sections, summary_table, write_report
 from qat_lightning.training.stages import refuse_other_stages
 
 
@@ -63,7 +64,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
     untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
-    run.say(f"[bold]quantized[/], not trained: {data.metric} {untrained:.4f}")
+    run.say(f"[bold]quantized[/], not trained: {data.metric} {score(untrained)}")
 
     distilled = teacher if config["teacher"] == "full_precision" else None
     if "intervene" in run.stages:
@@ -72,23 +73,41 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
 
     signals |= {"teacher": watch(teacher, batch), "student": watch(student, batch)}
     results = results_of(run, student, untrained)
-    report = folder / "report.md"
-    if first_process():
-        # not before: torch's exporter takes seconds to import, and what is missing must be told first
-        from qat_lightning.card import write_card
-        from qat_lightning.exporting import Exporter
-
-        results["export"] = Exporter(config, folder, data, student, run.say).export()
-        report = write_report(folder, results, signals, batch, data.tokens(batch), classes(data, batch))
-        # last: a folder with metrics.json is a finished run
+    if not first_process():
+        return results
+    check_recorded(folder, results)
+    write_json(folder / "metrics.json", results)  # before anything that can fail
+    drawn = draw_sections(folder, results, signals, batch, data.tokens(batch), classes(data, batch))
+    write_report(folder, results, drawn)
+    failure = _export(run, student, results)
+    with suppress(OSError) if failure else nullcontext():  # a full disk must not hide why the export failed
+        write_report(folder, results, drawn)
         write_json(folder / "metrics.json", results)
-        if results["export"]:
-            write_card(folder)
-    console.print(summary_table(results, report))
+    console.print(summary_table(results, folder / "report.md"))
+    if failure:
+        raise failure
     return results
+
+
+def _export(run: Run, student: nn.Module, results: Plain) -> Exception | None:
+    """Export what the configuration asks for, with its model card, and enter it in `results`; returns what failed."""
+    # not before: torch's exporter takes seconds to import, and what is missing must be told first
+    from qat_lightning.card import write_card
+    from qat_lightning.exporting import Exporter
+
+    exporter, failure = Exporter(run.config, run.folder, run.data, student, run.say), None
+    try:
+        exporter.export()
+    except Exception as error:
+        failure = error
+    results |= {"export": exporter.record, "status": EXPORT_FAILED if failure else FINISHED}
+    if exporter.record:
+        write_card(run.folder)
+    return failure
 
 
 def _write_config(config: Plain, folder: Path, command: list[str]) -> None:
     if first_process():
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        started = {"working_directory": config["working_directory"] or str(Path.cwd())}
+        write_text(folder / "config.yaml", yaml.safe_dump(config | started, sort_keys=False, allow_unicode=True))
         write_text(folder / "overrides.yaml", yaml.safe_dump(command, allow_unicode=True))

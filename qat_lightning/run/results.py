@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from qat_lightning.analysis import class_ids, projection_weights, token_classes
 from qat_lightning.config import Plain
 from qat_lightning.convert import open_attention
 from qat_lightning.data.base import TaskData
+from qat_lightning.documents import read_json
+from qat_lightning.files import finite
 from qat_lightning.packing import bits, size, tensors_hash
 from qat_lightning.run.stages import Run
 from qat_lightning.signals import Observed, Signals
@@ -21,8 +25,16 @@ PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
 
 
+TRAINED, EXPORT_FAILED, FINISHED = "trained", "export failed", "finished"
+"""The status in `metrics.json`: the stages are finished and the exports are not; an export failed; all is done."""
+
+
 def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
-    """The content of `metrics.json`, nothing exported so far; `untrained` is the metric of the student as it began."""
+    """The content of `metrics.json`, nothing exported so far. A score that is not a finite number is None.
+
+    Args:
+        untrained: the metric of the student before training.
+    """
     weight, last = size(student), run.outcomes["train"]
     intervene = run.outcomes.get("intervene")
     return {
@@ -31,10 +43,16 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
         "metric": run.data.metric,
         "higher_is_better": run.data.higher_is_better,
         "teacher": run.outcomes["teacher"].score,
-        "untrained": untrained,
+        "untrained": finite(untrained),
         "student": last.score,
         "student_last_step": last.last_score,
         "assisted": intervene.assisted if intervene else None,
+        "validation": {
+            "split": split_name(run.data),
+            "rows": len(run.data.validation_rows),
+            "sha256": validation_hash(run.data),
+        },
+        "label_names": run.data.label_names,
         "seed": run.config["seed"],
         "precision": run.config["trainer"]["precision"],
         "steps": {name: outcome.steps for name, outcome in run.outcomes.items()},
@@ -51,8 +69,38 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
         "versions": {name: version(name) for name in ("qat-lightning", "torch", "lightning", "transformers")},
         "teacher_cache": None if run.cache is None else run.cache.figures(),
         "export": None,
-        "status": "finished",
+        "status": TRAINED,
     }
+
+
+def split_name(data: TaskData) -> str:
+    """What the data calls the split that models are scored on."""
+    return getattr(data, "splits", {}).get("validation", "validation")
+
+
+def validation_hash(data: TaskData) -> str:
+    """SHA-256 of the rows that models are scored on, as the model is given them."""
+    alone = copy.copy(data)
+    alone.train_rows = data.validation_rows
+    return alone.fingerprint()
+
+
+def check_recorded(folder: Path, results: Plain) -> None:
+    """Check that the student is the one that `metrics.json` of an earlier start describes, if there is one.
+
+    Raises:
+        ValueError: the checkpoint holds another student, whose scores are not known.
+    """
+    place = folder / "metrics.json"
+    try:
+        recorded = read_json(place)["student_hash"]
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: it is written again
+        return
+    if recorded != results["student_hash"]:
+        raise ValueError(
+            f"{folder / 'checkpoints' / 'train.safetensors'} does not hold the student that {place} describes: copy it"
+            f" again, or remove it and train.json beside it, and the same command trains it again"
+        )
 
 
 @torch.no_grad()

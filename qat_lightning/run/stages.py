@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
+from qat_lightning.analysis.verdict import score
 from qat_lightning.build import (
     all_callbacks,
     build_data,
@@ -37,7 +38,7 @@ from qat_lightning.training.compiled import compiled
 from qat_lightning.training.finished import Outcome, load_stage, weights_of
 from qat_lightning.training.loggers import begin
 from qat_lightning.training.processes import watch_the_others
-from qat_lightning.training.stages import Budget, Stage, own_scores
+from qat_lightning.training.stages import Budget, Stage, own_scores, shared
 from qat_lightning.training.teacher_cache import TeacherCache
 
 
@@ -65,6 +66,11 @@ class Run:
             settings = stage_settings(self.config, name, self.steps(name), self.data, self.content, previous)
             self.stages[name] = Stage(name, self.folder, settings)
             previous = self.stages[name].fingerprint
+        if "intervene" in self.stages and (steps := self.steps("intervene")) < (asked := self._budget("intervene")):
+            self.say(
+                f"[bold]intervene[/]: {steps} steps, not {asked}, which would leave none of the train stage's"
+                f" {self._budget('train')} (stages.train.includes_intervene=true)"
+            )
 
     def take_precision(self, precision: str) -> None:
         """Record the precision that the trainer computes in: Lightning computes 16-mixed on a CPU in bf16-mixed."""
@@ -107,10 +113,17 @@ class Run:
         self.outcomes[name] = outcome
 
     def steps(self, name: str) -> int:
-        """Optimizer steps of a stage's budget. Raises ValueError where the intervene stage leaves none for training."""
+        """Optimizer steps of a stage. The intervene stage is shortened where it would leave none for the train stage."""
+        steps, together = self._budget(name), self.config["stages"]["train"]["includes_intervene"]
+        if name == "teacher" or not together or "intervene" not in stage_names(self.config):
+            return steps
+        intervene = shared(self._budget("intervene"), self._budget("train"))
+        return intervene if name == "intervene" else steps - intervene
+
+    def _budget(self, name: str) -> int:
+        """Optimizer steps that the configuration gives a stage."""
         stage = self.config["stages"][name]
-        already = self.steps("intervene") if stage.get("includes_intervene") and self.config["intervention"] else 0
-        budget = Budget(stage["max_steps"], stage["max_epochs"], already)
+        budget = Budget(stage["max_steps"], stage["max_epochs"])
         return budget.steps(self.batches_per_epoch, self.config["trainer"]["accumulate_grad_batches"])
 
     @property
@@ -192,8 +205,8 @@ class Run:
             self.say(f"[bold]{name}[/]: {steps} steps …")
 
     def _told(self, outcome: Outcome) -> str:
-        told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {outcome.score:.4f}"
-        return told + ("" if outcome.assisted is None else f" (teacher-assisted {outcome.assisted:.4f})")
+        told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {score(outcome.score)}"
+        return told + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
 
 
 def opened(config: Plain, folder: Path) -> Run:
@@ -254,3 +267,4 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
+    warnings.filterwarnings("ignore", message=".*variance of predictions or target is close to zero.*")  # "undefined"

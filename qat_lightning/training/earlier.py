@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from qat_lightning.analysis.records import LANDSCAPES, SPECTRA
 
-MADE = (SPECTRA, LANDSCAPES, Path("metrics.json"), Path("report.md"))
+MADE = (SPECTRA, LANDSCAPES, Path("metrics.json"), Path("report.md"), Path("export"), Path("evaluation"))
 """What is made of the stages' results, below the run folder."""
 
 

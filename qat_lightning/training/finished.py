@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import textwrap
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -20,9 +19,6 @@ from qat_lightning.files import atomic_write, write_json
 Settings = dict[str, Any]
 """Dotted key → value: all that decides a stage's result."""
 
-Score = Annotated[float, BeforeValidator(lambda score: math.nan if score is None else score)]
-"""A metric, which a record holds as null where it is not a number."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -31,14 +27,14 @@ class Outcome:
     Args:
         score: the kept weights' own validation metric; last_score: that of the last step.
         assisted: the last score with the teacher's signals in place, None where no intervention was at work: not the
-            student's own.
+            student's own. A score that is not a finite number is None, "undefined".
         stage, sha256: of the file of weights; empty until it is written.
     """
 
     steps: int
     seconds: float
-    score: Score
-    last_score: Score
+    score: float | None
+    last_score: float | None
     assisted: float | None
     checkpoint_bytes: int
     settings: Settings = field(repr=False)

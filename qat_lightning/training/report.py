@@ -30,18 +30,18 @@ from qat_lightning.analysis.verdict import verdict
 from qat_lightning.files import write_text
 from qat_lightning.signals import Batch, Signals
 
-__all__ = ["StageHistory", "read_history", "summary_table", "write_report"]
+__all__ = ["StageHistory", "draw_sections", "read_history", "summary_table", "write_report"]
 
 
-def write_report(
+def draw_sections(
     folder: Path,
     results: Mapping[str, Any],
     signals: Mapping[str, Signals],
     batch: Batch,
     tokens: Sequence[str] | None = None,
     classes: Mapping[str, Tensor] | None = None,
-) -> Path:
-    """Write `report.md` and `plots/*.png` into the run folder; returns the report's path.
+) -> list[str]:
+    """Write `plots/*.png` into the run folder; returns the blocks of the report that do not depend on exports.
 
     Args:
         folder: the run folder; its `logs/` are read, and its `analysis/` where callbacks have left something.
@@ -53,8 +53,6 @@ def write_report(
         classes: token class → where its tokens are in the batch, see `qat_lightning.analysis.token_classes`.
     """
     sections = [
-        _heading(results),
-        _outcome(results),
         _training(folder, results),
         layer_section(folder, signals, batch),
         map_section(folder, signals, batch, tokens),
@@ -64,9 +62,19 @@ def write_report(
         weight_sections(folder),
         _reproduce(folder, results),
     ]
-    path = folder / "report.md"
-    write_text(path, "\n\n".join(block for section in sections for block in section if block) + "\n")
-    return path
+    return [block for section in sections for block in section if block]
+
+
+def write_report(folder: Path, results: Mapping[str, Any], drawn: Sequence[str]) -> Path:
+    """Write `report.md` into the run folder; returns its path.
+
+    Args:
+        results: metrics.json.
+        drawn: of `draw_sections`.
+    """
+    blocks = [block for block in (*_heading(results), *_outcome(results)) if block]
+    write_text(folder / "report.md", "\n\n".join([*blocks, *drawn]) + "\n")
+    return folder / "report.md"
 
 
 def summary_table(results: Mapping[str, Any], report: Path | None = None) -> Group:
@@ -91,7 +99,14 @@ def _rich_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def _heading(results: Mapping[str, Any]) -> list[str]:
-    return [f"# `{results['experiment']}` on {results['task']}", f"**{verdict(results)}**"]
+    return [f"# `{results['experiment']}` on {results['task']}", f"**{verdict(results)}**", _exports(results)]
+
+
+def _exports(results: Mapping[str, Any]) -> str:
+    """Whether the exports are missing; empty where they are not."""
+    repeat = "Repeat it by the same command, or by `python -m qat_lightning.export run=DIR`."
+    told = {"trained": f"The export has not ended. {repeat}", "export failed": f"**The export failed.** {repeat}"}
+    return told.get(results.get("status", ""), "")
 
 
 def _outcome(results: Mapping[str, Any]) -> list[str]:
@@ -100,7 +115,12 @@ def _outcome(results: Mapping[str, Any]) -> list[str]:
     rows = [[f"**{cell}**" for cell in row] if row[0] == "student" else row for row in rows]
     models = markdown.table(["model", f"{results['metric']} {arrow} (validation)", "bytes", "ratio"], rows)
     widths = ["## Bits", markdown.bits(results)] if results.get("bits") else []
-    notes = [markdown.selection(results), markdown.sizes(results), markdown.assisted(results)]
+    notes = [
+        markdown.undefined(results),
+        markdown.selection(results),
+        markdown.sizes(results),
+        markdown.assisted(results),
+    ]
     return ["## Result", models, *notes, *widths]
 
 

@@ -80,9 +80,9 @@ class BestWeights(Checkpoint):
             trainer.save_checkpoint(best_path(self.folder, self.step), weights_only=True)
 
     def improved_by(self, score: float) -> bool:
-        """A score that is no number improves nothing."""
-        if self.score is None:
-            return not math.isnan(score)
+        """Whether the score is better than the best so far; one that is not a finite number never is."""
+        if self.score is None or not math.isfinite(score):
+            return math.isfinite(score)
         return score > self.score if self.higher_is_better else score < self.score
 
     def state_dict(self) -> dict[str, Any]:

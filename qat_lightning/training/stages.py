@@ -22,6 +22,7 @@ from torch import nn
 
 from qat_lightning.data.base import TaskData
 from qat_lightning.documents import read_json
+from qat_lightning.failures import another_folder, same_command
 from qat_lightning.files import finite, write_json
 from qat_lightning.training.earlier import set_aside
 from qat_lightning.training.finished import Outcome, Settings, load_stage, read_outcome, weights_of, write_stage
@@ -51,25 +52,28 @@ class Budget:
     Args:
         max_steps, max_epochs: optimizer steps or passes over the data; the smaller one holds when both are given. 0 steps
             means that there is nothing to train.
-        already: steps of earlier stages that count towards this budget (steps(1) + steps(2) = N, arXiv:2302.11812 §4).
     """
 
     max_steps: int | None = None
     max_epochs: int | None = None
-    already: int = 0
 
     def steps(self, batches_per_epoch: int, accumulate: int = 1) -> int:
-        """Optimizer steps. Raises ValueError for a budget that the earlier stages have used up."""
+        """Optimizer steps."""
         given = [] if self.max_steps is None else [self.max_steps]
         if self.max_epochs is not None:
             given.append(math.ceil(self.max_epochs * batches_per_epoch / accumulate))
-        steps = min(given) - self.already
-        if steps < 0 or (steps == 0 and self.already):
-            raise ValueError(
-                f"the train stage's budget of {min(given)} steps is used up by the {self.already} steps of the intervene"
-                " stage: give a larger stages.train.max_epochs or max_steps, or a smaller stages.intervene.max_steps"
-            )
-        return steps
+        return min(given)
+
+
+def shared(first: int, both: int) -> int:
+    """Steps of the first of two stages that together take `both` (steps(1) + steps(2) = N, arXiv:2302.11812 §4).
+
+    Where `first` would leave the second stage none, it is shortened in proportion: first/both stays the ratio of the two.
+
+    >>> shared(60, 234), shared(60, 60), shared(60, 24)
+    (60, 30, 17)
+    """
+    return first if first < both else first * both // (first + both)
 
 
 class StageTimer(Timer):
@@ -142,9 +146,9 @@ class Stage:
         outcome = Outcome(
             steps=trainer.global_step,
             seconds=round(_find(trainer, StageTimer).time_elapsed("train"), 3),
-            score=self._take_best(trainer, module, data, last_score) if keep == "best" else last_score,
-            last_score=last_score,
-            assisted=assisted,
+            score=finite(self._take_best(trainer, module, data, last_score) if keep == "best" else last_score),
+            last_score=finite(last_score),
+            assisted=finite(assisted),
             checkpoint_bytes=_bytes(self.scratch / LAST),
             settings=self.settings,
         )
@@ -185,16 +189,16 @@ class Stage:
 
     def _tell(self, trainer: Trainer, what: str) -> None:
         if trainer.is_global_zero:
-            how = f"the same command with hydra.run.dir={self.folder} goes on"
-            print(f"{what} of stage {self.name!r}: {how}", file=sys.stderr)
+            print(f"{what} of stage {self.name!r}: {same_command(self.folder)} continues", file=sys.stderr)
 
     def _take_best(self, trainer: Trainer, module: QATModule, data: TaskData, last_score: float) -> float:
         """The best weights into the module, if they score better than the last; returns the score of what is kept."""
         best: BestWeights = _find(trainer, BestWeights)
         if best.score is None or best.step is None:
             return last_score
-        if last_score >= best.score if data.higher_is_better else last_score <= best.score:
-            return last_score  # and not where the last is no number
+        as_good = last_score >= best.score if data.higher_is_better else last_score <= best.score
+        if as_good and math.isfinite(last_score):
+            return last_score
         module.load_state_dict(read_sealed(best_path(self.scratch, best.step))["state_dict"])
         return best.score
 
@@ -216,7 +220,7 @@ class Stage:
         if kept is not None and kept != self.settings:
             raise ValueError(
                 f"the run folder holds stage {self.name!r} made with other settings ({_changes(kept, self.settings)}): take"
-                " the old settings to go on, or another hydra.run.dir to start anew"
+                f" the old settings to go on, or {another_folder()} to start anew"
             )
 
 
@@ -227,7 +231,7 @@ def refuse_other_stages(folder: Path, names: Sequence[str]) -> None:
     if others := sorted(held - set(names)):
         raise ValueError(
             f"the run folder holds stage {others[0]!r}, and this run has {', '.join(names)}: take the old settings to go on"
-            " (intervention, stages.*.max_steps and max_epochs), or another hydra.run.dir to start anew"
+            f" (intervention, stages.*.max_steps and max_epochs), or {another_folder()} to start anew"
         )
 
 

@@ -111,7 +111,7 @@ def test_results_without_padding_give_no_line(results):
 
 def test_a_stopped_run_ends_in_the_same_bits(run_and_batches, tmp_path, monkeypatch):
     """In the second epoch of the train stage, after six of its batches and ten of the stages before."""
-    monkeypatch.setattr("qat_lightning.run.command.write_report", lambda folder, *_: folder / "report.md")
+    monkeypatch.setattr("qat_lightning.run.command.draw_sections", lambda *_: [])
     own = (*SHORT, GROUPED, RECURRING, "stages.train.checkpoint_every=1")
     with monkeypatch.context() as patch:
         stop_after(patch, 16)

@@ -19,7 +19,7 @@ SMALL = ("export.packed=false",)
 @pytest.fixture(scope="module", autouse=True)
 def _without_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.run.command.write_report", lambda folder, *_: folder / "report.md")
+        patch.setattr("qat_lightning.run.command.draw_sections", lambda *_: [])
         yield
 
 

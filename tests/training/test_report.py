@@ -11,7 +11,7 @@ from qat_lightning.analysis import Landscape, column_mass, ranking_loss
 from qat_lightning.analysis.records import write_landscapes, write_spectra
 from qat_lightning.convert import open_attention
 from qat_lightning.signals import Observed, Signals
-from qat_lightning.training.report import StageHistory, read_history, summary_table, write_report
+from qat_lightning.training.report import StageHistory, draw_sections, read_history, summary_table, write_report
 from tests.models import LENGTHS, tiny_batch, tiny_model
 
 RESULTS: dict[str, Any] = {
@@ -63,8 +63,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(folder: Path, signals: dict[str, Signals], tokens: list[str] | None = None, **changes: object) -> str:
-    path = write_report(folder, RESULTS | changes, signals, tiny_batch("bert"), tokens)
+def write(
+    folder: Path,
+    signals: dict[str, Signals],
+    tokens: list[str] | None = None,
+    without: tuple[str, ...] = (),
+    **changes: object,
+) -> str:
+    results = {name: value for name, value in (RESULTS | changes).items() if name not in without}
+    path = write_report(folder, results, draw_sections(folder, results, signals, tiny_batch("bert"), tokens))
     assert path == folder / "report.md"
     return path.read_text(encoding="utf-8")
 
@@ -126,6 +133,33 @@ def test_the_assisted_score_is_never_the_result(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_undefined_scores_are_called_so(folder: Path) -> None:
+    scores = dict.fromkeys(("teacher", "untrained", "student", "student_last_step"))
+    text = write(folder, {}, **scores)
+    assert "**The student's matthews is undefined: it is not a finite number (teacher undefined).**" in text
+    assert "| teacher | undefined | 417.6 MiB | 1× |" in text
+    assert "| quantized, not trained | undefined |" in text
+    assert "| **student** | **undefined** |" in text
+    assert "*undefined*: matthews is not a finite number for these predictions." in text
+    assert "last step" not in text
+    assert "*undefined*" not in write(folder, {})
+    table = shown(summary_table(RESULTS | scores, None))
+    assert table.count("undefined") == 3
+    last = write(folder, {}, student_last_step=None)
+    assert "those of the last step had an undefined score" in last
+    for words in (text, table, last):
+        assert "nan" not in words
+        assert "None" not in words
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_report_says_that_exports_are_missing(folder: Path) -> None:
+    assert "**The export failed.** Repeat it by the same command" in write(folder, {}, status="export failed")
+    assert "The export has not ended." in write(folder, {}, status="trained")
+    assert "export has" not in write(folder, {})
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_says_that_the_best_weights_were_kept(folder: Path) -> None:
     assert "those of the last step scored 0.5321" in write(folder, {}, student_last_step=0.5321)
     assert "last step" not in write(folder, {}, student_last_step=RESULTS["student"])
@@ -136,8 +170,7 @@ def test_a_run_without_a_teacher(folder: Path, signals: dict[str, Signals]) -> N
     text = write(
         folder,
         {"student": signals["student"]},
-        teacher=None,
-        untrained=None,
+        without=("teacher", "untrained"),
         assisted=None,
         steps={"train": 3},
         seconds={},
@@ -172,7 +205,7 @@ def test_a_student_of_another_depth_has_no_layer_errors(folder: Path, signals: d
 
 def test_images_have_no_padding_and_no_tokens(folder: Path) -> None:
     given = {name: run("vit", seed) for seed, name in enumerate(("teacher", "untrained", "student"))}
-    write_report(folder, RESULTS, given, tiny_batch("vit"))
+    draw_sections(folder, RESULTS, given, tiny_batch("vit"))
     assert pictures(folder) == PICTURES
 
 
@@ -236,11 +269,11 @@ def test_tokens_come_with_or_without_padding(folder: Path, signals: dict[str, Si
     given = {name: {site: [x.flip(0) for x in all_] for site, all_ in own.items()} for name, own in signals.items()}
     drawn = []
     for tokens in (["[CLS]", "$", "[SEP]"], ["[CLS]", "$", "[SEP]"] + ["[PAD]"] * (max(LENGTHS) - min(LENGTHS))):
-        write_report(folder, RESULTS, given, batch, tokens)
+        draw_sections(folder, RESULTS, given, batch, tokens)
         drawn.append(imread(folder / "plots" / "attention_maps.png"))
     assert (drawn[0] == drawn[1]).all()
     with pytest.raises(ValueError, match="4 tokens"):
-        write_report(folder, RESULTS, given, batch, ["a", "b", "c", "d"])
+        draw_sections(folder, RESULTS, given, batch, ["a", "b", "c", "d"])
 
 
 def test_the_history_is_that_of_the_logs(folder: Path) -> None:
@@ -272,9 +305,8 @@ def test_the_terminal_table_fits_80_columns() -> None:
 
 
 def test_the_terminal_table_without_a_teacher() -> None:
-    text = shown(
-        summary_table(RESULTS | {"teacher": None, "untrained": None, "higher_is_better": False, "steps": {}}, None)
-    )
+    results = {name: value for name, value in RESULTS.items() if name not in ("teacher", "untrained")}
+    text = shown(summary_table(results | {"higher_is_better": False, "steps": {}}, None))
     assert "matthews ↓" in text
     assert "not trained" not in text
     assert "report:" not in text

@@ -36,7 +36,7 @@ class StoppedError(RuntimeError):
 def _without_pictures():
     """They take longer than the training, and no bit of the student is in them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.run.command.write_report", lambda folder, *_: folder / "report.md")
+        patch.setattr("qat_lightning.run.command.draw_sections", lambda *_: [])
         yield
 
 
@@ -325,7 +325,17 @@ def test_the_assisted_score_survives_a_kill_after_the_last_step(tmp_path, uninte
 
 @pytest.mark.parametrize(
     ("higher", "last", "kept"),
-    [(True, 0.9, 0.9), (True, 0.8, 0.8), (True, 0.7, 0.8), (True, math.nan, 0.8), (False, 0.9, 0.8), (False, 0.7, 0.7)],
+    [
+        (True, 0.9, 0.9),
+        (True, 0.8, 0.8),
+        (True, 0.7, 0.8),
+        (True, math.nan, 0.8),
+        (False, 0.9, 0.8),
+        (False, 0.7, 0.7),
+        (True, math.inf, 0.8),
+        (False, -math.inf, 0.8),
+        (False, math.nan, 0.8),
+    ],
 )
 def test_the_best_weights_give_way_to_last_ones_that_are_as_good(tmp_path, monkeypatch, higher, last, kept):
     loaded = []
@@ -402,6 +412,8 @@ def test_a_checkpoint_follows_steps_or_minutes(tmp_path, monkeypatch, minutes, e
         (False, [0.5, 0.7, 0.4, 0.6], (0.4, 3)),
         (True, [float("nan"), 0.1, float("nan"), 0.05], (0.1, 2)),
         (True, [float("nan")] * 4, (None, None)),
+        (True, [float("inf"), 0.1, 0.2, float("inf")], (0.2, 3)),
+        (False, [float("inf"), 9.0, float("nan"), 3.0], (3.0, 4)),
     ],
 )
 def test_best_weights_are_the_first_of_the_best_score(tmp_path, higher, scores, best):
