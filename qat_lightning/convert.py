@@ -210,6 +210,8 @@ def _make_weight_quantizer(make: MakeQuantizer, part: str, bits: int | None) -> 
             f"the table of bits gives {part!r} {bits}, but its quantizer has a width of its own: choose one that takes"
             " bits (lsq, uniform)"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"the table of bits gives {part!r} {bits}: {error}") from error
 
 
 def _quantize_attention(model: nn.Module, rule: AttentionRule) -> None:

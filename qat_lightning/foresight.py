@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 import torch
 from hydra.errors import InstantiationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from qat_lightning.build import all_callbacks, build_trainer, stage_names
+from qat_lightning.build import all_callbacks, build_logger, build_trainer, stage_names
 from qat_lightning.build.pretrained import as_data
 from qat_lightning.config import ConfigError, Plain, suggest
 from qat_lightning.data.base import TaskData
@@ -50,16 +51,22 @@ def check_libraries(config: Plain, folder: Path) -> str:
 def check_stages(config: Plain, data: TaskData) -> None:
     """Each stage's trainer with all its callbacks, what they watch, and that some rows are validated on.
 
-    The configured loggers are left out: some begin an experiment on a server when they are made.
-
     Raises:
         ConfigError: naming the key.
     """
+    _check_loggers(config)
     for stage in stage_names(config):
         _check_monitors(config, stage, data)
         trainer = _trainer(config | {"logger": {}}, stage, data)
         share = config["trainer"]["limit_val_batches"]
-        rows = len(data.validation_rows) // (trainer.num_devices * trainer.num_nodes)
+        processes = trainer.num_devices * trainer.num_nodes
+        for split, count in (("training", len(data.train_rows)), ("validation", len(data.validation_rows))):
+            if count < processes:
+                raise ConfigError(
+                    f"trainer.devices and trainer.num_nodes make {processes} processes, and the {split} rows are {count}: give"
+                    " fewer processes, or more rows"
+                )
+        rows = len(data.validation_rows) // processes
         batches = math.ceil(rows / data.evaluation_batch_size)
         if isinstance(share, float) and int(batches * share) == 0:
             raise ConfigError(
@@ -79,6 +86,26 @@ def _trainer(config: Plain, stage: str, data: TaskData) -> Trainer:
             reason = error.__cause__ if isinstance(error, InstantiationException) else error
             names = ", ".join(f"callbacks.{name}" for name, node in config["callbacks"].items() if node is not None)
             raise ConfigError(f"{names or 'trainer'}: {' '.join(str(reason).split())}") from error
+
+
+def _check_loggers(config: Plain) -> None:
+    """Make those that open nothing when they are made, and open those that write files alone, in a folder that is not kept.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for name, node in config["logger"].items():
+        if node is None or node["_target_"].endswith(".CometLogger"):  # it begins an experiment when it is made
+            continue
+        with TemporaryDirectory() as folder:
+            made = build_logger(config, name, "teacher", Path(folder))
+            if not node.get("_partial_") or not isinstance(made, CSVLogger | TensorBoardLogger):
+                continue
+            try:
+                made.log_metrics({"train/loss": 0.0}, 0)
+                made.finalize("success")
+            except Exception as error:  # whatever a logger raises for arguments that it hands on
+                raise ConfigError(f"logger.{name}: {' '.join(str(error).split())}") from error
 
 
 def _check_monitors(config: Plain, stage: str, data: TaskData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -52,9 +53,13 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
             own = Observed(student, sorted(read))(batch)
         for name, loss in losses.items():
             try:
-                loss(own, taught, batch)
+                value = float(loss(own, taught, batch))
             except ValueError as error:
                 raise ConfigError(f"losses.{name}: {error}") from error
+            if not math.isfinite(value):
+                raise ConfigError(
+                    f"losses.{name} is {value} for two rows of the data: look at its arguments, and at the model's weights"
+                )
 
 
 def _check_metrics(data: TaskData, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -76,6 +77,33 @@ def test_default_is_the_quickstart_model():
         (["~scheduler._target_"], r"scheduler=.* must hold a _target_"),
         (["model.student_layers=[[1,2],[3]]"], r"model\.student_layers\.0=\[1, 2\] must be 0 or more.* an integer"),
         (["stages.intervene.parts=[[1]]"], r"stages\.intervene\.parts\.0=\[1\] must be a name"),
+        (["optimizer.lr=1e9"], r"optimizer\.lr=1000000000\.0 must be 0 or more, at most 10"),
+        (["stages.train.lr=1e9"], r"stages\.train\.lr=1000000000\.0 must be 0 or more, at most 10"),
+        (["optimizer.weight_decay=-0.1"], r"optimizer\.weight_decay=-0\.1 must be 0 or more"),
+        (["+optimizer.maximize=true"], r"optimizer\.maximize=true makes the loss larger: leave it out"),
+        (["+optimizer.differentiable=true"], r"optimizer \(lr=.*differentiable=True\): a leaf Variable"),
+        (["optimizer=bert_adam", "optimizer.clip=-1"], r"optimizer\.clip=-1 must be 0 or more"),
+        (
+            ["quantization=lsq_w2a8", "quantization.learned.weights.lr=1e9"],
+            r"learned\.weights\.lr=1000000000\.0 must be",
+        ),
+        (["+quantization.weight.threshold=99"], r"weight\.threshold=99 must be 0 to 4"),
+        (["quantization=lsq_w2a8", "+quantization.weight.tail=2"], r"weight\.tail=2 is a share"),
+        (["losses.hidden.weight=inf"], r"losses\.hidden\.weight=inf must be 0 or more"),
+        (["losses.logits.temperature=0"], r"losses\.logits\.temperature=0 must be positive"),
+        (["losses=unified_gamma", "losses.unified.share=1.5"], r"losses\.unified\.share=1\.5 must lie between 0 and 1"),
+        (
+            ["losses=unified_gamma", "losses.unified.first.weight=-1"],
+            r"losses\.unified\.first\.weight=-1 must be 0 or more",
+        ),
+        (
+            ["losses=unified_gamma", "losses.unified.second.weight=nan"],
+            r"losses\.unified\.second\.weight=nan must be 0",
+        ),
+        (["callbacks=landscape", "callbacks.landscape.span=inf"], r"callbacks\.landscape\.span=inf must be a finite"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"], r"patience=-1 must be 0 or more"),
+        (["stages.intervene.parts=[]"], r"stages\.intervene\.parts=\[\] quantizes nothing"),
+        (["trainer.profiler=xla"], r"trainer\.profiler='xla' is unknown: choices: advanced, pytorch, simple"),
         (["losses.hidden._target_=os.system"], r"losses\.hidden\._target_='os\.system' is not allowed"),
         (["losses.hidden._target_=qat_lightning.losses.Mtach"], r"does not exist"),
     ],
@@ -168,6 +196,39 @@ def test_a_group_takes_names_of_options_alone(word):
 def test_so_do_groups_within_groups_and_those_of_hydra(word):
     with pytest.raises(ConfigError, match=f"the group {word.split('=')[0]} takes"):
         check_words([word])
+
+
+@pytest.mark.parametrize("word", ["schedule.shares={}", "losses.hidden={}"])
+def test_an_empty_mapping_that_hydra_would_merge_into_what_is_there_is_refused(word):
+    with pytest.raises(ConfigError, match=rf"'{word}' changes nothing.* with ~{word.split('=')[0]}\.KEY"):
+        check_words([word])
+
+
+OPTIMIZERS = {
+    "LBFGS": "LBFGS doesn't support per-parameter options",
+    "SparseAdam": "SparseAdam does not support dense gradients",
+    "Muon": "Muon only supports 2D parameters",
+    "RMSprop, alpha: 7": "its first step does not go down the slope of the loss",
+    "SGD, momentum: -1": "Invalid momentum value",
+    "Adadelta": None,
+    "Adafactor": None,
+    "Adagrad": None,
+    "Adamax": None,
+    "NAdam": None,
+    "RAdam": None,
+    "SGD, momentum: 0.9, nesterov: true": None,
+}
+
+
+@pytest.mark.parametrize(("chosen", "refused"), OPTIMIZERS.items(), ids=OPTIMIZERS)
+def test_an_optimizer_takes_a_step_before_anything_is_loaded(chosen, refused):
+    node = yaml.safe_load(f"{{lr: 0.01, _partial_: true, _target_: torch.optim.{chosen}}}")
+    config = composed("data=random_text", "model=tiny") | {"optimizer": node}
+    if refused is None:
+        check(config)
+        return
+    with pytest.raises(ConfigError, match=f"optimizer .*{refused}"):
+        check(config)
 
 
 @pytest.mark.parametrize(

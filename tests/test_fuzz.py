@@ -80,12 +80,18 @@ def wrong_values(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return ["few", "[1]", "{a: 1}", "2.5"]
     if isinstance(value, int | float):
-        return ["few", "[1]", "{a: 1}", "nan", "-1" if math.isfinite(value) else "few", "'3 or 4'"]
+        wrong = ["few", "[1]", "{a: 1}", "nan", "inf", "-inf", "-1" if math.isfinite(value) else "few", "'3 or 4'"]
+        return wrong + [beyond for ending, beyond in BEYOND.items() if key.endswith(ending)]
     if key in FREE_TEXT or str(value).startswith("${"):
         return ["[1]", "{a: 1}"] if key not in FREE_TEXT else []
     return ["'no such thing'", "[1]", "{a: 1}"]
 
 
+BEYOND = {
+    ".lr": "1e9", ".weight_decay": "1e9", ".eps": "1e9", ".warmup": "1.5", ".temperature": "0", ".share": "1.5",
+    ".bits": "9", ".clip": "0", ".tail": "2", ".threshold": "99", ".group_size": "0", ".betas.0": "1",
+}  # fmt: skip
+"""How a key ends → a number that is out of the range of every such key."""
 FREE_TEXT, STAGES = ("experiment",), ("teacher", "intervene", "train")
 NEEDED = ("data.metrics", "data.metrics.accuracy", "schedule.shares", *(f"stages.{name}" for name in STAGES))
 """What holds other keys and cannot be null; a loss, an intervention or a rule is left out so."""
@@ -163,6 +169,12 @@ MALFORMED = [
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.Timer, duration: x}", "callbacks.new"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.RichProgressBar}", "callbacks.new"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.BatchSizeFinder}", "data.batch_size"),
+    ("schedule.shares={}", "schedule.shares"), ("+optimizer.maximize=true", "optimizer.maximize"),
+    ("+optimizer.differentiable=true", "optimizer"), ("+quantization.weight.threshold=99", "threshold"),
+    ("stages.intervene.parts=[]", "stages.intervene.parts"), ("data.metrics={}", "data.metrics"),
+    ("+logger.new={_target_: lightning.pytorch.loggers.CSVLogger, _partial_: true, flush_logs_every_n_steps: 0}", "logger.new"),
+    ("+callbacks.new={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: lr}", "callbacks.new.mode"),
+    ("+callbacks.new={_target_: qat_lightning.training.analyses.HessianSpectrum, top: 1000000}", "callbacks.new.top"),
     ("teacher=none", "teacher"), ("+sed=3", "sed"), ("+trainer.device=3", "trainer.device"), ("data.rows=0", "data.rows"),
 ]  # fmt: skip
 

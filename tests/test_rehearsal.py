@@ -78,7 +78,7 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
             "to which no part falls that an earlier",
         ),
         (("quantization.weight.granularity=group", "quantization.weight.group_size=5"), "group_size=5 does not divide"),
-        (("callbacks=analysis", "callbacks.analysis.k=0"), r"callbacks\.analysis: k=0 must be 1 or more"),
+        (("callbacks=analysis", "callbacks.analysis.k=0"), r"callbacks\.analysis\.k=0 must be 1 or more"),
         (
             ("+callbacks.odd={_target_:qat_lightning.quantizers.LSQQuantizer}",),
             r"callbacks\.odd is a LSQQuantizer, which is",
@@ -100,6 +100,19 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
         (("+model.architecture.initializer_range=x",), r"model\.architecture: .*'initializer_range' expected float"),
         (("model.architecture.vocab_size=null",), r"model\.architecture: .*'vocab_size' expected int"),
         (("+model.architecture.num_labels=3",), r"model\.architecture: .*'num_labels'"),
+        (("losses=attention_map", "losses.map.temperature=1e-30"), r"losses\.map is nan for two rows of the data"),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={pooler:1}"),
+            "the table of bits gives 'pooler' 1: bits=1 is outside the range of LSQQuantizer: choose 2 to 8",
+        ),
+        (
+            ("callbacks=hessian", "callbacks.hessian.top=101"),
+            r"callbacks\.hessian\.top=101 must be 1 or more, at most 100",
+        ),
+        (
+            ("data.validation_limit=1", "trainer.devices=2", "trainer.strategy=ddp"),
+            r"trainer\.devices and trainer\.num_nodes make 2 processes, and the validation rows are 1",
+        ),
     ],
 )
 def test_refused_without_a_trace(tmp_path, overrides, message):

@@ -11,6 +11,7 @@ from qat_lightning.build.models import (
 from qat_lightning.build.stages import (
     all_callbacks,
     build_callbacks,
+    build_logger,
     build_module,
     build_trainer,
     stage_names,
@@ -21,6 +22,7 @@ __all__ = [
     "all_callbacks",
     "build_callbacks",
     "build_data",
+    "build_logger",
     "build_model",
     "build_module",
     "build_quantized",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler, XLAProfiler
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -41,7 +42,7 @@ AS_BEFORE: Sequence[tuple[str, Any]] = (
 """Settings that count only where they are otherwise: run folders from before them know none of these."""
 
 
-PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler, "xla": XLAProfiler}
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 """Lightning's; with a file name each writes to the folder of the first logger, logs/<stage>/, at the end of the stage."""
 
 
@@ -221,7 +222,21 @@ def _loggers(config: Plain, stage: str, folder: Path) -> list[Logger]:
         part += 1
         version = f"{stage}.{part}"
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=20)]
-    for logger in create_all(config["logger"], "logger").values():
-        named = {"name": f"{config['experiment']}-{stage}", "group": folder.name, "save_dir": folder}
-        loggers.append(logger(**named) if isinstance(logger, partial) else logger)
+    loggers += [
+        build_logger(config, name, stage, folder) for name, node in config["logger"].items() if node is not None
+    ]
     return loggers
+
+
+def build_logger(config: Plain, name: str, stage: str, folder: Path) -> Logger:
+    """A configured logger; a partial one gets the stage's name and the run folder, where it takes them and has none."""
+    node = config["logger"][name]
+    check_targets(node, f"logger.{name}")
+    offered = {"name": f"{config['experiment']}-{stage}", "save_dir": str(folder)}
+    kind = get_object(node["_target_"])
+    taken = {key: value for key, value in offered.items() if key in inspect.signature(kind).parameters}
+    if issubclass(kind, WandbLogger):
+        taken["group"] = folder.name
+    filled = node if not node.get("_partial_") else taken | node | {"_partial_": False}
+    made: Logger = create(filled, f"logger.{name}")
+    return made

@@ -85,6 +85,8 @@ class Node:
 
 COUNT, SIZE = Number(least=0, most=LARGE), Number(least=1, most=LARGE)
 POSITIVE, REAL = Number(whole=False, above=True), Number(whole=False)
+RATE = Number(most=10, whole=False)
+"""A learning rate or a weight decay; no optimizer of torch has a default above 1."""
 SEED = Number(least=0, most=2**32 - 1)
 
 TEXT, FLAG, LIST = Kind((str,), "a name"), Kind((bool,), "true, false or null"), Kind((list,), "a list")
@@ -119,7 +121,7 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     r"data\.num_workers": Number(most=1024),
     r"stages\.\w+\.(max_steps|max_epochs)": COUNT,
     r"stages\.\w+\.(validate_every|checkpoint_every)": SIZE,
-    r"stages\.\w+\.lr": REAL,
+    r"stages\.\w+\.lr": RATE,
     r"stages\.intervene\.parts\.\d+": TEXT,
     r"quantization\.(weight|embedding|activation|attention|rules\.\w+(\.(weight|input))?)": NODE,
     r"quantization\.attention\.(query|key|probs|value)": NODE,
@@ -130,7 +132,7 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     rf"{_QUANTIZER}\.clip": POSITIVE,
     rf"{_QUANTIZER}\.(bits|group_size)": SIZE,
     rf"{_QUANTIZER}\.clip_gradient": FLAG,
-    r"quantization\.learned\.\w+\.(lr|weight_decay)": REAL,
+    r"quantization\.learned\.\w+\.(lr|weight_decay)": RATE,
     r"quantization\.calibration_rows": SIZE,
     r"losses\.\w+\.(weight|temperature)": REAL,
     r"losses\.\w+\.site": TEXT,
@@ -139,7 +141,7 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     r"schedule\.shares\.\w+": COUNT,
     r"scheduler\.warmup": Number(most=1, whole=False),
     r"optimizer\.(fused|foreach|amsgrad|maximize|capturable)": FLAG,
-    r"optimizer\.(lr|weight_decay|eps)": REAL,
+    r"optimizer\.(lr|weight_decay|eps)": RATE,
     r"optimizer\.betas\.\d": Number(most=1, whole=False),
     r"trainer\.(num_nodes|accumulate_grad_batches)": SIZE,
     r"trainer\.log_every_n_steps": COUNT,
@@ -150,7 +152,8 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     r"trainer\.strategy": Choice(
         ("auto", "ddp", *(f"ddp_{how}" for how in _DDP), "deepspeed", "fsdp", "single_device")
     ),
-    r"trainer\.profiler": Choice(("simple", "advanced", "pytorch", "xla")),
+    r"trainer\.profiler": Choice(("simple", "advanced", "pytorch")),
+    r"callbacks\.\w+\.patience": COUNT,
     r"export\.rows": SIZE,
 }
 """Pattern of a whole key → what may stand there. What a class of our own says of its arguments stands there alone."""
@@ -165,6 +168,8 @@ NEEDED = re.compile(
 def check_bounds(config: Plain) -> None:
     """Every number and name of `TABLE`; raises ConfigError."""
     for key, value in _flat(config):
+        if isinstance(value, float) and not math.isfinite(value) and key.startswith(("callbacks.", "logger.")):
+            raise ConfigError(f"{key}={value} must be a finite number")
         for pattern, allowed in TABLE.items():
             if re.fullmatch(pattern, key) and (wrong := allowed.wrong(value)):
                 raise ConfigError(f"{key}={shorten(repr(value), 80, placeholder=' …')} {wrong}")

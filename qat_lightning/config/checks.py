@@ -50,7 +50,7 @@ def check(config: Plain) -> None:
     _check_schedule(config, interventions)
     _check_random(config)
     _check_layers(config)
-    _check_optimizer(config["optimizer"])
+    _check_optimizer(config["optimizer"])  # last, as torch takes a second to get ready for it
 
 
 def _check_known(node: Plain, schema: type, prefix: str = "") -> None:
@@ -81,6 +81,8 @@ def _check_values(config: Plain) -> None:
             raise ConfigError(
                 f"stages.{name}.checkpoint_minutes={stage['checkpoint_minutes']} must be above 0, or null"
             )
+        if stage.get("parts") == []:
+            raise ConfigError(f"stages.{name}.parts=[] quantizes nothing: give globs of parts, or null for all")
         if stage["max_steps"] is None and stage["max_epochs"] is None:
             raise ConfigError(
                 f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
@@ -88,14 +90,28 @@ def _check_values(config: Plain) -> None:
 
 
 def _check_optimizer(node: Plain) -> None:
-    """By making one, for a parameter of no size; last, as torch takes a second to get ready for it."""
+    """Make one for a matrix and a vector, in two groups as in training, and take a step along a slope of 1 from 0."""
     import torch
 
+    if node.get("maximize"):
+        raise ConfigError("optimizer.maximize=true makes the loss larger: leave it out")
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]
+    groups = [{"params": [parameter], "weight_decay": node.get("weight_decay", 0.0)} for parameter in parameters]
+    on_a_device = {"capturable": False} if node.get("capturable") and torch.cuda.is_available() else {}
+    given = ", ".join(f"{name}={value}" for name, value in node.items() if not name.startswith("_"))
     try:
-        create(node, "optimizer")([torch.nn.Parameter(torch.empty(0))])
-    except (ValueError, TypeError, RuntimeError) as error:
-        given = ", ".join(f"{name}={value}" for name, value in node.items() if not name.startswith("_"))
-        raise ConfigError(f"optimizer ({given}): {error}") from error
+        optimizer = create(node | on_a_device, "optimizer")(groups)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step(lambda: torch.zeros(()))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever an optimizer raises for arguments that it cannot work with
+        message = " ".join(str(error).split())
+        place = "optimizer." if message.partition("=")[0] in node else f"optimizer ({given}): "
+        raise ConfigError(place + message) from error
+    if not all(((parameter <= 0) & parameter.isfinite()).all() for parameter in parameters):
+        raise ConfigError(f"optimizer ({given}): its first step does not go down the slope of the loss")
 
 
 def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 
 from qat_lightning.config.schema import CONF, ConfigError
@@ -80,13 +80,19 @@ def check_words(words: Iterable[str]) -> None:
         words: of the command line, flags among them.
 
     Raises:
-        ConfigError: a group that is given anything but the name of an option, or a list of names.
+        ConfigError: a group that is given anything but the name of an option, or a list of names; a key that is given
+            {}, which Hydra merges into what is there and so changes nothing.
         OverrideParseException: a word that cannot be read.
     """
     for override in OverridesParser.create().parse_overrides([word for word in words if is_override(word)]):
         group = override.key_or_group
         if not group:
             raise ConfigError(f"{override.input_line!r} names no key: give key=value or group=option")
+        if override.value() == {} and override.type is OverrideType.CHANGE:
+            raise ConfigError(
+                f"{override.input_line!r} changes nothing, as {{}} is merged into what {group} holds: leave one of its keys out"
+                f" with ~{group}.KEY"
+            )
         is_group = group == "hydra" or "/" in group or (CONF / group).is_dir()
         if is_group and not all(map(_is_named, _options(override))):
             choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml")))

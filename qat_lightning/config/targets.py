@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -60,9 +61,20 @@ def create(node: Any, key: str, **given: Any) -> Any:
         return instantiate(node, _convert_="all", **given)
     except Exception as error:
         cause = error.__cause__ or error
-        if isinstance(cause, ValueError | TypeError):
-            raise ConfigError(f"{key}: {cause}") from error
+        foreign = not str(node.get("_target_", "")).startswith("qat_lightning.")
+        if isinstance(cause, ValueError | TypeError) or (foreign and not isinstance(cause, OSError | MemoryError)):
+            raise ConfigError(_with_key(key, node, error, cause)) from error
         raise
+
+
+def _with_key(key: str, node: Mapping[str, Any], error: Exception, cause: BaseException) -> str:
+    """The message of an object that was not made, with the key of the argument where the message begins with one."""
+    nested = re.search(r"full_key: ([\w.]+)$", str(error))  # Hydra's word for a node within the node
+    for name in nested.group(1).split(".") if nested else ():
+        if isinstance(node.get(name), Mapping):
+            key, node = f"{key}.{name}", node[name]
+    message = " ".join(str(cause).split()) or type(cause).__name__
+    return f"{key}.{message}" if message.partition("=")[0] in node else f"{key}: {message}"
 
 
 def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -16,6 +17,20 @@ Pairs = Sequence[tuple[int, int]]
 def wide(x: Tensor) -> Tensor:
     """x in float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def loss_weight(value: float) -> float:
+    """The value itself; raises ValueError where it is negative, infinite or not a number."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"weight={value} must be 0 or more, and finite")
+    return value
+
+
+def loss_temperature(value: float) -> float:
+    """The value itself; raises ValueError where scores cannot be divided by it."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"temperature={value} must be positive, and finite")
+    return value
 
 
 def one_of(value: str, choices: object, name: str) -> str:

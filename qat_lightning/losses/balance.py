@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qat_lightning.losses.arguments import loss_weight
 from qat_lightning.signals import Batch, Signals
 
 
@@ -23,7 +24,7 @@ class Balance:
     def __init__(self, share: float, first: Any, second: Any, weight: float = 1.0) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"share={share} must lie between 0 and 1")
-        self.weight = weight
+        self.weight = loss_weight(weight)
         shares = [(share * first.weight, first), ((1 - share) * second.weight, second)]
         self.parts = [(share, loss) for share, loss in shares if share != 0]
         if not self.parts:

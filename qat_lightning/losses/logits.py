@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qat_lightning.losses.arguments import one_of, wide
+from qat_lightning.losses.arguments import loss_temperature, loss_weight, one_of, wide
 from qat_lightning.signals import Batch, Signals
 
 IGNORED = -100
@@ -33,9 +33,7 @@ class SoftCrossEntropy:
     sites, needs_teacher = ("logits",), True
 
     def __init__(self, weight: float = 1.0, classes: Literal["sum", "mean"] = "sum", temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive")
-        self.weight, self.temperature = weight, temperature
+        self.weight, self.temperature = loss_weight(weight), loss_temperature(temperature)
         self.classes = one_of(classes, Literal["sum", "mean"], "classes")
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
@@ -63,7 +61,7 @@ class Task:
     sites, needs_teacher = ("logits",), False
 
     def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+        self.weight = loss_weight(weight)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         heads, labels = _heads(student, batch), batch["labels"]
@@ -89,9 +87,7 @@ class TokenScaled:
     sites, needs_teacher = ("logits",), True
 
     def __init__(self, weight: float = 1.0, temperature: float = 10.0, batch: Literal["sum", "mean"] = "sum") -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive")
-        self.weight, self.temperature = weight, temperature
+        self.weight, self.temperature = loss_weight(weight), loss_temperature(temperature)
         self.batch = one_of(batch, Literal["sum", "mean"], "batch")
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:

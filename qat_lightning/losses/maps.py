@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qat_lightning.losses.arguments import given_pairs, one_of, pairs_of_layers, wide
+from qat_lightning.losses.arguments import given_pairs, loss_temperature, loss_weight, one_of, pairs_of_layers, wide
 from qat_lightning.losses.blockwise import ELEMENTS, Factors, Settings, divergence
 from qat_lightning.signals import Batch, Signals, what_counts
 from qat_lightning.sites import FACTORS
@@ -46,9 +46,8 @@ class AttentionMap:
         temperature: float = 1.0,
         implementation: Implementation = "dense",
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive")
-        self.weight, self.layers, self.temperature = weight, given_pairs(layers), temperature
+        self.weight, self.layers = loss_weight(weight), given_pairs(layers)
+        self.temperature = loss_temperature(temperature)
         self.implementation = one_of(implementation, Implementation, "implementation")
         self.sites = FACTORS if implementation == "blockwise" else ("attention.probs",)
 

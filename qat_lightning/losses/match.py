@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qat_lightning.losses.arguments import given_pairs, one_of, pairs_of_layers, wide
+from qat_lightning.losses.arguments import given_pairs, loss_weight, one_of, pairs_of_layers, wide
 from qat_lightning.signals import Batch, Signals, what_counts
 from qat_lightning.sites import check_site
 
@@ -78,7 +78,7 @@ class Match:
         reduction: Reduction = "masked",
         layers: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.site, self.distance, self.weight = check_site(site), distance, weight
+        self.site, self.distance, self.weight = check_site(site), distance, loss_weight(weight)
         self.reduction = one_of(reduction, Reduction, "reduction")
         self.layers, self.sites = given_pairs(layers), (site,)
 

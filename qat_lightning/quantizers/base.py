@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -53,14 +54,14 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         low, high = self.bits_range
-        if not low <= bits <= high:
+        if not (isinstance(bits, int) and low <= bits <= high):
             raise ValueError(f"bits={bits} is outside the range of {type(self).__name__}: choose {low} to {high}")
         if granularity not in get_args(Granularity):
             raise ValueError(
                 f"granularity={granularity!r} is unknown: choose one of {', '.join(get_args(Granularity))}"
             )
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip={clip} must be positive, or null for none")
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"clip={clip} must be positive and finite, or null for none")
         if (granularity == "group") != (group_size is not None) or (group_size is not None and group_size < 1):
             raise ValueError(
                 f"granularity={granularity} with group_size={group_size}: granularity=group needs a group_size of 1 or more,"

@@ -29,8 +29,8 @@ class TernaryQuantizer(Quantizer):
         group_size: int | None = None,
     ) -> None:
         super().__init__(2, granularity, clip, group_size)
-        if not threshold >= 0:
-            raise ValueError(f"threshold={threshold} must not be negative")
+        if not 0 <= threshold <= 4:
+            raise ValueError(f"threshold={threshold} must be 0 to 4: beyond, hardly a weight is kept")
         self.threshold = threshold
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

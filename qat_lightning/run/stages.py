@@ -33,6 +33,7 @@ from qat_lightning.config import Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.padding import count_padding
 from qat_lightning.quantized import switch_on
+from qat_lightning.run.origin import key_in_errors
 from qat_lightning.run.teacher import check_room, facts, find_cache
 from qat_lightning.training.compiled import compiled
 from qat_lightning.training.finished import Outcome, load_stage, weights_of
@@ -184,8 +185,9 @@ class Run:
         switch_on(student, settings.get("parts"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and first_process():
-                begin(logger, self.say)
-        with compiled(module) if self.config["compile"] else nullcontext():
+                with key_in_errors(self.config):
+                    begin(logger, self.say)
+        with key_in_errors(self.config), compiled(module) if self.config["compile"] else nullcontext():
             outcome = stage.fit(trainer, module, self.data, settings["keep"])
         switch_on(student)
         for logger in trainer.loggers:

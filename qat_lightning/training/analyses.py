@@ -9,6 +9,7 @@ A strategy that shards the weights over processes is not supported: no process h
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ class StepSizeHistory(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: QATModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
             for kind, places in mean_step_sizes(module.student).items():
                 module.log_dict({f"{STEP_SIZES}/{kind}/{place}": mean for place, mean in places.items()})
 
@@ -95,11 +97,11 @@ class HessianSpectrum(Callback):
     """
 
     def __init__(self, batches: int = 8, top: int = 3, teacher: bool = True, norm_weight: float = 0.0) -> None:
-        for name, value in {"batches": batches, "top": top}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
-        if norm_weight < 0:
-            raise ValueError(f"norm_weight={norm_weight} must be 0 or more")
+        for name, value, most in (("batches", batches, 10_000), ("top", top, 100)):
+            if not 1 <= value <= most:
+                raise ValueError(f"{name}={value} must be 1 or more, at most {most}")
+        if not 0 <= norm_weight < math.inf:
+            raise ValueError(f"norm_weight={norm_weight} must be 0 or more, and finite")
         self.batches, self.top, self.teacher, self.norm_weight = batches, top, teacher, norm_weight
 
     def on_fit_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
@@ -139,12 +141,14 @@ class LossLandscape(Callback):
     def __init__(
         self, points: int = 21, span: float = 1.0, batches: int = 1, teacher: bool = True, seed: int = 0
     ) -> None:
-        if points < 3 or points % 2 == 0:
+        if not 3 <= points <= 1001 or points % 2 == 0:
             raise ValueError(
-                f"points={points} must be 3 or more and odd, so that the weights themselves are on the grid"
+                f"points={points} must be 3 or more and odd, at most 1001, so that the weights themselves are on the grid"
             )
-        if batches < 1 or not span > 0:
-            raise ValueError(f"batches={batches} must be 1 or more and span={span} positive")
+        if batches < 1:
+            raise ValueError(f"batches={batches} must be 1 or more")
+        if not 0 < span < math.inf:
+            raise ValueError(f"span={span} must be positive, and finite")
         self.points, self.span, self.batches, self.teacher, self.seed = points, span, batches, teacher, seed
 
     def on_fit_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]

@@ -85,9 +85,9 @@ def test_gradient_does_not_pass_through_the_scale() -> None:
 
 
 def test_refusals_say_why() -> None:
-    with pytest.raises(ValueError, match=r"threshold=-0\.1 must not be negative"):
+    with pytest.raises(ValueError, match=r"threshold=-0\.1 must be 0 to 4"):
         TernaryQuantizer(threshold=-0.1)
     with pytest.raises(ValueError, match="granularity='column' is unknown: choose one of tensor, row"):
         TernaryQuantizer(granularity="column")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="clip=0 must be positive, or null"):
+    with pytest.raises(ValueError, match="clip=0 must be positive and finite, or null"):
         TernaryQuantizer(clip=0)
