@@ -25,7 +25,8 @@ class Observed:
     """`Observed(model, sites)(batch)` → Signals.
 
     Hooks live only while the model runs, so a model can be copied, saved or watched twice. A signal that an
-    intervention replaces is returned as the model itself made it. The batch's `labels` never reach the model.
+    intervention replaces is returned as the model itself made it. The batch's `labels` never reach the model, and a language
+    model keeps no cache of keys and values.
 
     Raises:
         ValueError: at construction, for a site that the model does not have; for a compiled model that is trained with
@@ -36,6 +37,7 @@ class Observed:
         self.model = model
         self.paths = {site: site_paths(model, site) for site in sites if site != "logits"}
         self.inputs = [name for name in inspect.signature(model.forward).parameters if name != "labels"]
+        self.without: dict[str, Any] = {"use_cache": False} if "use_cache" in self.inputs else {}
 
     def __call__(self, batch: Batch) -> Signals:
         signals: Signals = {site: [] for site in self.paths}
@@ -47,7 +49,7 @@ class Observed:
             for site, paths in self.paths.items():
                 for path in paths:
                     hooks.callback(_watch(self.model.get_submodule(path), site, signals[site]).remove)
-            output = self.model(**{name: batch[name] for name in self.inputs if name in batch})
+            output = self.model(**{name: batch[name] for name in self.inputs if name in batch}, **self.without)
         return signals | {"logits": [output[name] for name in LOGITS if name in output]}
 
 

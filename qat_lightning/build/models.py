@@ -39,6 +39,9 @@ HEADS: Mapping[Head, tuple[Any, Any]] = {
 }
 """What makes a model with that head, and the configurations that it knows."""
 
+CLASSIFIERS = ("text_classification", "image_classification")
+"""Heads whose answers are read, and trained in transformers, as the configuration's `problem_type` says."""
+
 FULL_PRECISION = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Lightning's precisions that convert the model; made so from the start, a resumed run begins like any other."""
 
@@ -68,12 +71,20 @@ def build_model(config: Plain, data: TaskData, say: Callable[[str], None] = lamb
     for line in (source, *(f"transformers warns: {line}" for line in warned)):
         say(line)
     family(loaded)
-    loaded.config.use_cache = False  # of a language model's keys and values; training has no use for it
+    _describe_task(loaded.config, data)
     if data.head == "text_classification" and loaded.config.pad_token_id is None:
         # A decoder classifies at the last token that is no padding.
         loaded.config.pad_token_id = getattr(getattr(data, "tokenizer", None), "pad_token_id", 0)
     loaded.to(dtype=FULL_PRECISION.get(config["trainer"]["precision"], torch.float32))  # type: ignore[call-arg]
     return loaded
+
+
+def _describe_task(architecture: PretrainedConfig, data: TaskData) -> None:
+    """The model's configuration says what it is trained for here, whatever an earlier task has left in its config.json."""
+    architecture.problem_type = None
+    if data.head in CLASSIFIERS:
+        architecture.problem_type = "regression" if data.regression else "single_label_classification"
+    architecture.return_dict, architecture.output_attentions, architecture.output_hidden_states = True, False, False
 
 
 def _read_model(config: Plain, data: TaskData) -> tuple[PreTrainedModel, str]:

@@ -52,7 +52,10 @@ def read_architecture(model: Plain, num_labels: int) -> PretrainedConfig:
     given = _source(model)
     require_hub({"model.path": model["path"]})
     try:
-        architecture = AutoConfig.from_pretrained(model["path"], num_labels=num_labels, **given)
+        architecture = AutoConfig.from_pretrained(model["path"], **given)
+        architecture.problem_type = None  # of an earlier task, which may not go with this number of classes
+        if architecture.num_labels != num_labels:
+            architecture.num_labels = num_labels
     except Exception as error:  # transformers' checks of values raise classes of their own
         if "trust_remote_code" in str(error):
             raise ConfigError(

@@ -15,6 +15,9 @@ from qat_lightning.sites import FAMILIES
 BESIDES = ("model_type", "quantization_config")
 """Keys of config.json that are no field of a configuration's class."""
 
+COMPILED = {"compile_config", "continuous_batching_config"}
+"""Fields of generation_config.json that choose what compiles or serves the model; they are neither written nor read."""
+
 
 def model_class(model_type: object, architecture: object) -> Any:
     """The class of transformers of that name for that family; nothing is imported by a name.
@@ -87,3 +90,33 @@ def read_config(told: Plain) -> tuple[Any, Any, Block]:
     except Exception as error:  # transformers' checks of values raise classes of their own
         raise PackedError(f"config.json cannot be read: {in_a_line(error)}: {REMEDY}") from error
     return kind, config, block
+
+
+def make_generation(model: Any) -> Plain | None:
+    """generation_config.json of a language model; None for other models."""
+    if not model.can_generate():
+        return None
+    told = json.loads(model.generation_config.to_json_string())
+    return {name: value for name, value in told.items() if name in _generation_fields()}
+
+
+def read_generation(told: Plain) -> Any:
+    """How the model generates.
+
+    Raises:
+        PackedError: a key that is no field of transformers' own class, or a value that it refuses.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        if unknown := sorted(told.keys() - _generation_fields()):
+            raise ValueError(f"{unknown[0]!r} is not a field that is read: remove it")
+        return GenerationConfig(**told)
+    except Exception as error:  # transformers' checks of values raise classes of their own
+        raise PackedError(f"generation_config.json cannot be read: {in_a_line(error)}: {REMEDY}") from error
+
+
+def _generation_fields() -> set[str]:
+    from transformers import GenerationConfig
+
+    return GenerationConfig().to_dict().keys() - COMPILED

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qat_lightning.convert import quantize
 from qat_lightning.export.block import Block, Weight
-from qat_lightning.export.configuration import read_config
+from qat_lightning.export.configuration import read_config, read_generation
 from qat_lightning.export.files import REMEDY, PackedError, in_a_line, tensors
 from qat_lightning.export.manifest import PARTS, verify
 from qat_lightning.packing import dequantized, unpack, unpack_trits
@@ -35,12 +35,14 @@ def load_packed(folder: str | os.PathLike[str], *, activations: bool = True) -> 
     Raises:
         PackedError: a folder that is damaged, or no packed one; names the tensor or the file.
     """
-    config, entries, body = verify(Path(folder))
+    config, generation, entries, body = verify(Path(folder))
     kind, configuration, block = read_config(config)
     state = _restored(dict(tensors(entries, body)), block)
     blank = _blank(kind, configuration)
     own = _compared(blank, state, block)
     model = _built(kind, configuration, {name: _wide(tensor) for name, tensor in state.items() if name in own})
+    if generation is not None:
+        model.generation_config = read_generation(generation)
     if activations:
         if block.eager:  # as the student was; opened attention is bitwise eager attention
             model.set_attn_implementation("eager")

@@ -16,6 +16,8 @@ from qat_lightning.packing import Packed, Size
 FORMAT = 1
 MANIFEST, WEIGHTS, CONFIG = "manifest.json", "packed.safetensors", "config.json"
 """Not model.safetensors: `from_pretrained` would take that, find none of its names, and go on with random weights."""
+GENERATION = "generation_config.json"
+"""Of a language model: how it generates where nothing else is asked for."""
 PARTS = (".weight.codes", ".weight.scale", ".weight.offset")
 
 Plain = dict[str, Any]
@@ -44,8 +46,9 @@ def names_code(name: str, data: bytes) -> bool:
     return name.endswith("config.json") and "auto_map" in read_json(data, name)
 
 
-def verify(folder: Path) -> tuple[Plain, dict[str, Entry], memoryview]:
-    """config.json, and the tensors' entries and bytes, once all that the manifest says has been found true.
+def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, Entry], memoryview]:
+    """config.json, generation_config.json if there is one, and the tensors' entries and bytes, once all that the manifest
+    says has been found true.
 
     Raises:
         PackedError: a file or a tensor that is missing, one too many, or another than was written.
@@ -59,7 +62,7 @@ def verify(folder: Path) -> tuple[Plain, dict[str, Entry], memoryview]:
             f"{folder} is a plain transformers folder, not a packed one: read it with AutoModel….from_pretrained, or"
             " export a trained run"
         )
-    manifest = _read_manifest(folder)
+    manifest, generation = _read_manifest(folder), None
     for name, digest in manifest["files"].items():
         data = written if name == CONFIG else read_bytes(folder, name)
         if sha256(data) != digest:
@@ -68,11 +71,13 @@ def verify(folder: Path) -> tuple[Plain, dict[str, Entry], memoryview]:
             raise PackedError(
                 f"{folder}: {name} names code of its own (auto_map), which is never run: export without it"
             )
+        if name == GENERATION:
+            generation = read_json(data, f"{folder}: {name}")
     if CONFIG not in manifest["files"]:
         raise PackedError(f"{folder}: {MANIFEST} does not know {CONFIG}: {REMEDY}")
     entries, body = read_header(read_bytes(folder, WEIGHTS), f"{folder}: {WEIGHTS}")
     _compare(folder, manifest["tensors"], entries, body)
-    return config, entries, body
+    return config, generation, entries, body
 
 
 def _read_manifest(folder: Path) -> Plain:

@@ -11,9 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from qat_lightning.export.configuration import make_config
+from qat_lightning.export.configuration import make_config, make_generation
 from qat_lightning.export.files import SUFFIXES
-from qat_lightning.export.manifest import CONFIG, MANIFEST, WEIGHTS, Plain, canonical, make_manifest, names_code
+from qat_lightning.export.manifest import (
+    CONFIG,
+    GENERATION,
+    MANIFEST,
+    WEIGHTS,
+    Plain,
+    canonical,
+    make_manifest,
+    names_code,
+)
 from qat_lightning.packing import Layout, Rest, packed_tensors, size_of
 
 
@@ -43,7 +52,9 @@ def write_packed(
     folder = Path(os.path.realpath(folder))
     _check_free(folder)
     packed = packed_tensors(model, rest, ternary)
-    config = canonical(make_config(model, packed))
+    configurations = {CONFIG: canonical(make_config(model, packed))}
+    if (generation := make_generation(model)) is not None:
+        configurations[GENERATION] = canonical(generation)
     try:
         canonical(facts or {})
     except (TypeError, ValueError) as error:
@@ -53,9 +64,10 @@ def write_packed(
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
-        files = _processor_files(processor, partial) | {CONFIG: config}
+        files = _processor_files(processor, partial) | configurations
         manifest = make_manifest(packed, size_of(model, packed), files, facts or {})
-        (partial / CONFIG).write_bytes(config)
+        for name, content in configurations.items():
+            (partial / name).write_bytes(content)
         _save(packed.tensors, partial / WEIGHTS)
         (partial / MANIFEST).write_bytes(canonical(manifest))
         _replace(partial, folder)
@@ -96,7 +108,7 @@ def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:
     processor.save_pretrained(folder)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     for name, path in files.items():
-        if name in (CONFIG, WEIGHTS, MANIFEST) or path.suffix not in SUFFIXES - {".safetensors"}:
+        if name in (CONFIG, GENERATION, WEIGHTS, MANIFEST) or path.suffix not in SUFFIXES - {".safetensors"}:
             raise ValueError(f"{type(processor).__name__} writes {name}, which has no place in a packed folder")
     contents = {name: path.read_bytes() for name, path in files.items()}
     for name, data in contents.items():
