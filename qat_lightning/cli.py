@@ -28,6 +28,7 @@ from qat_lightning.config import (
     resolve,
 )
 from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words
+from qat_lightning.screen import cleansed
 from qat_lightning.sweep import all_jobs, one_job
 from qat_lightning.terminal import ended_by_signals, words_may_be_lost
 
@@ -111,7 +112,7 @@ def _in_words(main: Callable[[], None]) -> None:
 @contextmanager
 def _program() -> Iterator[None]:
     """What all commands have."""
-    with words_may_be_lost(), ended_by_signals(), mistakes_in_words():
+    with words_may_be_lost(), cleansed(), ended_by_signals(), mistakes_in_words():
         yield
         sys.stdout.flush()  # while what keeps the words from a file can still be told
 

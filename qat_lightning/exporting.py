@@ -45,7 +45,7 @@ class Exporter:
 
     Args:
         folder: the run folder.
-        say: takes a line for the terminal.
+        say: takes the subject of a line for the terminal, and the rest of it.
 
     Attributes:
         record: the content of `export/metrics.json`; None where nothing was exported.
@@ -55,7 +55,7 @@ class Exporter:
     folder: Path
     data: TaskData
     student: nn.Module
-    say: Callable[[str], None]
+    say: Callable[[str, str], None]
     record: Plain | None = None
 
     def export(self) -> Plain | None:
@@ -82,9 +82,9 @@ class Exporter:
                 if wanted[form]:
                     forms[form] = make()
                 elif (self.folder / EXPORT / name).exists():
-                    self.say(f"[bold]export/{name}[/]: left as an earlier export made it; the card does not mention it")
+                    self.say(f"export/{name}", "left as an earlier export made it; the card does not mention it")
             except DivergedError as error:
-                self.say(f"[bold]export[/]: nothing, {error}")
+                self.say("export", f"nothing, {error}")
                 return None
             except Exception as error:
                 failures.append(error)
@@ -92,7 +92,7 @@ class Exporter:
             self._write_record(forms)
         if failures:
             for other in failures[1:]:
-                self.say(f"[bold]export[/]: {line(other)}")
+                self.say("export", line(other))
             raise failures[0]
         return self.record
 
@@ -130,10 +130,10 @@ class Exporter:
 
     def _onnx(self) -> Plain | None:
         if family(self.student).causal:
-            self.say("[bold]export[/]: no ONNX file, which is for encoders")
+            self.say("export", "no ONNX file, which is for encoders")
             return None
         path = self.folder / EXPORT / ONNX
-        self.say(f"[bold]export[/]: {path} …")
+        self.say("export", f"{path} …")
         try:
             model: OnnxModel = export_onnx(self.student, path, self.data.example_batch(2))
         except OnnxError as error:
@@ -161,15 +161,16 @@ class Exporter:
             f"{self.data.metric} {score(seen.score)}, the student {score(seen.reference)}; largest difference of logits"
             f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, rows: {seen.rows}"
         )
-        self.say(f"[bold]{name}[/]: {told}")
+        self.say(name, told)
         if _as_good(seen) and (seen.agreement == 1 or not exact):
             return
         own = compare(InFloat64(self.student), self.student, self.data, seen.rows)
         if exact or not seen.largest_difference <= TIMES * own.largest_difference:
             raise NotFaithfulError(f"{name} does not do as the student does ({told}): leave it out with {remedy}")
         self.say(
-            f"[bold]{name}[/]: that is the student's own rounding: computed in float64 its {self.data.metric} is"
-            f" {score(own.score)}, and its logits are up to {own.largest_difference:.2g} off"
+            name,
+            f"that is the student's own rounding: computed in float64 its {self.data.metric} is"
+            f" {score(own.score)}, and its logits are up to {own.largest_difference:.2g} off",
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qat_lightning.config import CONF, ConfigError, suggest
 from qat_lightning.documents import read_json
 from qat_lightning.failures import explained, line, same_command
+from qat_lightning.screen import tell
 from qat_lightning.terminal import EndedBySignal
 
 FULL = "HYDRA_FULL_ERROR"
@@ -80,7 +80,7 @@ def told(error: BaseException) -> str | None:
         return message
     if not isinstance(error, ValueError | OSError):
         return None
-    return line(error) if "in DataLoader worker process" in str(error) else str(error)
+    return line(error) if "in DataLoader worker process" in str(error) else str(error).replace("\n", " ")
 
 
 def _is_own(error: BaseException) -> bool:
@@ -119,7 +119,7 @@ def _of_hydra(error: BaseException) -> str:
 
 
 def _say(*lines: str) -> None:
-    print("qat_lightning:", "\n".join(filter(None, lines)), file=sys.stderr)
+    tell("qat_lightning: " + "\n".join(filter(None, lines)))
 
 
 def _say_stopped(what: str) -> None:

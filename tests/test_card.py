@@ -196,7 +196,7 @@ def test_the_models_stand_in_one_table(tmp_path: Path) -> None:
     assert "**The ternary student keeps 96.0 % of the teacher's accuracy (0.6720 of 0.7000)" in text
     assert "those of the last step scored 0.6700" in text
     assert "took 1.224 GiB" in text
-    assert "2 MiB of it stay float32: bert.embeddings.position_embeddings, classifier, biases" in text
+    assert "2 MiB of it stay float32: `bert.embeddings.position_embeddings`, `classifier`, biases" in text
 
 
 def test_the_files_stand_beside_the_student(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_score_that_neither_has_is_no_difference(copy, monkeypatch):
     """Pearson's correlation of one row, or with a student that answers one number."""
     config = read_run(copy)
     run = opened(config, copy)
-    exporter = exporting.Exporter(config, copy, run.data, run.restored("train"), lambda line: None)
+    exporter = exporting.Exporter(config, copy, run.data, run.restored("train"), lambda *_: None)
     nan = float("nan")
     exporter._check(Comparison(nan, nan, 0.0, 1.0, 500), "export/packed", "export.packed=false", exact=True)
     monkeypatch.setattr(exporting, "compare", lambda *_: Comparison(0.5, 0.5, 0.0, 1.0, 500))
@@ -147,7 +147,7 @@ def test_an_export_that_fails_leaves_no_card_of_the_one_before(copy, monkeypatch
     config = read_run(copy, ["export.onnx=false"])
     run = opened(config, copy)
     with pytest.raises(exporting.NotFaithfulError):
-        exporting.Exporter(config, copy, run.data, run.restored("train"), lambda line: None).export()
+        exporting.Exporter(config, copy, run.data, run.restored("train"), lambda *_: None).export()
     assert not (copy / "export" / "README.md").exists()
     assert not (copy / "export" / "metrics.json").exists()
 
@@ -156,7 +156,9 @@ def test_what_an_export_leaves_out_is_told_where_it_lies(copy):
     lines: list[str] = []
     config = read_run(copy, ["export.onnx=false"])
     run = opened(config, copy)
-    exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
+    exporting.Exporter(
+        config, copy, run.data, run.restored("train"), lambda *line: lines.append(": ".join(line))
+    ).export()
     assert any("export/model.onnx" in line and "left as an earlier export made it" in line for line in lines)
 
 
@@ -181,7 +183,7 @@ def test_what_does_not_do_as_the_student_is_refused(copy, monkeypatch):
     with pytest.raises(
         exporting.NotFaithfulError, match=r"export/packed does not do as the student does .* leave it out with"
     ):
-        exporting.Exporter(config, copy, run.data, run.restored("train"), lambda line: None).export()
+        exporting.Exporter(config, copy, run.data, run.restored("train"), lambda *_: None).export()
 
 
 def test_what_the_students_own_rounding_does_is_told_and_not_refused(copy, monkeypatch):
@@ -196,13 +198,17 @@ def test_what_the_students_own_rounding_does_is_told_and_not_refused(copy, monke
     monkeypatch.setattr(exporting, "compare", off)
     config = read_run(copy, ["export.packed=false", "export.onnx=true"])
     run = opened(config, copy)
-    exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
+    exporting.Exporter(
+        config, copy, run.data, run.restored("train"), lambda *line: lines.append(": ".join(line))
+    ).export()
     onnx, wide = seen
     assert 0 < onnx.largest_difference <= exporting.TIMES * wide.largest_difference
     assert any("that is the student's own rounding" in line for line in lines)
     monkeypatch.setattr(exporting, "TIMES", 0.0)
     with pytest.raises(exporting.NotFaithfulError, match=r"leave it out with export\.onnx=false"):
-        exporting.Exporter(config, copy, run.data, run.restored("train"), lines.append).export()
+        exporting.Exporter(
+            config, copy, run.data, run.restored("train"), lambda *line: lines.append(": ".join(line))
+        ).export()
 
 
 def test_compare_against_numbers_by_hand():

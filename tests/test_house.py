@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "qat_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    {"quantizers", "schedules", "hub", "failures", "terminal", "files", "documents"},
+    {"quantizers", "schedules", "hub", "failures", "terminal", "files", "documents", "screen"},
     {"nn"},
     {"sites"},
     {"signals", "packing", "reading"},
@@ -292,3 +292,15 @@ def test_the_check_sees_what_is_dangerous(source: str, found: list[str]) -> None
 def test_the_check_sees_an_import_by_a_name() -> None:
     assert named_imports(ast.parse("importlib.import_module(name)\nimport_module(f'a.{name}')")) == 2
     assert named_imports(ast.parse("importlib.import_module('math')")) == 0
+
+
+PRINTS = {"screen.py": {"print"}, "cli.py": {"print"}}
+"""Where the terminal is written to: what others wrote is made printable there (cli prints its own help)."""
+
+
+@every_file
+def test_only_the_screen_prints(file: Path) -> None:
+    calls = [ast.unparse(node.func) for node in ast.walk(parsed(file)) if isinstance(node, ast.Call)]
+    printing = {called for called in calls if called in {"print", "Console"} or called.startswith("sys.std")}
+    flushing = {"sys.stdout.flush", "sys.stderr.flush"}
+    assert printing - flushing - PRINTS.get(ids(file), set()) == set()

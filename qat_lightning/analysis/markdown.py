@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qat_lightning.analysis.verdict import score
+from qat_lightning.screen import printable
 
 Results = Mapping[str, Any]
 
@@ -19,10 +22,47 @@ PADDED = {
 """What the padding of a run is compared with → in words."""
 
 
+CELL_MARK = "\\|"
+"""A bar within a cell, in a code span as well."""
+
+MARKS = re.compile(r"[\\`*\[\]~$]|(?<!\w)_|_(?!\w)")
+"""What makes code, emphasis, links, pictures, strikes and formulas of a text; an underscore within a word does not."""
+
+ADDRESS = re.compile(r"(?<=\w):(?=//)|(?<=\bwww)\.|@")
+"""What makes a link or a mention of a text without any mark."""
+
+
+def text(words: object) -> str:
+    r"""Return a name or a text as Markdown that shows it as it is: in one line, no mark and no HTML tag takes effect.
+
+    >>> text("<b>a</b> *b*")
+    '&lt;b&gt;a&lt;/b&gt; \\*b\\*'
+    """
+    plain = html.escape(one_line(words), quote=False)
+    return ADDRESS.sub(lambda found: f"&#{ord(found[0])};", MARKS.sub(r"\\\g<0>", plain))
+
+
+def code(words: object) -> str:
+    """Return a name as a code span, in which nothing takes effect; a backtick becomes an apostrophe."""
+    return f"`{one_line(words).replace('`', chr(39))}`"
+
+
+def block(language: str, lines: Sequence[str]) -> str:
+    """Return a fenced block of code; the fence is longer than any in the lines."""
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return "\n".join([f"{fence}{language}", *map(printable, lines), fence])
+
+
+def one_line(words: object) -> str:
+    """Return a name or a text without line breaks and control characters."""
+    return printable(" ".join(str(words).split()))
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table; the first `left` columns to the left, the others to the right."""
     lines = [head, [":--" if column < left else "--:" for column in range(len(head))], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', CELL_MARK) for cell in line)} |" for line in lines)
 
 
 def model_rows(results: Results) -> list[list[str]]:
@@ -82,7 +122,7 @@ def teacher_cache(results: Results) -> str:
         return ""
     return (
         f"The teacher's signals of {kept['found']:,} of {kept['found'] + kept['computed']:,} batches were found in"
-        f" `{kept['folder']}`, the others computed and written there (by the first process, since the program's last start);"
+        f" {code(kept['folder'])}, the others computed and written there (by the first process, since the program's last start);"
         f" the folder holds {human_bytes(kept['bytes'])}."
     )
 
@@ -111,8 +151,8 @@ def stored(results: Results) -> str:
         told.append(
             f"The packed file takes {human_bytes(packed['bytes'])}"
             + (f", {each:.3g} bits a quantized weight;" if each < 32 else ";")
-            + f" {human_bytes(packed['full_precision_bytes'])} of it stay {packed['rest']}:"
-            f" {', '.join([*packed['full_precision'], 'biases and normalization'])}."
+            + f" {human_bytes(packed['full_precision_bytes'])} of it stay {text(packed['rest'])}:"
+            f" {', '.join([*map(code, packed['full_precision']), 'biases and normalization'])}."
         )
     return " ".join(told)
 
@@ -136,7 +176,7 @@ def undefined(results: Results) -> str:
     if None not in [*scores, *(form.get("score", 0.0) for form in forms)]:
         return ""
     return (
-        f"*undefined*: {results['metric']} is not a finite number for these predictions. A correlation, for example, is"
+        f"*undefined*: {text(results['metric'])} is not a finite number for these predictions. A correlation, for example, is"
         " undefined where all predictions are equal."
     )
 
@@ -156,7 +196,7 @@ def bits(results: Results) -> str:
     """Width → the kinds of parts whose weights have it."""
     widths: dict[float, list[str]] = {}
     for kind, width in (results.get("bits") or {}).items():
-        widths.setdefault(width, []).append(f"`{kind}`")
+        widths.setdefault(width, []).append(code(kind))
     return table(
         ["bits", "weights of"], [[f"{width:g}", ", ".join(kinds)] for width, kinds in sorted(widths.items())], left=2
     )

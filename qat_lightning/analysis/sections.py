@@ -51,7 +51,7 @@ def layer_section(folder: Path, models: Models, batch: Batch) -> Blocks:
     try:
         errors = {NAMES[name]: layer_errors(own, teacher, batch) for name, own in given.items()}
     except ValueError as reason:  # a student of another depth or width than its teacher
-        return [title, f"Not measured: {reason}."]
+        return [title, f"Not measured: {markdown.text(reason)}."]
     drawn = picture(folder, layer_error_plot(errors), "layer_errors", "Mean squared error of each layer's output")
     return [title, drawn, captions.errors(errors), markdown.error_table(errors)]
 
@@ -80,7 +80,7 @@ def comparison_section(folder: Path, models: Models, batch: Batch, tokens: Seque
     try:
         compared = {name: compare_maps(own, given["teacher"], batch) for name, own in given.items()}
     except ValueError as reason:
-        return [title, f"Not measured: {reason}."]
+        return [title, f"Not measured: {markdown.text(reason)}."]
     described = {name: describe_maps(own, batch, _separators(tokens, batch)) for name, own in given.items()}
     measured = {name: compared[name] | described[name] for name in given}
     panels = {
@@ -118,7 +118,7 @@ def norm_section(folder: Path, models: Models, batch: Batch, classes: Mapping[st
             for name, own in given.items()
         }
     except ValueError as reason:  # a student of another depth, or heads that share keys and values
-        return [title, f"Not measured: {reason}."]
+        return [title, f"Not measured: {markdown.text(reason)}."]
     drawn = picture(folder, norm_plot(differences), "norms", "Differences of norm-based attention, by token class")
     return [title, drawn, captions.NORMS]
 
@@ -130,14 +130,19 @@ def weight_sections(folder: Path) -> Blocks:
         spectra, about = written
         pooled = {NAMES.get(name, name): [value for batch in own for value in batch] for name, own in spectra.items()}
         drawn = picture(folder, spectrum_plot(pooled), "hessian", "The largest eigenvalues of the Hessian")
-        rows = [[name, *_told(values)] for name, values in pooled.items()]
+        rows = [[markdown.text(name), *_told(values)] for name, values in pooled.items()]
         head = ["model", "mean of the positive", "largest", "negative"]
-        blocks += ["## Hessian eigenvalues", drawn, captions.HESSIAN.format(about=about), markdown.table(head, rows)]
+        blocks += [
+            "## Hessian eigenvalues",
+            drawn,
+            captions.HESSIAN.format(about=markdown.text(about)),
+            markdown.table(head, rows),
+        ]
     if kept := read_landscapes(folder):
         landscapes, about = kept
         figure = landscape_plot({NAMES.get(name, name): given for name, given in landscapes.items()})
         drawn = picture(folder, figure, "landscape", "The loss around the weights")
-        blocks += ["## Loss landscape", drawn, captions.LANDSCAPE.format(about=about)]
+        blocks += ["## Loss landscape", drawn, captions.LANDSCAPE.format(about=markdown.text(about))]
     return blocks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.text import Text
 
 from qat_lightning.bench.inference import measure_inference
 from qat_lightning.bench.machine import machine, versions
@@ -15,6 +15,7 @@ from qat_lightning.bench.training import measure_training
 from qat_lightning.bench.training_table import scaling_table, training_table
 from qat_lightning.config import ConfigError, Plain, suggest
 from qat_lightning.files import write_json
+from qat_lightning.screen import console
 
 BENCHES = {
     "inference": (measure_inference, inference_table),
@@ -44,18 +45,18 @@ def run_bench(config: Plain, command: Sequence[str]) -> None:
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise ConfigError(f"output={output} must be a file in a folder that exists")
     measure, table = BENCHES[name]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
-    with console.status("") as status:
+    shown = console()
+    if not shown.is_terminal:
+        shown.width = WIDTH
+    with shown.status("") as status:
         results = {
             "bench": name,
             "command": list(command),
             "machine": machine(),
             "versions": versions(),
-            **measure(config, status.update),
+            **measure(config, lambda words: status.update(Text(words))),
         }
-    console.print(table(results))
+    shown.print(table(results))
     if output:
         write_json(output, results)
-        console.print(f"all figures: {output}", soft_wrap=True)
+        shown.print(f"all figures: {output}", soft_wrap=True)

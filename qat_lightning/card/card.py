@@ -16,6 +16,7 @@ from qat_lightning.card.method import method
 from qat_lightning.card.results import results
 from qat_lightning.card.training import again, data, training
 from qat_lightning.files import write_text
+from qat_lightning.screen import printable
 
 
 def write_card(folder: Path) -> Path:
@@ -36,7 +37,7 @@ def write_card(folder: Path) -> Path:
     sections = [heading, loading, results, method, bits, data, training, again]
     body = "\n\n".join(block for section in sections for block in section(facts) if block)
     path = folder / "export" / "README.md"
-    write_text(path, str(ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n")))
+    write_text(path, printable(str(ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}\n"))))
     return path
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 import qat_lightning.data
+from qat_lightning.analysis.markdown import code
 from qat_lightning.analysis.verdict import student_kind
-from qat_lightning.card.words import Node, class_of, code
+from qat_lightning.card.words import Node, class_of
 from qat_lightning.data import TaskData
 
 FILES = {"packed": "packed/", "onnx": "model.onnx"}

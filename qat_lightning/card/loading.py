@@ -6,22 +6,23 @@ import json
 from collections.abc import Iterator
 
 from qat_lightning.analysis import markdown
+from qat_lightning.analysis.markdown import block, code, text
 from qat_lightning.analysis.verdict import student_kind, verdict
 from qat_lightning.card.facts import FILES, Facts
 from qat_lightning.card.metadata import PIPELINES
-from qat_lightning.card.words import block, code, codes
+from qat_lightning.card.words import codes
 
 
 def heading(facts: Facts) -> Iterator[str]:
     kind, task = student_kind(facts.results.get("bits")), PIPELINES[facts.head].replace("-", " ")
-    yield f"# {kind.capitalize()} {facts.model} for {facts.results['task']}"
+    yield f"# {kind.capitalize()} {text(facts.model)} for {text(facts.results['task'])}"
     how = "distilled from its full-precision teacher" if facts.taught else "trained without a teacher"
     if facts.methods:
         how += " by " + " and ".join(f"{name} ({source})" for name, source in facts.methods.items())
     files = [f"{code(FILES[name])} is {markdown.human_bytes(form['bytes'])}" for name, form in facts.forms.items()]
     yield f"{'An' if kind[0] == '8' else 'A'} {kind} {code(facts.model)} for {task}, {how}: {', '.join(files)}."
     if "student" in facts.results:
-        yield f"**{verdict(facts.results)}**"
+        yield f"**{text(verdict(facts.results))}**"
 
 
 def loading(facts: Facts) -> Iterator[str]:

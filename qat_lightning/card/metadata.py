@@ -6,6 +6,7 @@ import math
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from qat_lightning.analysis.markdown import one_line
 from qat_lightning.analysis.verdict import student_kind
 from qat_lightning.card.facts import Facts
 
@@ -21,17 +22,18 @@ PIPELINES = {
 def metadata(facts: Facts) -> ModelCardData:
     """The block that the hub reads; what is not known is left out, the license with it."""
     base, data, student = facts.base_model, facts.at("data", "path"), facts.results.get("student")
+    name, metric = facts.at("data", "name"), one_line(facts.results["metric"])
     quantized = student_kind(facts.results.get("bits")).partition(" ")[0]
     tags = ["quantization", quantized] if facts.weights or facts.activations else []
     tags += ["distillation"] if facts.taught else []
     tags += ["qat_lightning", *(name.lower().replace(" ", "-") for name in facts.methods)]
     result = EvalResult(
         task_type=PIPELINES[facts.head],
-        dataset_type=facts.data,
-        dataset_name=facts.results["task"],
-        dataset_config=facts.at("data", "name"),
-        dataset_split=facts.split("validation"),
-        metric_type=facts.results["metric"],
+        dataset_type=one_line(facts.data),
+        dataset_name=one_line(facts.results["task"]),
+        dataset_config=name and one_line(name),
+        dataset_split=one_line(facts.split("validation")),
+        metric_type=metric,
         metric_value=student,
     )
     return ModelCardData(
@@ -40,7 +42,7 @@ def metadata(facts: Facts) -> ModelCardData:
         tags=tags,
         base_model=base if base and facts.is_hub_id(base) else None,
         datasets=[data] if data and facts.is_hub_id(data) else None,
-        metrics=[facts.results["metric"]],
-        model_name=facts.results["experiment"],
+        metrics=[metric],
+        model_name=one_line(facts.results["experiment"]),
         eval_results=[result] if student is not None and math.isfinite(student) else None,
     )

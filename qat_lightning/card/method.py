@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from qat_lightning.analysis import markdown
+from qat_lightning.analysis.markdown import code
 from qat_lightning.card.facts import SITES, Facts
-from qat_lightning.card.words import Node, class_of, code, codes
+from qat_lightning.card.words import Node, class_of, codes
 
 INTERVENTIONS = {"attention.projection": "TI-O", "attention.context": "TI-C", "attention.probs": "TI-M"}
 """What the teacher supplies → the name of that intervention in arXiv:2302.11812 §3."""

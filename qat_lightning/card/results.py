@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qat_lightning.analysis import markdown
+from qat_lightning.analysis.markdown import code, text
 from qat_lightning.analysis.verdict import score
 from qat_lightning.card.facts import FILES, Facts
-from qat_lightning.card.words import code, percent
+from qat_lightning.card.words import percent
 
 
 def results(facts: Facts) -> Iterator[str]:
@@ -18,7 +19,7 @@ def results(facts: Facts) -> Iterator[str]:
     rows = [[names.get(row[0], row[0]), *row[1:]] for row in markdown.model_rows(figures)]
     arrow = "↑" if figures.get("higher_is_better", True) else "↓"
     yield "## Results"
-    yield markdown.table(["model", f"{figures['metric']} {arrow} (validation)", "bytes", "ratio"], rows)
+    yield markdown.table(["model", f"{text(figures['metric'])} {arrow} (validation)", "bytes", "ratio"], rows)
     yield markdown.undefined(figures)
     yield markdown.selection(figures)
     yield markdown.assisted(figures)
@@ -40,7 +41,7 @@ def _compared(facts: Facts) -> Iterator[str]:
         for name, form in facts.forms.items()
     ]
     if rows:
-        metric = facts.results["metric"]
+        metric = text(facts.results["metric"])
         head = ["file", metric, f"{metric} of the student", "largest difference of logits", "equal predictions", "rows"]
         yield "Each file was run beside the student on the first rows of the validation split, on the CPU in float32:"
         yield markdown.table(head, rows)

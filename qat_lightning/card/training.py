@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import yaml
 
 from qat_lightning.analysis import markdown
+from qat_lightning.analysis.markdown import block, code, text
 from qat_lightning.card.facts import Facts
-from qat_lightning.card.words import block, class_of, code
+from qat_lightning.card.words import class_of
 
 
 def data(facts: Facts) -> Iterator[str]:
@@ -47,8 +48,8 @@ def training(facts: Facts) -> Iterator[str]:
         "Optimizer": f"{code(class_of(optimizer))}" + (f", learning rate {rate:g}" if isinstance(rate, float) else ""),
         "Rows in a batch": batch,
         "Precision": facts.at("trainer", "precision"),
-        "Trained with": ", ".join(f"{name} {number}" for name, number in (results.get("versions") or {}).items()),
-        "Exported with": ", ".join(f"{name} {number}" for name, number in newer.items()),
+        "Trained with": ", ".join(text(f"{name} {number}") for name, number in (results.get("versions") or {}).items()),
+        "Exported with": ", ".join(text(f"{name} {number}") for name, number in newer.items()),
         "SHA-256 of the student's tensors": code(results["student_hash"]) if results.get("student_hash") else None,
     }
     yield "\n".join(f"- {name}: {value}" for name, value in lines.items() if value not in (None, "", "``"))

@@ -1,9 +1,11 @@
-"""How a card writes code, shares and names of classes."""
+"""How a card writes lists of names, shares and names of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from qat_lightning.analysis.markdown import code
 
 Node = Mapping[str, Any]
 """A part of a configuration."""
@@ -14,16 +16,8 @@ def class_of(node: Node) -> str:
     return str(node.get("_target_") or "").rpartition(".")[2]
 
 
-def code(text: str) -> str:
-    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
-
-
 def codes(texts: Sequence[str]) -> str:
     return ", ".join(map(code, texts))
-
-
-def block(language: str, lines: Sequence[str]) -> str:
-    return "\n".join([f"```{language}", *lines, "```"])
 
 
 def percent(share: float | None) -> str:

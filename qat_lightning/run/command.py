@@ -7,7 +7,6 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import yaml
-from rich.markup import escape
 from torch import nn
 
 from qat_lightning.analysis.verdict import score
@@ -51,7 +50,7 @@ def prepared(config: Plain, folder: Path) -> tuple[Run, nn.Module]:
     run.take_precision(check_libraries(config, folder))
     refuse_other_stages(folder, stage_names(config))
     run.plan()
-    teacher = build_model(config, run.data, lambda line: run.say(f"[bold]model[/]: {escape(line)}"))
+    teacher = build_model(config, run.data, lambda line: run.say("model", line))
     rehearse(config, run.data, teacher)
     run.find_cache(teacher)
     return run, teacher
@@ -64,7 +63,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
     untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
-    run.say(f"[bold]quantized[/], not trained: {data.metric} {score(untrained)}")
+    run.say("quantized, not trained", f"{data.metric} {score(untrained)}")
 
     distilled = teacher if config["teacher"] == "full_precision" else None
     if "intervene" in run.stages:

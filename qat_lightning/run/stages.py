@@ -16,6 +16,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from rich.text import Text
 from torch import nn
 
 from qat_lightning.analysis.verdict import score
@@ -35,6 +36,7 @@ from qat_lightning.data.padding import count_padding
 from qat_lightning.quantized import switch_on
 from qat_lightning.run.origin import key_in_errors
 from qat_lightning.run.teacher import check_room, facts, find_cache
+from qat_lightning.screen import console, printable
 from qat_lightning.training.compiled import compiled
 from qat_lightning.training.finished import Outcome, load_stage, weights_of
 from qat_lightning.training.loggers import begin
@@ -69,8 +71,9 @@ class Run:
             previous = self.stages[name].fingerprint
         if "intervene" in self.stages and (steps := self.steps("intervene")) < (asked := self._budget("intervene")):
             self.say(
-                f"[bold]intervene[/]: {steps} steps, not {asked}, which would leave none of the train stage's"
-                f" {self._budget('train')} (stages.train.includes_intervene=true)"
+                "intervene",
+                f"{steps} steps, not {asked}, which would leave none of the train stage's"
+                f" {self._budget('train')} (stages.train.includes_intervene=true)",
             )
 
     def take_precision(self, precision: str) -> None:
@@ -79,8 +82,8 @@ class Run:
         self.config["trainer"]["precision"] = precision
         if precision not in (asked, f"{asked}-true", f"{asked}-mixed"):
             self.say(
-                f"[bold]precision[/]: this machine cannot compute trainer.precision={asked}; the run uses and records"
-                f" {precision}"
+                "precision",
+                f"this machine cannot compute trainer.precision={asked}; the run uses and records {precision}",
             )
 
     def find_cache(self, teacher: nn.Module) -> None:
@@ -93,7 +96,7 @@ class Run:
         self.cache = find_cache(self.config, self.data, self.content, teacher, trainer.strategy.root_device)
         if self.cache is not None:
             counts = {name: self._different_batches(name) for name in self.stages if name != "teacher"}
-            self.say(f"[bold]teacher's cache[/]: {check_room(self.config, self.data, teacher, self.cache, counts)}")
+            self.say("teacher's cache", check_room(self.config, self.data, teacher, self.cache, counts))
 
     def _different_batches(self, stage: str) -> int:
         """Of all processes."""
@@ -105,7 +108,7 @@ class Run:
         stage, steps = self.stages[name], self.steps(name)
         if stage.outcome is not None:
             stage.load(student)
-            self.say(f"[bold]{name}[/]: finished before, not run again ({self._told(stage.outcome)})")
+            self.say(name, f"finished before, not run again ({self._told(stage.outcome)})")
         else:
             self._announce(name, steps, stage)
             self._fit(stage, steps, student, teacher)
@@ -169,9 +172,10 @@ class Run:
         load_stage(stage, self.folder, model)
         return model
 
-    def say(self, words: str) -> None:
-        """A line for the terminal, however long; from the first process only."""
-        self.console.print(words, soft_wrap=True)
+    def say(self, subject: str, words: str) -> None:
+        """Print one line, however long, its subject in bold; from the first process only."""
+        subject, words = (printable(given.replace("\n", " ")) for given in (subject, words))
+        self.console.print(Text.assemble((subject, "bold"), ": ", words), soft_wrap=True)
 
     def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
         settings = self.config["stages"][stage.name]
@@ -194,17 +198,17 @@ class Run:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # the next stage is a W&B run of its own
-        self.say(f"[bold]{stage.name}[/]: {self._told(outcome)}")
+        self.say(stage.name, self._told(outcome))
         if self.config["trainer"]["profiler"]:
-            self.say(f"[bold]{stage.name}[/]: profile in {trainer.log_dir}")
+            self.say(stage.name, f"profile in {trainer.log_dir}")
         if self.cache is not None and module.teacher is not None:
-            self.say(f"[bold]teacher's cache[/]: {self.cache.told()}")
+            self.say("teacher's cache", self.cache.told())
 
     def _announce(self, name: str, steps: int, stage: Stage) -> None:
         if stage.unfinished is not None:
-            self.say(f"[bold]{name}[/]: going on from {stage.unfinished} ({steps} steps in all)")
+            self.say(name, f"going on from {stage.unfinished} ({steps} steps in all)")
         elif steps:
-            self.say(f"[bold]{name}[/]: {steps} steps …")
+            self.say(name, f"{steps} steps …")
 
     def _told(self, outcome: Outcome) -> str:
         told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {score(outcome.score)}"
@@ -224,7 +228,7 @@ def opened(config: Plain, folder: Path) -> Run:
     data = build_data(config)
     data.load()
     seed_everything(config["seed"], verbose=False)
-    return Run(config, folder, data, Console(quiet=not first_process(), highlight=False))
+    return Run(config, folder, data, console(quiet=not first_process()))
 
 
 def know_the_rank(config: Plain) -> None:

@@ -15,6 +15,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from qat_lightning.data.samplers import seed_of
 from qat_lightning.intervention import Intervention
 from qat_lightning.quantizers import LSQQuantizer
+from qat_lightning.screen import own_stdout, printable
 from qat_lightning.training.module import QATModule
 
 
@@ -79,14 +80,19 @@ class StageBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description(self.stage)
+        self.train_progress_bar.set_description(printable(self.stage))
+
+    def init_train_tqdm(self) -> Tqdm:
+        return Tqdm(
+            disable=self.is_disabled, dynamic_ncols=True, file=own_stdout(), smoothing=0, bar_format=self.BAR_FORMAT
+        )
 
     def init_validation_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         shown = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in shown.items() if name != "v_num"}
+        return {printable(name): value for name, value in shown.items() if name != "v_num"}
 
 
 class StoppingReport(Callback):

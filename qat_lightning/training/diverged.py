@@ -12,10 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qat_lightning.analysis import markdown
+from qat_lightning.analysis.markdown import code
 from qat_lightning.failures import another_folder
 from qat_lightning.files import atomic_write, write_text
 from qat_lightning.packing.tensors import quantized_modules
 from qat_lightning.quantizers import LSQQuantizer
+from qat_lightning.screen import printable
 from qat_lightning.training.diagnosis import Found, Seen, found_in
 
 if TYPE_CHECKING:
@@ -106,18 +109,20 @@ def _write(folder: Path, rank: int, lines: Sequence[str], seen: Seen, remedy: st
         for name, value in seen.batch.items()
         if isinstance(value, Tensor)
     }
-    terms = [f"| {name} | {float(term):.6g} |" for name, term in seen.terms.items()]
-    shapes = [f"- `{name}` {tuple(value.shape)} {value.dtype}" for name, value in tensors.items()]
+    terms = markdown.table(
+        ["term", "weighted"], [[markdown.text(name), f"{float(term):.6g}"] for name, term in seen.terms.items()]
+    )
+    shapes = [f"- {code(name)} {tuple(value.shape)} {value.dtype}" for name, value in tensors.items()]
     text = [
-        "# Numbers gone wrong", "", *(f"- {line}" for line in lines if line), "", f"What to do: {remedy}.", "",
-        "## The loss of the batch", "", "| term | weighted |", "|---|---|", *terms, "",
+        "# Numbers gone wrong", "", *(f"- {markdown.text(line)}" for line in lines if line), "", f"What to do: {remedy}.", "",
+        "## The loss of the batch", "", terms, "",
         "## The batch", "", f"`{batch.name}` holds it (read it with `safetensors.torch.load_file`); seed {seen.seed},"
         f" rows {_listed(rows) if rows else 'unknown'}.", "", *shapes, "",
     ]  # fmt: skip
     try:
         with atomic_write(batch) as temporary:
             save_file(tensors, temporary)
-        write_text(report, "\n".join(text))
+        write_text(report, printable("\n".join(text)))
     except (OSError, SafetensorError) as reason:
         return f"no report could be written ({reason})"
     return f"see {report}"

@@ -12,12 +12,12 @@ PATIENCE = {"WANDB_INIT_TIMEOUT": "15", "WANDB_LOGIN_TIMEOUT": "60", "WANDB_FINI
 own are 90 (and as much again for a service that is away), no end, and no end."""
 
 
-def begin(logger: WandbLogger, say: Callable[[str], None]) -> None:
+def begin(logger: WandbLogger, say: Callable[[str, str], None]) -> None:
     """Open the log of a stage now, within seconds; offline where that fails, for this and all later stages.
 
     Args:
         logger: not yet used.
-        say: takes a line for the terminal.
+        say: takes the subject of a line for the terminal, and the rest of it.
     """
     import wandb  # half a second, for those who use it
 
@@ -33,8 +33,9 @@ def begin(logger: WandbLogger, say: Callable[[str], None]) -> None:
     os.environ["WANDB_MODE"] = "offline"
     logger._experiment = None
     say(
-        f"[bold]wandb[/]: not reached ({reason}), so this run is logged offline: `wandb sync` sends"
-        f" {logger.experiment.settings.sync_dir} later"
+        "wandb",
+        f"not reached ({reason}), so this run is logged offline: `wandb sync` sends"
+        f" {logger.experiment.settings.sync_dir} later",
     )
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
 from qat_lightning.failures import same_command
+from qat_lightning.screen import tell
 
 FIRST = "QAT_LIGHTNING_FIRST_PROCESS"
 """The environment's name for the process that has started this one. (Its parent is no such sign: the parent of a process
@@ -99,10 +99,8 @@ def _end_with(first: int, grace: float) -> None:
 
 
 def _tell(what: str) -> None:
-    print(
+    tell(
         f"qat_lightning: {what}, so the run ends; if no message stands above it was killed, most often because memory ran"
         " out: give a smaller data.batch_size with as much more of trainer.accumulate_grad_batches. To continue:"
-        f" {same_command('the same folder')}.",
-        file=sys.stderr,
-        flush=True,
+        f" {same_command('the same folder')}."
     )

@@ -28,6 +28,7 @@ from qat_lightning.analysis.sections import (
 )
 from qat_lightning.analysis.verdict import verdict
 from qat_lightning.files import write_text
+from qat_lightning.screen import printable
 from qat_lightning.signals import Batch, Signals
 
 __all__ = ["StageHistory", "draw_sections", "read_history", "summary_table", "write_report"]
@@ -73,7 +74,7 @@ def write_report(folder: Path, results: Mapping[str, Any], drawn: Sequence[str])
         drawn: of `draw_sections`.
     """
     blocks = [block for block in (*_heading(results), *_outcome(results)) if block]
-    write_text(folder / "report.md", "\n\n".join([*blocks, *drawn]) + "\n")
+    write_text(folder / "report.md", printable("\n\n".join([*blocks, *drawn]) + "\n"))
     return folder / "report.md"
 
 
@@ -99,7 +100,11 @@ def _rich_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def _heading(results: Mapping[str, Any]) -> list[str]:
-    return [f"# `{results['experiment']}` on {results['task']}", f"**{verdict(results)}**", _exports(results)]
+    return [
+        f"# {markdown.code(results['experiment'])} on {markdown.text(results['task'])}",
+        f"**{markdown.text(verdict(results))}**",
+        _exports(results),
+    ]
 
 
 def _exports(results: Mapping[str, Any]) -> str:
@@ -113,7 +118,9 @@ def _outcome(results: Mapping[str, Any]) -> list[str]:
     arrow = "↑" if results["higher_is_better"] else "↓"
     rows = markdown.model_rows(results)
     rows = [[f"**{cell}**" for cell in row] if row[0] == "student" else row for row in rows]
-    models = markdown.table(["model", f"{results['metric']} {arrow} (validation)", "bytes", "ratio"], rows)
+    models = markdown.table(
+        ["model", f"{markdown.text(results['metric'])} {arrow} (validation)", "bytes", "ratio"], rows
+    )
     widths = ["## Bits", markdown.bits(results)] if results.get("bits") else []
     notes = [
         markdown.undefined(results),
@@ -150,9 +157,9 @@ def _reproduce(folder: Path, results: Mapping[str, Any]) -> list[str]:
         "All settings: [`config.yaml`](config.yaml); all numbers: [`metrics.json`](metrics.json)",
         "What was given on the command line: [`overrides.yaml`](overrides.yaml)",
         f"Seed: {results['seed']}",
-        f"Precision of the training: {results['precision']}" if results.get("precision") else "",
-        f"SHA-256 of the student's tensors: `{results['student_hash']}`",
-        f"Versions: {versions}" if versions else "",
+        f"Precision of the training: {markdown.text(results['precision'])}" if results.get("precision") else "",
+        f"SHA-256 of the student's tensors: {markdown.code(results['student_hash'])}",
+        f"Versions: {markdown.text(versions)}" if versions else "",
     ]
     command = _command(folder / "overrides.yaml")
     return ["## To reproduce", "\n".join(f"- {fact}" for fact in facts if fact), command]
@@ -163,4 +170,4 @@ def _command(overrides: Path) -> str:
     given = yaml.safe_load(overrides.read_text(encoding="utf-8")) if overrides.is_file() else None
     if not isinstance(given, list):
         return ""
-    return f"```bash\n{shlex.join(['python', '-m', 'qat_lightning', *map(str, given)])}\n```"
+    return markdown.block("bash", [shlex.join(["python", "-m", "qat_lightning", *map(str, given)])])

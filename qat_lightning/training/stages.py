@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.documents import read_json
 from qat_lightning.failures import another_folder, same_command
 from qat_lightning.files import finite, write_json
+from qat_lightning.screen import tell
 from qat_lightning.training.earlier import set_aside
 from qat_lightning.training.finished import Outcome, Settings, load_stage, read_outcome, weights_of, write_stage
 from qat_lightning.training.module import QATModule
@@ -189,7 +189,7 @@ class Stage:
 
     def _tell(self, trainer: Trainer, what: str) -> None:
         if trainer.is_global_zero:
-            print(f"{what} of stage {self.name!r}: {same_command(self.folder)} continues", file=sys.stderr)
+            tell(f"{what} of stage {self.name!r}: {same_command(self.folder)} continues")
 
     def _take_best(self, trainer: Trainer, module: QATModule, data: TaskData, last_score: float) -> float:
         """The best weights into the module, if they score better than the last; returns the score of what is kept."""

@@ -52,7 +52,9 @@ def training_curves(
     _leave_out_beginnings(score)
     logarithmic = scale_by_span(loss, (value for stage in history for value in stage.series("train/loss")[1]))
     loss.set_ylabel("training loss" + " (log scale)" * logarithmic, fontsize=NORMAL)
-    score.set_ylabel(f"{metric} (validation" + ", log scale)" * wide + ")" * (not wide), fontsize=NORMAL)
+    score.set_ylabel(
+        f"{metric} (validation" + ", log scale)" * wide + ")" * (not wide), fontsize=NORMAL, parse_math=False
+    )
     score.set_xlabel("optimizer step, counted over all stages", fontsize=NORMAL)
     _mark_stages((loss, score), history, starts)
     loss.legend(*_named(loss), fontsize=SMALL, loc="best", framealpha=0.85, edgecolor="none")

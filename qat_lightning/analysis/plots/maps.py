@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from qat_lightning.analysis.plots.style import NORMAL, SMALL, look, new_figure
+from qat_lightning.screen import printable
 
 PANEL = 2.7
 """Inches of one map."""
@@ -88,7 +89,7 @@ def _name_tokens(grid: Any, tokens: Sequence[str]) -> None:
     """Keys below the last row, queries beside the first column."""
     room = PANEL * 0.9 * POINTS_PER_INCH / len(tokens)
     every = max(1, math.ceil(SMALLEST_FONT / room))
-    places, names = range(0, len(tokens), every), list(tokens)[::every]
+    places, names = range(0, len(tokens), every), [printable(token) for token in tokens[::every]]
     # parse_math=False: a text's dollar signs are no formulas
     form: dict[str, Any] = {"fontsize": min(SMALL, room * every * 0.95), "parse_math": False}
     for axes in grid[-1]:
