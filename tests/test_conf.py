@@ -1,12 +1,14 @@
 """Every experiment trains a few batches, on a tiny model and random data; what a run leaves behind."""
 
 import json
+import re
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
-from qat_lightning.config import CONF
-from qat_lightning.run import opened
+from qat_lightning.config import CONF, resolve
+from qat_lightning.run import opened, prepared
 from tests.training.runs import composed, small_run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -134,6 +136,22 @@ def test_an_intervene_stage_that_would_use_up_the_budget_is_shortened(tmp_path, 
     assert (run.steps("intervene"), run.steps("train")) == expected
     said = f"intervene: {expected[0]} steps, not {intervene}, which would leave none of the train stage's {train}"
     assert (said in capsys.readouterr().out.replace("\n", " ")) is (expected[0] != intervene)
+
+
+def printed() -> set[str]:
+    """The smoke tests that the configuration's files print: choices of groups and keys, with random data."""
+    lines = (line for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines() if "data=random_" in line)
+    return {" ".join(re.findall(r"\b[a-z_.]+=\w+", line)) for line in lines if line.startswith("#")}
+
+
+@pytest.mark.parametrize("command", sorted(printed()))
+def test_a_smoke_test_runs_as_printed(tmp_path, command):
+    """Up to the first step: budgets, and two rows through the whole method."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolve(compose("config", overrides=[*command.split(), "trainer.accelerator=cpu"]))
+    run, _ = prepared(config, tmp_path)
+    assert run.steps("intervene") > 0
+    assert run.steps("train") > 0
 
 
 def test_stages_with_budgets_of_their_own_are_not_shortened(tmp_path):
