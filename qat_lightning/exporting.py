@@ -22,6 +22,7 @@ from qat_lightning.files import finite, write_json
 from qat_lightning.packing import DivergedError, size
 from qat_lightning.scoring import NEAR, Comparison, InFloat64, compare
 from qat_lightning.sites import family
+from qat_lightning.training.compatible import names_of
 
 HALF_A_POINT = 0.005
 """How far the metric of an exported model may be from the student's: of one that lies in 0 … 1; of a perplexity, as a
@@ -100,6 +101,7 @@ class Exporter:
         self.record = {
             "metric": self.data.metric,
             "float32": self._float32,
+            "classes": names_of(self.student.config) if self.data.head.endswith("_classification") else None,
             **forms,
             "versions": {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
         }

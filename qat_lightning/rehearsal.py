@@ -118,12 +118,13 @@ def _check_pixels(data: TaskData, model: nn.Module) -> None:
 def _check_labels(data: TaskData, model: nn.Module) -> None:
     """The teacher, which the student is a copy of, numbers the classes as the data does, where both name them.
 
-    Also where a teacher stage would teach it the other order: what is exported names its classes by the model's.
+    The data follow the model where it knows all their classes, so this is for a model that knows some of them, or for
+    `data.label_names`. Also where a teacher stage would teach it the other order: an export names its classes by the model's.
     """
     if (told := other_order(label_names(model), data.label_names)) is not None:
         raise ConfigError(
-            f"the model numbers the classes otherwise than the data: {told}: give a model.path that was trained on this data's"
-            " order, or mend id2label in its config.json if only the names are wrong"
+            f"the model numbers the classes otherwise than the data: {told}: give data.label_names=[…] in the model's order"
+            f" ({', '.join(label_names(model) or ())[:200]}), or a model.path that was trained on these classes"
         )
 
 

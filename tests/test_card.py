@@ -365,6 +365,16 @@ def test_how_to_load_a_text_model(tmp_path: Path) -> None:
     assert "The tokenizer lies in `packed/`" in text
 
 
+def test_an_onnx_file_does_not_name_its_classes_so_the_card_does(tmp_path: Path) -> None:
+    assert "largest logit: 0 `no`, 1 `yes`." in card(tmp_path, exported={"classes": ["no", "yes"]})
+    assert "largest logit" not in card(tmp_path, exported={"classes": None})
+
+
+def test_images_are_opened_as_the_data_opens_them(tmp_path: Path) -> None:
+    grey = card(tmp_path, (*IMAGE, "data.channels=1"), processor="preprocessor_config.json")
+    assert 'processor(ImageOps.exif_transpose(Image.open("picture.png")).convert("L"), return_tensors="pt")' in grey
+
+
 def test_code_in_the_card_is_python(tmp_path: Path) -> None:
     for name, write in {"text": card, "image": image, "decoder": decoder}.items():
         for block in python_blocks(write(tmp_path / name)):
@@ -431,7 +441,7 @@ def test_random_weights_have_no_base_model(tmp_path: Path) -> None:
     assert "base_model" not in metadata(tmp_path)
     assert "Teacher: `vit` with random weights in full precision, fine-tuned for 234 steps." in text
     assert "- Data: `digits` (`Digits`)" in text
-    assert 'inputs = processor(Image.open("picture.png"), return_tensors="pt")' in text
+    assert 'inputs = processor(ImageOps.exif_transpose(Image.open("picture.png")), return_tensors="pt")' in text
 
 
 def test_an_undefined_score_is_not_reported_to_the_hub(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from qat_lightning.build.follow import follow_model
 from qat_lightning.build.pretrained import as_data, random_weights, read_architecture, read_weights, runs_code
 from qat_lightning.build.weights import check_weights, warnings_of_transformers
 from qat_lightning.config import ConfigError, Plain, create, create_all
@@ -51,10 +52,11 @@ TEACHER_PRECISION = {"bf16": torch.bfloat16}
 
 
 def build_data(config: Plain) -> TaskData:
-    """The task's data, not read yet."""
+    """The task's data, not read yet; its classes numbered, its pixels scaled as the model's files say."""
     data = create(config["data"], "data")
     if not isinstance(data, TaskData):
         raise ConfigError(f"data._target_={config['data']['_target_']!r} must be a TaskData")
+    follow_model(config["model"], data)
     return data
 
 
@@ -72,9 +74,8 @@ def build_model(config: Plain, data: TaskData, say: Callable[[str], None] = lamb
         say(line)
     family(loaded)
     _describe_task(loaded.config, data)
-    if data.head == "text_classification" and loaded.config.pad_token_id is None:
-        # A decoder classifies at the last token that is no padding.
-        loaded.config.pad_token_id = getattr(getattr(data, "tokenizer", None), "pad_token_id", 0)
+    if data.head == "text_classification":
+        _know_the_padding(loaded, getattr(data, "tokenizer", None))
     loaded.to(dtype=FULL_PRECISION.get(config["trainer"]["precision"], torch.float32))  # type: ignore[call-arg]
     return loaded
 
@@ -85,6 +86,13 @@ def _describe_task(architecture: PretrainedConfig, data: TaskData) -> None:
     if data.head in CLASSIFIERS:
         architecture.problem_type = "regression" if data.regression else "single_label_classification"
     architecture.return_dict, architecture.output_attentions, architecture.output_hidden_states = True, False, False
+
+
+def _know_the_padding(model: PreTrainedModel, tokenizer: Any) -> None:
+    """A decoder classifies at the last token that is not padding, so it must know the token that the batches have there."""
+    padding = getattr(tokenizer, "pad_token_id", None)
+    if model.config.pad_token_id is None or (family(model).causal and padding is not None):
+        model.config.pad_token_id = 0 if padding is None else padding
 
 
 def _read_model(config: Plain, data: TaskData) -> tuple[PreTrainedModel, str]:

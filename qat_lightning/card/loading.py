@@ -30,7 +30,7 @@ def loading(facts: Facts) -> Iterator[str]:
         yield "## How to load"
     imports = [f"from transformers import {facts.processor}"] if facts.processor else []
     if facts.processor == "AutoImageProcessor":
-        imports.insert(0, "from PIL import Image")
+        imports.insert(0, "from PIL import Image, ImageOps")
     if "packed" in facts.forms:
         same = facts.forms["packed"]["agreement"] == 1
         does = ", which predicted what the student predicts on every row checked" if same else ""
@@ -46,6 +46,9 @@ def loading(facts: Facts) -> Iterator[str]:
         yield block("python", ["import onnxruntime", *imports, "", session, *_inputs(facts, "np"), outputs])
         free = "The batch" if facts.head == "image_classification" else "Batch and length"
         yield f"Inputs: {codes(onnx['inputs'])}; outputs: {codes(onnx['outputs'])}. {free} may be of any size."
+        if classes := facts.exported.get("classes"):
+            named = ", ".join(f"{number} {code(name)}" for number, name in enumerate(classes))
+            yield f"Classes, by the place of the largest logit: {named}."
     if facts.processor:
         kind = "image processor" if facts.processor == "AutoImageProcessor" else "tokenizer"
         yield f"The {kind} lies in `packed/`, beside the weights."
@@ -60,7 +63,9 @@ def _inputs(facts: Facts, kind: str) -> list[str]:
             f"inputs = {{{', '.join(f'{json.dumps(name)}: ...' for name in names)}}}  # as the run's data made them"
         ]
     pair = len(facts.at("data", "text_columns") or []) > 1
-    texts = {"image_classification": 'Image.open("picture.png")', "question_answering": '"a question", "its context"'}
+    grey = '.convert("L")' if facts.at("data", "channels") == 1 else ""
+    opened = f'ImageOps.exif_transpose(Image.open("picture.png")){grey}'  # turned upright, as the data turns its images
+    texts = {"image_classification": opened, "question_answering": '"a question", "its context"'}
     given = texts.get(facts.head, '"a text", "another"' if pair else '"a text"')
     if length := facts.at("data", "max_length"):
         given += f", truncation=True, max_length={length}"

@@ -32,6 +32,8 @@ class TaskData(LightningDataModule):
     Attributes:
         head: the kind of model that answers this data.
         label_names: of the classes in the order of their numbers, where the data has names.
+        model_names: the same, as the model's configuration gives them; None where it gives none.
+        notes: what a user should know of the rows that were read, one sentence each.
 
     Args:
         batch_size: rows in a training batch of one process.
@@ -81,6 +83,8 @@ class TaskData(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.group_by_length, self.reshuffle = group_by_length, reshuffle
         self.label_names: list[str] | None = None
+        self.model_names: list[str] | None = None
+        self.notes: list[str] = []
         self.train_rows: Sequence[Row] = ()
         self.validation_rows: Sequence[Row] = ()
 

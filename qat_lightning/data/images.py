@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 from transformers import ViTImageProcessorPil
 
 from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.classes import UNLABELLED, LabelColumn
 from qat_lightning.data.formats import Column
-from qat_lightning.data.labels import class_names, class_numbers, scores
+from qat_lightning.data.labels import Labels, read_labels
 from qat_lightning.data.pixels import EncodedImages, Scale, decode, read_images
 from qat_lightning.data.samplers import seed_of
+
+HALF = (0.5,)
+"""ViT's mean and deviation."""
 
 AUGMENTATION = 1
 """Sets this seed apart from that of dropout, which is made of the same three numbers."""
@@ -34,9 +39,11 @@ class ImageData(TaskData):
         name: configuration on the hub; None for none.
         image_column: of PNG, JPEG … files.
         label_column: whole numbers from 0, names, or numbers for a regression (num_labels=1).
+        label_names: the classes in the order of their numbers; None for the model's order, else the data's own.
+        unlabelled: labels of rows that have none, beside null: such rows are left out, and counted.
         size: height and width in pixels that the model wants; other images are resized.
         channels: 3 for RGB, 1 for grey; others are converted.
-        mean, std: one for all channels or one for each; 0.5 and 0.5 are ViT's.
+        mean, std: one for all channels or one for each; None for the model's own, else 0.5.
         augmentation: name → module, images (B, C, H, W) in [0, 1] → the same shape, applied in this order.
 
     Raises:
@@ -52,12 +59,14 @@ class ImageData(TaskData):
         name: str | None = None,
         image_column: str = "image",
         label_column: str = "label",
+        label_names: Sequence[str] | None = None,
+        unlabelled: Sequence[str | int] = UNLABELLED,
         train_split: str = "train",
         validation_split: str = "validation",
         size: int = 224,
         channels: int = 3,
-        mean: Sequence[float] = (0.5,),
-        std: Sequence[float] = (0.5,),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         augmentation: Mapping[str, nn.Module] | None = None,
         **common: Any,
     ) -> None:
@@ -68,9 +77,11 @@ class ImageData(TaskData):
             raise ValueError(f"data.channels={channels} must be 3 for RGB, or 1 for grey")
         self.path, self.name, self.task = path, name, Path(path).name
         self.image_column, self.label_column = image_column, label_column
+        self.labels = LabelColumn(label_column, self.num_labels, label_names, unlabelled=unlabelled)
         self.splits = {"train": train_split, "validation": validation_split}
         self.size, self.channels = size, channels
-        self.scale = Scale(mean, std, channels)
+        self.statistics = {"mean": mean, "std": std}
+        self.scale = Scale(mean or HALF, std or HALF, channels)
         self.augmentation = dict(augmentation or {})
         for key, module in self.augmentation.items():
             if not isinstance(module, nn.Module):
@@ -78,13 +89,27 @@ class ImageData(TaskData):
                     f"data.augmentation.{key} is no torch module: give the _target_ of one, or ~data.augmentation.{key}"
                 )
 
+    def follow_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take the model's mean and deviation of pixels in [0, 1], where none were given; a difference is noted."""
+        own = {"mean": list(mean), "std": list(std)}
+        for argument, given in self.statistics.items():
+            if given is not None and not _same(given, own[argument], self.channels):
+                self.notes.append(
+                    f"data.{argument}={list(given)} is not the model's {own[argument]} (preprocessor_config.json); leave it out"
+                    " to take the model's"
+                )
+        chosen = {argument: given or own[argument] for argument, given in self.statistics.items()}
+        self.scale = Scale(chosen["mean"], chosen["std"], self.channels)
+
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         image = Column(self.image_column, "name the right one with data.image_column=…", text=True)
         label = Column(self.label_column, "name the right one with data.label_column=…")
         train, validation = (read_images(self.path, self.name, split, image, label) for split in self.splits.values())
-        if not self.regression:
-            self.label_names = class_names(train, self.label_column, self.num_labels)
-        self.encoded = (self._rows(train, "train"), self._rows(validation, "validation"))
+        labels = read_labels(
+            {"train": train, "validation": validation}, replace(self.labels, model_names=self.model_names)
+        )
+        self.label_names, self.notes = labels.names, [*self.notes, *labels.notes]
+        self.encoded = (self._rows(train, "train", labels), self._rows(validation, "validation", labels))
         return self.encoded
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -128,13 +153,8 @@ class ImageData(TaskData):
         done = f"{self.size} {self.channels} {self.scale} {self.augmentation}"
         return hashlib.sha256(f"{super().fingerprint()} {done}".encode()).hexdigest()
 
-    def _rows(self, split: Dataset, name: str) -> EncodedImages:
-        labels: Sequence[int | float]
-        if self.regression:
-            labels = scores(split, self.label_column, name)
-        else:
-            labels = class_numbers(split, self.label_column, self.label_names, self.num_labels, name)
-        return EncodedImages(split, self.image_column, labels, held_out=name == "validation")
+    def _rows(self, split: Dataset, name: str, labels: Labels) -> EncodedImages:
+        return EncodedImages(split, self.image_column, labels.splits[name], held_out=name == "validation")
 
     def _decode(self, row: Row) -> Tensor:
         try:
@@ -178,6 +198,12 @@ def collate_images(rows: Sequence[Row]) -> dict[str, Tensor]:
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
         "labels": torch.tensor([row["labels"] for row in rows]),
     }
+
+
+def _same(given: Sequence[float], other: Sequence[float], channels: int) -> bool:
+    """To a thousandth, as one number stands for all channels."""
+    pairs = zip(*(list(values) * (channels // len(values)) for values in (given, other)), strict=True)
+    return all(abs(one - another) < 1e-3 for one, another in pairs)
 
 
 def image_processor(scale: Scale, channels: int, factor: float, **resizing: Any) -> ViTImageProcessorPil:

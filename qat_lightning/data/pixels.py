@@ -22,26 +22,28 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", "
 
 
 class EncodedImages(Sequence[Row]):
-    """One split's rows: "image", the bytes of an image file (L,) uint8, "labels", and where it stood ("row", "held_out").
+    """One split's labelled rows: "image", the bytes of an image file (L,) uint8, "labels", and their place ("row", "held_out").
 
     Args:
         column: of image files: bytes, a path, or {"bytes", "path"} as the `datasets` library keeps an image.
-        labels: of each image.
+        labels: of each image; None for one that is left out.
         held_out: these are validation rows.
 
     Raises:
         ValueError: when asked for it, a row that holds no image file.
     """
 
-    def __init__(self, split: Dataset, column: str, labels: Sequence[int | float], held_out: bool) -> None:
+    def __init__(self, split: Dataset, column: str, labels: Sequence[int | float | None], held_out: bool) -> None:
         if isinstance(split.features[column], Image):
             split = split.cast_column(column, Image(decode=False))
         self.images, self.column, self.labels, self.held_out = split.select_columns(column), column, labels, held_out
+        self.rows = [row for row, label in enumerate(labels) if label is not None]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
-    def __getitem__(self, row: int) -> Row:  # type: ignore[override]
+    def __getitem__(self, number: int) -> Row:  # type: ignore[override]
+        row = self.rows[number]
         encoded = _bytes(self.images[row][self.column])
         # all rows in use pass here before a run begins, for the fingerprint: what is no image at all is told then
         if not _opens(encoded):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.classes import UNLABELLED, LabelColumn
 from qat_lightning.data.files import read_split
 from qat_lightning.data.formats import Column
-from qat_lightning.data.labels import class_names, class_numbers, scores
+from qat_lightning.data.labels import Labels, read_labels
 from qat_lightning.data.padding import check_padding
 from qat_lightning.data.tokenizers import read_tokenizer
 
@@ -30,6 +32,8 @@ class TextData(TaskData):
         name: configuration on the hub, such as cola; None for none.
         text_columns: one, or two for pairs.
         label_column: whole numbers from 0, names, or numbers for a regression (num_labels=1).
+        label_names: the classes in the order of their numbers; None for the model's order, else the data's own.
+        unlabelled: labels of rows that have none, beside null: such rows are left out, and counted.
         tokenizer: hub id or folder; None is refused when read.
         tokenizer_revision: branch, tag or commit on the hub; None for its default.
         max_length: tokens; longer rows are cut.
@@ -48,6 +52,8 @@ class TextData(TaskData):
         tokenizer_revision: str | None = None,
         name: str | None = None,
         label_column: str = "label",
+        label_names: Sequence[str] | None = None,
+        unlabelled: Sequence[str | int] = UNLABELLED,
         train_split: str = "train",
         validation_split: str = "validation",
         max_length: int = 128,
@@ -63,6 +69,7 @@ class TextData(TaskData):
             )
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.text_columns, self.label_column = list(text_columns), label_column
+        self.labels = LabelColumn(label_column, self.num_labels, label_names, unlabelled=unlabelled)
         self.splits = {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
         self.tokenizer_revision = tokenizer_revision
@@ -75,9 +82,11 @@ class TextData(TaskData):
             Column(self.label_column, "name the right one with data.label_column=…"),
         ]
         train, validation = (read_split(self.path, self.name, split, columns) for split in self.splits.values())
-        if not self.regression:
-            self.label_names = class_names(train, self.label_column, self.num_labels)
-        return self._encode(train, "train"), self._encode(validation, "validation")
+        labels = read_labels(
+            {"train": train, "validation": validation}, replace(self.labels, model_names=self.model_names)
+        )
+        self.label_names, self.notes = labels.names, [*labels.notes]
+        return self._encode(train, "train", labels), self._encode(validation, "validation", labels)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
@@ -92,23 +101,20 @@ class TextData(TaskData):
         padded = f"{self.padding}" + (f" {self.max_length}" if self.padding == "max_length" else "")
         return hashlib.sha256(f"{super().fingerprint()} {padded}".encode()).hexdigest()
 
-    def _encode(self, split: Dataset, name: str) -> list[Row]:
-        labels = self._labels(split, name)
+    def _encode(self, split: Dataset, name: str, labels: Labels) -> list[Row]:
+        """The rows that have a label."""
+        numbers = labels.splits[name]
         rows: list[Row] = []
         for start in range(0, len(split), CHUNK):
             chunk = split[start : start + CHUNK]
             texts = [_texts(chunk[column], column, name) for column in self.text_columns]
             encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
-            count = len(texts[0])
             rows += [
-                {key: encoded[key][row] for key in encoded} | {"labels": labels[start + row]} for row in range(count)
+                {key: encoded[key][row] for key in encoded} | {"labels": number}
+                for row, number in enumerate(numbers[start : start + CHUNK])
+                if number is not None
             ]
         return rows
-
-    def _labels(self, split: Dataset, name: str) -> Sequence[int | float]:
-        if self.regression:
-            return scores(split, self.label_column, name)
-        return class_numbers(split, self.label_column, self.label_names, self.num_labels, name)
 
 
 def _texts(values: Sequence[Any], column: str, split: str) -> list[str]:

@@ -228,7 +228,10 @@ def opened(config: Plain, folder: Path) -> Run:
     data = build_data(config)
     data.load()
     seed_everything(config["seed"], verbose=False)
-    return Run(config, folder, data, console(quiet=not first_process()))
+    run = Run(config, folder, data, console(quiet=not first_process()))
+    for note in data.notes:
+        run.say("data", note)
+    return run
 
 
 def know_the_rank(config: Plain) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from qat_lightning.data.classes import plain
 from qat_lightning.quantizers import Quantizer
 from qat_lightning.sites import FACTORS
 
@@ -55,9 +56,19 @@ def check_interventions(interventions: Iterable[Any], losses: Mapping[str, Any])
 
 def label_names(model: nn.Module) -> list[str] | None:
     """The classes of a model by their numbers; None where they have no names but LABEL_0, LABEL_1, …"""
-    given: Mapping[Any, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return names_of(getattr(model, "config", None))
+
+
+def names_of(configuration: Any) -> list[str] | None:
+    """The same, as the model's configuration has them: in `id2label`, or in `label2id` alone."""
+    given: Mapping[Any, str] = getattr(configuration, "id2label", None) or {}
     names = [str(name) for _, name in sorted(given.items(), key=lambda entry: int(entry[0]))]
-    return None if not names or all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+    if not all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return names
+    numbers = {int(number): str(name) for name, number in (getattr(configuration, "label2id", None) or {}).items()}
+    if sorted(numbers) != list(range(len(names))) or all(re.fullmatch(r"LABEL_\d+", name) for name in numbers.values()):
+        return None
+    return [numbers[number] for number in range(len(names))]
 
 
 def other_order(names: Sequence[str] | None, expected: Sequence[str] | None) -> str | None:
@@ -65,12 +76,8 @@ def other_order(names: Sequence[str] | None, expected: Sequence[str] | None) -> 
 
     Names are compared without regard to case, spaces and hyphens. Names that only one of them has say nothing.
     """
-    numbers = {_plain(name): number for number, name in enumerate(expected or ())}
+    numbers = {plain(name): number for number, name in enumerate(expected or ())}
     for number, name in enumerate(names or ()):
-        if numbers.get(_plain(name), number) != number:
-            return f"{name!r} is {number} and not {numbers[_plain(name)]}"
+        if numbers.get(plain(name), number) != number:
+            return f"{name!r} is {number} and not {numbers[plain(name)]}"
     return None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().casefold())

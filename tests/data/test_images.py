@@ -108,6 +108,22 @@ def test_pixels_are_scaled_to_minus_one_to_one_unless_told_otherwise(tmp_path):
     assert data.example_batch(1)["pixel_values"][0, 0].tolist() == [[1, -1], [-1, pytest.approx(0.4 * 2 - 1)]]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected", "notes"),
+    [
+        ({}, (1 - 0.4) / 0.2, 0),
+        ({"mean": [0.4, 0.4, 0.4]}, (1 - 0.4) / 0.2, 0),
+        ({"mean": [0.5]}, (1 - 0.5) / 0.2, 1),
+        ({"mean": [0.5], "std": [0.5]}, (1 - 0.5) / 0.5, 2),
+    ],
+)
+def test_the_models_mean_and_deviation_hold_unless_others_are_given(tmp_path, given, expected, notes):
+    data = ImageData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2, **given)
+    data.follow_statistics([0.4], [0.2, 0.2, 0.2])
+    assert data.example_batch(1)["pixel_values"][0, 0, 0, 0].item() == pytest.approx(expected)  # of a red of 255
+    assert len([note for note in data.notes if "is not the model's" in note]) == notes
+
+
 def test_colors_become_grey_by_luminance_and_grey_becomes_three_equal_channels(tmp_path):
     grey = images(parquet(tmp_path), channels=1).example_batch(1)["pixel_values"] * 255
     # ITU-R 601: 0.299 red, 0.587 green, 0.114 blue
@@ -309,12 +325,20 @@ def test_a_folder_without_images_of_a_class_says_where_they_belong(tmp_path):
         images(tmp_path).load()
 
 
-def test_classes_numbered_otherwise_in_validation_are_refused(tmp_path):
+def test_a_validation_split_may_lack_a_class_of_train(tmp_path):
     for place in ("train/cat", "train/dog", "validation/dog"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "1.png").write_bytes(COLORS[0])
-    with pytest.raises(ValueError, match=r"the validation split numbers its classes dog, the train split cat, dog"):
-        images(tmp_path).load()
+    data = images(tmp_path)
+    assert data.example_batch(1)["labels"].tolist() == [1]
+    assert data.notes == ["the validation split has no row of class 'cat'"]
+
+
+def test_an_image_without_a_label_is_left_out_and_rows_keep_their_place(tmp_path):
+    parquet(tmp_path, [COLORS[0], b"no image", COLORS[1]], labels=[0, -1, 1])
+    data = images(tmp_path)
+    assert data.example_batch(9)["labels"].tolist() == [0, 1]
+    assert [row["row"] for row in data.train_rows] == [0, 2]
 
 
 def test_augmentation_that_changes_the_shape_is_refused(tmp_path):

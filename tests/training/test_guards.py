@@ -1,6 +1,7 @@
 """What ends a run in words: a teacher that is not what it was, numbers that are not finite."""
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -239,11 +240,24 @@ def text_run(tmp_path: Path, model: Path, *overrides: str):
     return run(config, tmp_path / "run", [])
 
 
-def test_a_model_that_numbers_the_datas_classes_otherwise_is_refused_before_training(tmp_path):
-    model = saved(tmp_path / "model", ("Good", "Bad"), WORDS)
-    with pytest.raises(ValueError, match="model numbers the classes otherwise than the data: 'Good' is 0 and not 1"):
+def test_a_model_that_numbers_some_of_the_datas_classes_otherwise_is_refused_before_training(tmp_path):
+    model = saved(tmp_path / "model", ("Good", "awful"), WORDS)
+    with pytest.raises(
+        ValueError, match=r"'Good' is 0 and not 1: give data\.label_names=\[…\] in the .* \(Good, awful\)"
+    ):
         text_run(tmp_path, model)
     assert not (tmp_path / "run").exists()
+
+
+def test_exports_name_the_classes_in_the_order_of_the_model(tmp_path, capsys):
+    model = saved(tmp_path / "model", ("Good", "Bad"), WORDS)
+    text_run(
+        tmp_path, model, "stages.teacher.max_steps=0", "stages.train.max_steps=1", "intervention=none", "schedule=none"
+    )
+    assert "data: classes are numbered as the model numbers them: 0 'Good', 1 'Bad'" in capsys.readouterr().out
+    exported = tmp_path / "run" / "export"
+    assert json.loads((exported / "metrics.json").read_text())["classes"] == ["Good", "Bad"]
+    assert json.loads((exported / "packed" / "config.json").read_text())["id2label"] == {"0": "Good", "1": "Bad"}
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["its own", "none"])
