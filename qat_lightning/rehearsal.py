@@ -19,6 +19,7 @@ from qat_lightning.foresight import check_stages
 from qat_lightning.intervention import Intervention
 from qat_lightning.quantized import switch_on
 from qat_lightning.signals import Observed
+from qat_lightning.sites import part_paths
 from qat_lightning.training.compatible import check_interventions, label_names, other_order
 
 
@@ -31,7 +32,7 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
             that does not exist, tokens or lengths that are beyond the model, classes or tokens that it numbers otherwise,
             callbacks that do not go together, or watch what is not logged, metrics that are not for such answers.
     """
-    _check_tokens(data, model)
+    check_tokens(data, model)
     _check_pixels(data, model)
     _check_labels(data, model)
     _check_tokenizer(config, data, model)
@@ -79,25 +80,48 @@ def _check_metrics(data: TaskData, model: nn.Module) -> None:
             )
 
 
-def _check_tokens(data: TaskData, model: nn.Module) -> None:
-    """Positions and vocabulary of a text model, where it has limits."""
-    rows = [
-        row["input_ids"] for split in (data.train_rows, data.validation_rows) for row in split if "input_ids" in row
-    ]
+def check_tokens(data: TaskData, model: nn.Module) -> None:
+    """Positions, token types and vocabulary of a text model, where it has limits, for all rows."""
+    rows = [row for split in (data.train_rows, data.validation_rows) for row in split if "input_ids" in row]
     if not rows:
         return
-    longest = getattr(data, "max_length", max(map(len, rows)))
-    positions = getattr(model.config, "max_position_embeddings", longest)
-    if longest > positions:
+    longest, positions = getattr(data, "max_length", max(len(row["input_ids"]) for row in rows)), _positions(model)
+    if positions is not None and longest > positions:
         raise ConfigError(
             f"rows of {longest} tokens are beyond the model's {positions} positions: give data.max_length={positions} or less"
         )
-    largest, vocabulary = max(_largest(row) for row in rows), getattr(model.config, "vocab_size", None)
-    if vocabulary is not None and largest >= vocabulary:
+    types = _table(model, "embeddings.token_type")
+    kinds = [_largest(row["token_type_ids"]) for row in rows if "token_type_ids" in row]
+    if types is not None and kinds and max(kinds) >= types.num_embeddings:
         raise ConfigError(
-            f"the data holds token {largest}, and the model knows 0 to {vocabulary - 1}: give the model's own tokenizer with"
+            f"the data holds token type {max(kinds)}, and the model knows 0 to {types.num_embeddings - 1}: give the model's own"
+            " tokenizer with data.tokenizer=…, or another model.path"
+        )
+    vocabulary = getattr(model.config, "vocab_size", None)
+    padding = getattr(getattr(data, "tokenizer", None), "pad_token_id", None) or 0
+    largest = max(_largest(row["input_ids"]) for row in rows)
+    if vocabulary is not None and max(largest, padding) >= vocabulary:
+        held = (
+            f"the data holds token {largest}" if largest >= vocabulary else f"the data are padded with token {padding}"
+        )
+        raise ConfigError(
+            f"{held}, and the model knows 0 to {vocabulary - 1}: give the model's own tokenizer with"
             " data.tokenizer=…, or another model.path"
         )
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that a row may have. RoBERTa counts positions from `padding_idx` + 1, so its table is longer than its rows."""
+    table = _table(model, "embeddings.position")
+    if table is not None and table.padding_idx is not None:
+        return table.num_embeddings - table.padding_idx - 1
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _table(model: nn.Module, part: str) -> nn.Embedding | None:
+    path = part_paths(model).get(part)
+    table = None if path is None else model.get_submodule(path)
+    return table if isinstance(table, nn.Embedding) else None
 
 
 def _largest(row: Any) -> int:

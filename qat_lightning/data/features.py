@@ -48,6 +48,7 @@ def encode(questions: Sequence[Question], tokenizer: Any, lengths: Lengths) -> l
             truncation="only_second",
             max_length=lengths.feature,
             stride=lengths.stride,
+            return_attention_mask=True,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )

@@ -77,6 +77,8 @@ class TextData(TaskData):
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, revision=self.tokenizer_revision)
+        # Where positions are counted from the row's first token, padding before it would move them with the neighbours' lengths.
+        self.tokenizer.padding_side = "right"
         columns = [
             *(Column(name, "name the right one with data.text_columns=[…]", text=True) for name in self.text_columns),
             Column(self.label_column, "name the right one with data.label_column=…"),
@@ -90,7 +92,9 @@ class TextData(TaskData):
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-        batch = self.tokenizer.pad(inputs, padding=self.padding, max_length=self.max_length, return_tensors="pt")
+        batch = self.tokenizer.pad(
+            inputs, padding=self.padding, max_length=self.max_length, return_attention_mask=True, return_tensors="pt"
+        )
         return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
 
     def tokens(self, batch: Mapping[str, Tensor]) -> list[str]:
@@ -103,18 +107,32 @@ class TextData(TaskData):
 
     def _encode(self, split: Dataset, name: str, labels: Labels) -> list[Row]:
         """The rows that have a label."""
-        numbers = labels.splits[name]
+        numbers, empty = labels.splits[name], 0
         rows: list[Row] = []
         for start in range(0, len(split), CHUNK):
             chunk = split[start : start + CHUNK]
             texts = [_texts(chunk[column], column, name) for column in self.text_columns]
-            encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
-            rows += [
-                {key: encoded[key][row] for key in encoded} | {"labels": number}
-                for row, number in enumerate(numbers[start : start + CHUNK])
-                if number is not None
-            ]
+            encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, return_attention_mask=True)
+            for row, number in enumerate(numbers[start : start + CHUNK]):
+                if number is None:
+                    continue
+                inputs = {key: encoded[key][row] for key in encoded}
+                if not inputs["input_ids"]:
+                    inputs, empty = self._end_of_text(inputs, f"row {start + row} of the {name} split"), empty + 1
+                rows.append(inputs | {"labels": number})
+        if empty:
+            end = self.tokenizer.eos_token
+            self.notes.append(f"{empty} rows of the {name} split have no tokens, and are read as {end!r} alone")
         return rows
+
+    def _end_of_text(self, inputs: Row, row: str) -> dict[str, list[int]]:
+        """The inputs of a text without tokens: a model needs one to answer at."""
+        if (end := self.tokenizer.eos_token_id) is None:
+            raise ValueError(
+                f"{row} has a text without tokens, and the tokenizer has no end-of-text token for it: take the row out, or name"
+                " an eos_token in tokenizer_config.json"
+            )
+        return {name: [{"input_ids": end, "attention_mask": 1}.get(name, 0)] for name in inputs}
 
 
 def _texts(values: Sequence[Any], column: str, split: str) -> list[str]:
