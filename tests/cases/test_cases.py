@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf.errors import OmegaConfBaseException
 
+from tests.cases.labels import LABELS
 from tests.cases.reading import FILES
 from tests.cases.teachers import TEACHERS
 
-CASES = FILES | TEACHERS
+CASES = FILES | TEACHERS | LABELS
 
 _right: set[str] = set()
 

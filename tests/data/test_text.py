@@ -150,7 +150,7 @@ NOT_TEXT = r"column 'sentence' of the train split holds 3, which is no text .*da
 
 
 def test_a_column_of_numbers_is_not_text(text, write):
-    write('{"sentence": 3, "label": 1}\n', suffix="jsonl")
+    write('{"sentence": 3, "label": 1}\n{"sentence": 4, "label": 0}\n', suffix="jsonl")
     with pytest.raises(ValueError, match=NOT_TEXT):
         text().load()
 
