@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from lightning.pytorch.utilities import rank_zero_warn
 
 from qat_lightning.data.formats import Column
 
@@ -47,8 +46,8 @@ class MisplacedError(ValueError):
     """A row's context does not have the answer at `answer_start`."""
 
 
-def read_questions(split: Dataset, name: str, unanswerable: bool) -> list[Question]:
-    """Return the question of each row of the split called `name`; rows with a misplaced answer are left out, and counted.
+def read_questions(split: Dataset, name: str, unanswerable: bool) -> tuple[list[Question], list[str]]:
+    """Return the question of each row of the split called `name`, and how many rows with a misplaced answer are left out.
 
     Args:
         unanswerable: a question may have no answer.
@@ -73,9 +72,8 @@ def read_questions(split: Dataset, name: str, unanswerable: bool) -> list[Questi
         questions.append(question)
     if misplaced and not questions:
         raise ValueError(misplaced[0])
-    if misplaced:
-        rank_zero_warn(f"{len(misplaced)} of {len(split)} rows of the {name} split are left out: {misplaced[0]}")
-    return questions
+    note = f"{len(misplaced)} of {len(split)} rows of the {name} split have a misplaced answer and are left out: "
+    return questions, [note + misplaced[0]] if misplaced else []
 
 
 def has_words(answer: str) -> bool:

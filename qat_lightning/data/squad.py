@@ -105,6 +105,7 @@ class SquadData(TaskData):
                 " in the text, which question answering needs: give data.tokenizer=FOLDER one that holds a tokenizer.json"
             )
         check_room(self.tokenizer, self.lengths)
+        self.notes = []
         train, validation = self._questions("train"), self._questions("validation")
         self.key.contexts = [question.context for question in validation]
         self.key.answers = [self._accepted(question) for question in validation]
@@ -152,7 +153,8 @@ class SquadData(TaskData):
     def _questions(self, name: str) -> list[Question]:
         """Of one split, as many as its limit says: the first, for training those of a fixed permutation."""
         split, limit = read_split(self.path, self.name, self.splits[name], COLUMNS), self.question_limits[name]
-        questions = read_questions(split, name, self.unanswerable)
+        questions, notes = read_questions(split, name, self.unanswerable)
+        self.notes += notes
         if limit is None or limit >= len(questions):
             return questions
         chosen = permutation(len(questions), 0, 0) if name == "train" else range(len(questions))
