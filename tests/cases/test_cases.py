@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from omegaconf.errors import OmegaConfBaseException
 
+from tests.cases.fitting import FITTING
 from tests.cases.labels import LABELS
 from tests.cases.reading import FILES
 from tests.cases.teachers import TEACHERS
+from tests.cases.whole import WHOLE
 
-CASES = FILES | TEACHERS | LABELS
+CASES = FILES | LABELS | TEACHERS | FITTING | WHOLE
 
 _right: set[str] = set()
 
@@ -29,12 +31,10 @@ def try_case(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings("ignore:.*rows of the .* split are left out")
 def test_it_is_read_rightly(name: str, tmp_path: Path) -> None:
     try_case(name, tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*rows of the .* split are left out")
 def test_every_case_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The figure; what other processes have tried, or a selection has left out, is tried here."""
     for index, name in enumerate(sorted(set(CASES) - _right)):
