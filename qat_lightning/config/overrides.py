@@ -17,8 +17,8 @@ MULTIRUN = ("-m", "--multirun")
 PATHS = ("data.path", "data.tokenizer", "model.path", "teacher_cache")
 """Keys whose value is a folder, or a hub id."""
 
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-"""Keys whose value is a folder, also in a sweep."""
+WRITTEN = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "output")
+"""Keys whose value is one folder or file that is written, also in a sweep; `output` is the bench's."""
 
 
 def is_override(word: str) -> bool:
@@ -43,7 +43,7 @@ def quote_paths(words: Sequence[str]) -> list[str]:
 def _with_quoted_path(word: str, sweep: bool) -> str:
     key, _, value = word.partition("=")
     name = key.lstrip("+")
-    if name not in PATHS + FOLDERS:
+    if name not in PATHS + WRITTEN:
         return word
     several = sweep and name in PATHS and not os.path.exists(os.path.expanduser(value))
     if several and _is_sweep(word):
