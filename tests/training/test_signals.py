@@ -325,7 +325,7 @@ def test_the_command_line_ends_with_one_line_and_goes_on(tmp_path):
     assert started.returncode == 143, told
     # torch's workers heed SIGTERM: where they were gone first, the run goes on from the checkpoint before
     line = r"stopped by SIGTERM after step \d+( \(not saved\))? of stage 'teacher'"
-    assert re.fullmatch(rf"{line}: the same command with hydra\.run\.dir={tmp_path} goes on", told.strip()), told
+    assert re.fullmatch(rf"{line}: the same command with hydra\.run\.dir={tmp_path} continues", told.strip()), told
     assert resume_point(place.parent)[0] is not None
 
 
