@@ -20,7 +20,9 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("path", PLAIN)
-@pytest.mark.parametrize("key", ["data.path", "model.path", "data.tokenizer", "+teacher_cache", "++hydra.run.dir", "output"])
+@pytest.mark.parametrize(
+    "key", ["data.path", "model.path", "data.tokenizer", "+teacher_cache", "++hydra.run.dir", "output"]
+)
 def test_a_path_is_read_as_it_is_typed(key, path):
     (word,) = quote_paths([f"{key}={path}"])
     (override,) = OverridesParser.create().parse_overrides([word])
