@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
 from qat_lightning.config import ConfigError, Plain
+from qat_lightning.failures import explained
 from qat_lightning.data.trust import source
 from qat_lightning.hub import require_hub
 
@@ -104,6 +105,8 @@ def random_weights(model: Plain, architecture: PretrainedConfig, auto: Any) -> P
     try:
         return auto.from_config(copy.deepcopy(architecture), trust_remote_code=False)
     except Exception as error:  # whatever a family raises for a value of its own
+        if explained(error) is not None:  # the machine's fault, such as too little memory
+            raise
         place = f"{_told(model)} cannot be loaded, its config.json" if model["path"] else "model.architecture"
         raise ConfigError(f"{place} does not describe a model: {_in_a_line(error)}") from error
 

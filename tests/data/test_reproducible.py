@@ -117,7 +117,7 @@ def test_fingerprint_sees_rows_that_change_places(text, write):
 
 
 def test_fingerprint_sees_whether_labels_are_classes_or_scores(text, write):
-    write("sentence,label\na cat,0\n")
+    write("sentence,label\na cat,0\na dog,1\n")
     assert text(num_labels=1).fingerprint() != text(num_labels=2).fingerprint()
 
 
