@@ -20,13 +20,17 @@ from qat_lightning.config import (
     ConfigError,
     Plain,
     check,
+    check_flags,
     check_words,
+    guarded_hydra,
+    in_one_process,
     is_override,
     located,
     quote_paths,
     read_run,
     resolve,
 )
+from qat_lightning.documents import DocumentError, read_yaml
 from qat_lightning.mistakes import ASKED, FULL, mistakes_in_words
 from qat_lightning.screen import cleansed
 from qat_lightning.sweep import all_jobs, one_job
@@ -97,11 +101,12 @@ def _in_words(main: Callable[[], None]) -> None:
     sys.argv[1:] = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
     with _program():
         check_words(sys.argv[1:])
+        check_flags(sys.argv[1:])
         before = {name: os.environ.get(name) for name in (ASKED, FULL)}
         os.environ[ASKED] = before[ASKED] or before[FULL] or "0"
         os.environ[FULL] = "1"  # let Hydra pass errors on instead of printing them
         try:
-            with all_jobs():
+            with all_jobs(), guarded_hydra():
                 main()
         finally:
             os.environ.update({name: value or "0" for name, value in before.items()})
@@ -135,7 +140,7 @@ def evaluate() -> None:
     """`python -m qat_lightning.evaluate` and `qat-evaluate`."""
     with _program():
         folder, given, overrides = _of_a_run(EVALUATE_HELP, model="student")
-        config = located(read_run(folder, overrides), overrides)
+        config = in_one_process(located(read_run(folder, overrides), overrides), overrides)
         from qat_lightning.evaluation import evaluate as score
         from qat_lightning.training.watchdog import Watchdog
 
@@ -151,16 +156,9 @@ def export() -> None:
         if other := [word for word in overrides if not word.startswith(FREE)]:
             free = ", ".join(f"{key}…" for key in FREE)
             raise ConfigError(f"{other[0]} would make another run of this one: only {free} can be given here")
-        from qat_lightning.build import stage_names
         from qat_lightning.run import run
-        from qat_lightning.training.finished import weights_of
         from qat_lightning.training.watchdog import Watchdog
 
-        if missing := [name for name in stage_names(config) if not weights_of(name, folder).is_file()]:
-            raise ConfigError(
-                f"run={str(folder)!r} is not finished, or was moved in part: {weights_of(missing[0], folder)} is not there,"
-                f" and an export trains nothing; the run's own command with hydra.run.dir={folder} does"
-            )
         if located(config, overrides) != config:
             raise ConfigError(
                 f"run={str(folder)!r} has folders that are relative to {config['working_directory']!r}: start the export"
@@ -169,7 +167,7 @@ def export() -> None:
         given = {word.split("=", 1)[0] for word in overrides}
         before = [word for word in _typed(folder) if word.split("=", 1)[0] not in given]
         with Watchdog():
-            run(config, folder, [*before, *overrides])
+            run(config, folder, [*before, *overrides], in_one_process(config, overrides))
 
 
 def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
@@ -193,15 +191,13 @@ def _typed(folder: Path) -> list[str]:
     Raises:
         ConfigError: the file that says so is damaged.
     """
-    import yaml
-
     place = folder / "overrides.yaml"
     if not place.is_file():
         return []
     try:
-        words = yaml.safe_load(place.read_text(encoding="utf-8")) or []
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{place} is damaged: {' '.join(str(error).split())}") from error
+        words = read_yaml(place) or []
+    except DocumentError as error:
+        raise ConfigError(f"{place} is damaged: {error}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ConfigError(f"{place} is damaged: it is no list of overrides")
     return words

@@ -64,17 +64,18 @@ def read_yaml_text(path: Path) -> str:
 
 
 def read_bytes(path: Path, largest: int) -> bytes:
-    """The content of a plain file, whose size is looked at before it is read.
+    """The content of a plain file, see `check_size`."""
+    check_size(path, largest)
+    return path.read_bytes()
 
-    Raises:
-        DocumentError: it is not a file, or larger than so many bytes.
-    """
+
+def check_size(path: Path, largest: int) -> None:
+    """Raise DocumentError for what is not a plain file, or larger than so many bytes; it is not opened."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise DocumentError(f"{path} is not a plain file")
     if found.st_size > largest:
         raise DocumentError(f"{path} has {found.st_size} bytes, more than the {largest} that are read")
-    return path.read_bytes()
 
 
 def check_nesting(content: Any, name: object) -> None:

@@ -21,7 +21,7 @@ from qat_lightning.documents import read_json
 from qat_lightning.export import load_packed
 from qat_lightning.export.onnx import OnnxModel
 from qat_lightning.exporting import EXPORT, ONNX, PACKED
-from qat_lightning.files import finite, write_json
+from qat_lightning.files import check_plain, finite, write_json
 from qat_lightning.run import Run, first_process, know_the_rank, opened
 from qat_lightning.run.results import split_name, validation_hash
 
@@ -47,6 +47,7 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
         raise ConfigError(f"model={model!r}: {suggest(model, MODELS)}")
     if model == "onnx":
         config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
+    check_plain(folder)
     recorded = _recorded(folder)
     know_the_rank(config)
     run = opened(config | {"data": _one_split(config["data"], recorded)}, folder)

@@ -92,12 +92,15 @@ def finite(content: Any) -> Any:
 def check_plain(folder: Path) -> None:
     """Refuse a folder that holds anything but plain files and folders, at any depth. The folder itself may be a link.
 
-    Hard links are allowed: backups make them, and `atomic_write` never changes the content of an existing file.
+    Hard links are allowed: backups make them, and `atomic_write` never changes the content of an existing file. So are
+    the links that Weights & Biases makes to its own logs, below `wandb/`, where this package writes nothing.
 
     Raises:
         SpecialFileError: with the first link or special file.
     """
     for path, mode in _entries(folder):
+        if stat.S_ISLNK(mode) and folder / "wandb" in path.parents:
+            continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             kind = KINDS.get(stat.S_IFMT(mode), "special file")
             raise SpecialFileError(

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from qat_lightning.documents import DocumentError, read_yaml
 from qat_lightning.files import check_plain, remove_parts
 
 LOCK = ".lock"
@@ -122,10 +121,9 @@ def check_own(folder: Path, experiment: str) -> None:
 
 
 def _experiment(place: Path) -> str:
-    try:
-        config: Any = yaml.safe_load(place.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError):
-        config = None
+    config: Any = None
+    with suppress(DocumentError):
+        config = read_yaml(place)
     if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
         raise FolderError(f"{str(place)!r} was not written by a run: {ANOTHER}")
     return config["experiment"]

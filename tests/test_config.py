@@ -1,5 +1,6 @@
 """What is refused before data and models are loaded, and in which words."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,18 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qat_lightning.config import ALLOWED, CONF, ConfigError, check, check_targets, create, read_run, resolve, suggest
+from qat_lightning.config import (
+    ALLOWED,
+    CONF,
+    ConfigError,
+    check,
+    check_targets,
+    create,
+    in_one_process,
+    read_run,
+    resolve,
+    suggest,
+)  # fmt: skip
 from qat_lightning.config.overrides import check_words
 from qat_lightning.quantizers import TernaryQuantizer
 
@@ -277,3 +289,19 @@ def test_a_part_of_a_value_of_a_run_is_no_key(tmp_path, word, whole):
 def test_a_runs_configuration_takes_keys_and_values_alone(tmp_path, word):
     with pytest.raises(ConfigError, match="give key=value, with a key that the run has"):
         read_run(run_folder(tmp_path), [word])
+
+
+def test_a_folder_asks_for_no_processes_and_workers(tmp_path):
+    asked = {"trainer": {"devices": 64, "num_nodes": 9, "strategy": "ddp", "profiler": "simple"}, "threads": 10**6}
+    config = composed()
+    for name, node in asked.items():
+        config[name] = config[name] | node if isinstance(node, dict) else node
+    config["data"]["num_workers"], config["teacher_cache"] = 500, "/somewhere"
+    limited = in_one_process(config)
+    told = {name: limited["trainer"][name] for name in asked["trainer"]}
+    assert told == {"devices": 1, "num_nodes": 1, "strategy": "auto", "profiler": None}
+    assert (limited["data"]["num_workers"], limited["teacher_cache"]) == (0, None)
+    assert limited["threads"] == os.cpu_count()
+    assert config["trainer"]["devices"] == 64
+    typed = in_one_process(config, ["trainer.devices=2", "data.num_workers=4", "threads=3"])
+    assert (typed["trainer"]["devices"], typed["data"]["num_workers"], typed["threads"]) == (64, 500, 10**6)

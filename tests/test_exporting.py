@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qat_lightning import exporting, load_packed
-from qat_lightning.config import ConfigError, read_run
+from qat_lightning.config import ConfigError, in_one_process, read_run
 from qat_lightning.evaluation import evaluate
 from qat_lightning.run import opened
 from qat_lightning.run import run as run_config
@@ -110,8 +110,26 @@ def test_an_export_trains_nothing(copy):
     shutil.rmtree(copy / "checkpoints")
     ended = command("export", copy.parent, "run=copy", "export.onnx=false")
     assert ended.returncode == 1
-    assert "teacher.safetensors is not there, and an export trains nothing" in ended.stderr
+    assert "teacher.json is not there: the run has not finished its teacher stage" in ended.stderr
     assert not (copy / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("missing", ["train.json", "train.safetensors", "teacher.json"])
+def test_an_export_of_what_is_not_finished_makes_nothing(copy, monkeypatch, missing):
+    (copy / "checkpoints" / missing).unlink()
+    config = read_run(copy)
+    monkeypatch.setattr("qat_lightning.run.command.opened", lambda *_: pytest.fail("the data was read"))
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(ValueError, match=f"{missing} is not there"):
+        run_config(config, copy, [], in_one_process(config))
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_an_export_makes_no_callback_and_no_logger(copy, monkeypatch):
+    for maker in ("build_callbacks", "_loggers"):
+        monkeypatch.setattr(f"qat_lightning.build.stages.{maker}", lambda *_: pytest.fail("made"))
+    config = read_run(copy, ["export.packed=false", "export.onnx=false"])
+    run_config(config, copy, [], in_one_process(config))
 
 
 def test_what_is_missing_is_told_with_what_makes_it(copy):
@@ -322,7 +340,7 @@ def test_export_from_the_command_line_runs_no_stage(copy):
         ("evaluate", ["run=copy", "seed=three"], "seed"),
         ("export", ["run=copy", "seed=3"], "would make another run of this one"),
         ("export", ["run=copy", "export.rest=float8"], "export.rest"),
-        ("export", ["run=unfinished"], "is not finished"),
+        ("export", ["run=unfinished"], "has not finished its teacher stage"),
         ("evaluate", ["run=copy", "data.num_labels=3"], "of another model than configured"),
         ("evaluate", ["run=copy", "model=packed", "data.length=100"], "model=packed cannot be scored so"),
         ("evaluate", ["run=copy", "datta.rows=3"], "did you mean 'data'?"),

@@ -109,6 +109,21 @@ def test_a_folder_holds_plain_files_and_folders(tmp_path: Path, name: str, make,
         check_plain(tmp_path / "run")
 
 
+def test_the_links_of_weights_and_biases_are_its_own(tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "offline-run-1" / "logs").mkdir(parents=True)
+    (tmp_path / "wandb" / "offline-run-1" / "logs" / "debug-core.log").symlink_to("/nowhere/core-debug.log")
+    check_plain(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "wandb").symlink_to("/nowhere")
+    with pytest.raises(SpecialFileError, match="other/wandb' is a symbolic link"):
+        check_plain(tmp_path)
+    (tmp_path / "other" / "wandb").unlink()
+    (tmp_path / "wandb").rename(tmp_path / "aside")
+    (tmp_path / "wandb").symlink_to(tmp_path / "aside")
+    with pytest.raises(SpecialFileError, match="is a symbolic link"):
+        check_plain(tmp_path)
+
+
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     own = [tmp_path / ".x.json.0123456789abcdef.part", tmp_path / "a" / ".last.ckpt.fedcba9876543210.part"]
     others = [tmp_path / name for name in ("x.part", "x.0123456789abcdef.part", ".x.0123.part", "a/last.ckpt.part")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,12 +61,25 @@ def _logs(folder: Path, stage: str) -> list[Path]:
 def _merged(files: Iterable[Path]) -> list[Row]:
     rows: dict[float, Row] = {}
     for file in files:
-        with file.open(newline="") as lines:
-            for cells in csv.DictReader(lines):
-                row = _numbers(cells)
-                if "step" in row:
-                    rows.setdefault(row["step"], {}).update(row)
+        for cells in _read(file):
+            row = _numbers(cells)
+            if math.isfinite(row.get("step", math.nan)):
+                rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
+
+
+def _read(file: Path) -> list[dict[str | None, object]]:
+    """The rows of a log; lines of zero bytes, which a loss of power can leave, are left out with a warning."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    sound = [line for line in lines if "\0" not in line]
+    rows: list[dict[str | None, object]] = []
+    try:
+        rows.extend(csv.DictReader(sound))
+    except csv.Error:
+        sound = []
+    if len(sound) < len(lines):
+        warnings.warn(f"{file} is damaged: the curves in report.md have gaps", stacklevel=2)
+    return rows
 
 
 def _numbers(cells: Mapping[str | None, object]) -> Row:

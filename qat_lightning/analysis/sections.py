@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -125,25 +125,41 @@ def norm_section(folder: Path, models: Models, batch: Batch, classes: Mapping[st
 
 def weight_sections(folder: Path) -> Blocks:
     """Hessian eigenvalues and loss landscape, where the run's callbacks have written them."""
-    blocks = []
-    if written := read_spectra(folder):
-        spectra, about = written
-        pooled = {NAMES.get(name, name): [value for batch in own for value in batch] for name, own in spectra.items()}
-        drawn = picture(folder, spectrum_plot(pooled), "hessian", "The largest eigenvalues of the Hessian")
-        rows = [[markdown.text(name), *_told(values)] for name, values in pooled.items()]
-        head = ["model", "mean of the positive", "largest", "negative"]
-        blocks += [
-            "## Hessian eigenvalues",
-            drawn,
-            captions.HESSIAN.format(about=markdown.text(about)),
-            markdown.table(head, rows),
-        ]
-    if kept := read_landscapes(folder):
-        landscapes, about = kept
-        figure = landscape_plot({NAMES.get(name, name): given for name, given in landscapes.items()})
-        drawn = picture(folder, figure, "landscape", "The loss around the weights")
-        blocks += ["## Loss landscape", drawn, captions.LANDSCAPE.format(about=markdown.text(about))]
-    return blocks
+    return [
+        *_or_reason("## Hessian eigenvalues", _spectra, folder),
+        *_or_reason("## Loss landscape", _landscapes, folder),
+    ]
+
+
+def _or_reason(title: str, section: Callable[[Path], Blocks], folder: Path) -> Blocks:
+    """A section below its title; where its file is damaged, the reason."""
+    try:
+        blocks = section(folder)
+    except ValueError as reason:
+        return [title, f"Not shown: {reason}."]
+    return [title, *blocks] if blocks else []
+
+
+def _spectra(folder: Path) -> Blocks:
+    written = read_spectra(folder)
+    if written is None:
+        return []
+    spectra, about = written
+    pooled = {NAMES.get(name, name): [value for batch in own for value in batch] for name, own in spectra.items()}
+    drawn = picture(folder, spectrum_plot(pooled), "hessian", "The largest eigenvalues of the Hessian")
+    rows = [[markdown.text(name), *_told(values)] for name, values in pooled.items()]
+    head = ["model", "mean of the positive", "largest", "negative"]
+    return [drawn, captions.HESSIAN.format(about=markdown.text(about)), markdown.table(head, rows)]
+
+
+def _landscapes(folder: Path) -> Blocks:
+    kept = read_landscapes(folder)
+    if kept is None:
+        return []
+    landscapes, about = kept
+    figure = landscape_plot({NAMES.get(name, name): given for name, given in landscapes.items()})
+    drawn = picture(folder, figure, "landscape", "The loss around the weights")
+    return [drawn, captions.LANDSCAPE.format(about=markdown.text(about))]
 
 
 def picture(folder: Path, figure: Figure, name: str, says: str) -> str:

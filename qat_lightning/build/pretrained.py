@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +14,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
 from qat_lightning.config import ConfigError, Plain
-from qat_lightning.failures import explained
 from qat_lightning.data.trust import source
+from qat_lightning.documents import read_json
+from qat_lightning.failures import explained
 from qat_lightning.hub import require_hub
 
 IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
@@ -142,7 +142,7 @@ def _check_files(path: str, revision: str | None) -> None:
         raise ValueError("it has an adapter: merge that into the weights and save the model")
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     index = cached_file(path, INDEX, revision=revision, **quiet)
-    for name in json.loads(Path(index).read_text())["weight_map"].values() if index else ():
+    for name in read_json(Path(index))["weight_map"].values() if index else ():
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{INDEX} names {name!r}, no .safetensors of the same folder")
 

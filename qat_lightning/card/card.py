@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import yaml
 from huggingface_hub import ModelCard
 
 from qat_lightning.card.bits import bits
@@ -15,6 +13,7 @@ from qat_lightning.card.metadata import metadata
 from qat_lightning.card.method import method
 from qat_lightning.card.results import results
 from qat_lightning.card.training import again, data, training
+from qat_lightning.documents import read_json, read_yaml
 from qat_lightning.files import write_text
 from qat_lightning.screen import printable
 
@@ -30,9 +29,9 @@ def write_card(folder: Path) -> Path:
     """
     facts = Facts(
         folder,
-        yaml.safe_load(_text(folder, "config.yaml", "python -m qat_lightning hydra.run.dir=DIR")),
-        json.loads(_text(folder, "metrics.json", "finish the run: the same command with hydra.run.dir=DIR goes on")),
-        json.loads(_text(folder, "export/metrics.json", "python -m qat_lightning.export run=DIR")),
+        read_yaml(_there(folder, "config.yaml", "python -m qat_lightning hydra.run.dir=DIR")),
+        read_json(_there(folder, "metrics.json", "finish the run: the same command with hydra.run.dir=DIR goes on")),
+        read_json(_there(folder, "export/metrics.json", "python -m qat_lightning.export run=DIR")),
     )
     sections = [heading, loading, results, method, bits, data, training, again]
     body = "\n\n".join(block for section in sections for block in section(facts) if block)
@@ -41,8 +40,8 @@ def write_card(folder: Path) -> Path:
     return path
 
 
-def _text(folder: Path, name: str, remedy: str) -> str:
+def _there(folder: Path, name: str, remedy: str) -> Path:
     place = folder / name
     if not place.is_file():
         raise ValueError(f"{folder} holds no {name}, so nothing can be said in a card: {remedy}")
-    return place.read_text(encoding="utf-8")
+    return place

@@ -6,12 +6,11 @@ import re
 import shlex
 from collections.abc import Iterator
 
-import yaml
-
 from qat_lightning.analysis import markdown
 from qat_lightning.analysis.markdown import block, code, text
 from qat_lightning.card.facts import Facts
 from qat_lightning.card.words import class_of
+from qat_lightning.documents import read_yaml
 
 
 def data(facts: Facts) -> Iterator[str]:
@@ -62,7 +61,7 @@ def again(facts: Facts) -> Iterator[str]:
         yield "`DIR` is the run folder; this card lies in `DIR/export`."
         yield block("bash", [f"python -m qat_lightning.evaluate run=DIR model={name}" for name in facts.forms])
     place = facts.folder / "overrides.yaml"
-    given = yaml.safe_load(place.read_text(encoding="utf-8")) if place.is_file() else None
+    given = read_yaml(place) if place.is_file() else None
     if not isinstance(given, list):
         return
     shown = [_without_folders(facts, str(override)) for override in given if not str(override).startswith("hydra.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_type_hints
 from qat_lightning.config.bounds import check_bounds
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig, Teacher
 from qat_lightning.config.targets import check_targets, check_type, create, create_all, suggest
+from qat_lightning.documents import read_json
 
 _DATA_TYPES: Mapping[str, Any] = {
     "path": str | None, "name": str | None, "tokenizer": str | None, "label_column": str, "text_columns": list[str],
@@ -233,8 +233,8 @@ def _depth(model: Plain) -> int | None:
 def _read_described(place: Path) -> Plain:
     """A model's config.json."""
     try:
-        described = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        described = read_json(place)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{str(place)!r} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
     if not isinstance(described, dict):
         raise ConfigError(f"{str(place)!r} is damaged (it holds no JSON object): {AGAIN}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,13 @@ from qat_lightning.config.checks import check
 from qat_lightning.config.foreign import read_foreign
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig, resolve
 from qat_lightning.config.targets import suggest
+from qat_lightning.files import check_plain
+
+ONE_PROCESS: Plain = {
+    "trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto", "trainer.profiler": None,
+    "data.num_workers": 0, "teacher_cache": None,
+}  # fmt: skip
+"""What scoring and exporting need. A folder's configuration cannot ask for more; who types the command can."""
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
@@ -24,7 +33,9 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
 
     Raises:
         ConfigError: no run folder, or an override of a key that the run does not have.
+        SpecialFileError: the folder holds a link or a special file.
     """
+    check_plain(folder)
     place = folder / "config.yaml"
     if not place.is_file():
         raise ConfigError(f"run={str(folder)!r} holds no config.yaml: give the folder of a run")
@@ -51,6 +62,23 @@ def located(config: Plain, overrides: Sequence[str] = ()) -> Plain:
         if isinstance(place, str) and not Path(place).exists() and (started / place).exists():
             groups[group][name] = str(started / place)
     return config | groups
+
+
+def in_one_process(config: Plain, overrides: Sequence[str] = ()) -> Plain:
+    """The configuration of a run folder without the processes, devices and workers that it asks for.
+
+    Args:
+        overrides: key=value; what they give stays.
+    """
+    typed, limited = {override.split("=", 1)[0] for override in overrides}, copy.deepcopy(config)
+    for key, value in ONE_PROCESS.items():
+        *groups, name = key.split(".")
+        node = limited[groups[0]] if groups else limited
+        if key not in typed and name in node:
+            node[name] = value
+    if "threads" not in typed and limited["threads"] is not None:
+        limited["threads"] = min(limited["threads"], os.cpu_count() or 1)
+    return limited
 
 
 def _key(config: Any, override: Override) -> str:

@@ -1,21 +1,18 @@
-"""YAML that somebody else may have written: plain values, looked at before anything is made of them."""
+"""The configuration of a run folder, which somebody else may have written: looked at before anything is made of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.config.targets import suggest
-
-LARGEST, MOST = 2**20, 20_000
-"""Bytes, and values once every alias is written out; a composed configuration has some 20 kB and 500 values."""
-
-PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
+from qat_lightning.documents import read_yaml_text
 
 
 def read_foreign(place: Path) -> DictConfig:
@@ -24,16 +21,20 @@ def read_foreign(place: Path) -> DictConfig:
     Interpolations are refused, since `${oc.env:…}` would read the environment of whoever opens the folder.
 
     Raises:
-        ConfigError: no such YAML; a tag, an interpolation, or a key that no run has; far too much of it.
+        ConfigError: no such YAML; a tag, an interpolation, or a key that no run has; more than the limits allow.
     """
     try:
-        if place.stat().st_size > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST} bytes")
-        text = place.read_text(encoding="utf-8")
-        _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
+        text = read_yaml_text(place)
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no keys")
+        if found := next((value for value in _texts(content) if "${" in value), None):
+            raise ValueError(f"it holds the interpolation {found!r}: write its value")
         config = cast(DictConfig, OmegaConf.create(text))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{str(place)!r} is no configuration of a run: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{str(place)!r} is not the configuration of a run: {' '.join(str(error).split())}"
+        ) from error
     known = [field.name for field in fields(RunConfig)]
     for name in config:
         if name not in known:
@@ -41,20 +42,14 @@ def read_foreign(place: Path) -> DictConfig:
     return config
 
 
-def _check_nodes(root: yaml.Node | None) -> None:
-    """Every node is plain, aliases written out; without recursion, so that no depth is too much."""
-    if not isinstance(root, yaml.MappingNode):
-        raise ValueError("it holds no keys")
-    left, seen = [root], 0
-    while left:
-        node, seen = left.pop(), seen + 1
-        if seen > MOST:
-            raise ValueError(f"it holds more than {MOST} values")
-        if node.tag not in PLAIN:
-            raise ValueError(f"line {node.start_mark.line + 1} has the tag {node.tag!r}: only plain values are read")
-        if isinstance(node, yaml.ScalarNode) and "${" in node.value:
-            raise ValueError(f"line {node.start_mark.line + 1} holds the interpolation {node.value!r}: write its value")
-        if isinstance(node, yaml.SequenceNode):
-            left += node.value
-        if isinstance(node, yaml.MappingNode):
-            left += [part for pair in node.value for part in pair]
+def _texts(node: Any) -> Iterator[str]:
+    """Every text, also of keys."""
+    if isinstance(node, str):
+        yield node
+    if isinstance(node, list):
+        for child in node:
+            yield from _texts(child)
+    if isinstance(node, dict):
+        for pair in node.items():
+            for part in pair:
+                yield from _texts(part)

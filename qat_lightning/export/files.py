@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qat_lightning.documents import DocumentError, check_nesting
+from qat_lightning.documents import read_bytes as read_limited
+
 LARGEST_JSON = 100 * 2**20
 """Bytes; safetensors' own limit of a header."""
 
@@ -68,7 +71,9 @@ def read_bytes(folder: Path, name: str) -> bytes:
             raise PackedError(f"{folder}: {name} is a link out of the folder: copy the file itself")
         if not stat.S_ISREG(path.stat().st_mode):
             raise PackedError(f"{folder}: {name} is no file: {REMEDY}")
-        return path.read_bytes()
+        return read_limited(path, LARGEST_JSON) if path.suffix == ".json" else path.read_bytes()
+    except DocumentError as error:
+        raise PackedError(f"{error}: {REMEDY}") from error
     except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
         told = getattr(error, "strerror", None) or error
         raise PackedError(f"{folder}: {name} cannot be read ({told}): {REMEDY}") from error
@@ -89,6 +94,7 @@ def read_json(data: bytes, name: str) -> dict[str, Any]:
         raise PackedError(f"{name} has {len(data)} bytes of JSON, more than any model needs: {REMEDY}")
     try:
         found = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse)
+        check_nesting(found, name)
         # What cannot be written again, as half a surrogate pair or 1e999, could not be checked, nor be told of.
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Mapping
-from glob import escape
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
+from qat_lightning.documents import DocumentError, read_json
 from qat_lightning.export.configuration import make_config, make_generation
-from qat_lightning.export.files import SUFFIXES
+from qat_lightning.export.files import LARGEST_JSON, SUFFIXES
 from qat_lightning.export.manifest import (
     CONFIG,
     GENERATION,
@@ -23,6 +27,7 @@ from qat_lightning.export.manifest import (
     make_manifest,
     names_code,
 )
+from qat_lightning.files import atomic_write
 from qat_lightning.packing import Layout, Rest, packed_tensors, size_of
 
 
@@ -61,43 +66,50 @@ def write_packed(
         raise ValueError(f"facts cannot be written as JSON: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clear(folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.partial")
     try:
         partial.mkdir()
         files = _processor_files(processor, partial) | configurations
         manifest = make_manifest(packed, size_of(model, packed), files, facts or {})
-        for name, content in configurations.items():
-            (partial / name).write_bytes(content)
-        _save(packed.tensors, partial / WEIGHTS)
-        (partial / MANIFEST).write_bytes(canonical(manifest))
+        for name, content in (*configurations.items(), (MANIFEST, canonical(manifest))):
+            with atomic_write(partial / name) as temporary:
+                temporary.write_bytes(content)
+        with atomic_write(partial / WEIGHTS) as temporary:
+            save_file(packed.tensors, temporary, metadata={"format": "pt"})
         _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
-def _save(tensors: dict[str, Any], file: Path) -> None:
-    from safetensors.torch import save
-
-    file.write_bytes(
-        save(tensors, metadata={"format": "pt"})
-    )  # save_file would make a file that only its owner can read
-
-
 def _check_free(folder: Path) -> None:
-    """An existing folder must be empty or a packed one: it is going to be removed."""
-    if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+    """An existing folder must hold nothing but what its manifest lists: it is going to be removed."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, which would be lost: name a folder that is new, or a packed one")
+    own, place = {MANIFEST, WEIGHTS, CONFIG}, folder / MANIFEST
+    with suppress(DocumentError, KeyError, TypeError):
+        files = read_json(place, LARGEST_JSON)["files"] if place.is_file() else {}
+        own |= set(files) if isinstance(files, dict) else set()
+    found = [
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    ]
+    if others := sorted(set(found) - (own if place.is_file() else set())):
         raise ValueError(
-            f"{folder} holds something else, which would be lost: name a folder that is new, or a packed one"
+            f"{folder} holds something else, which would be lost, {others[0]}: move it, or name a folder that is new"
         )
 
 
 def _clear(folder: Path) -> None:
     """Remove what exports of this folder have left that were killed; an old folder without a new one comes back first."""
-    left = sorted(folder.parent.glob(f".{escape(folder.name)}.*.old"), key=lambda path: path.stat().st_mtime)
-    if left and not folder.exists():
-        left.pop().rename(folder)
-    for path in (*left, *folder.parent.glob(f".{escape(folder.name)}.*.partial")):
+    own = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{16}}\.(old|partial)")
+    left = [path for path in folder.parent.iterdir() if own.fullmatch(path.name) and not path.is_symlink()]
+    old = sorted((path for path in left if path.suffix == ".old"), key=lambda path: path.stat().st_mtime)
+    if old and not folder.exists():
+        left.remove(old[-1])
+        old[-1].rename(folder)
+    for path in left:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -121,7 +133,7 @@ def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:
 
 def _replace(partial: Path, folder: Path) -> None:
     """Two renames; where the second fails the old folder comes back."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.old")
     if not folder.exists():
         partial.rename(folder)
         return

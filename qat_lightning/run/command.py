@@ -18,41 +18,49 @@ from qat_lightning.foresight import check_libraries
 from qat_lightning.rehearsal import rehearse
 from qat_lightning.run.results import EXPORT_FAILED, FINISHED, check_recorded, classes, results_of, watch
 from qat_lightning.run.stages import Run, first_process, know_the_rank, opened
+from qat_lightning.training.finished import check_finished
 from qat_lightning.training.report import draw_sections, summary_table, write_report
 from qat_lightning.training.stages import refuse_other_stages
 
 
-def run(config: Plain, folder: Path, command: list[str]) -> Plain:
+def run(config: Plain, folder: Path, command: list[str], scoring: Plain | None = None) -> Plain:
     """Run all stages of `config` in `folder`; returns the content of `metrics.json`.
 
     The same configuration in the same folder goes on where an earlier start stopped.
 
+    Args:
+        scoring: the configuration in which models of a finished run are scored again and exported. With it nothing is
+            trained, and no callback or logger is made.
+
     Raises:
         ValueError: in words with the remedy, for all that is wrong with input.
     """
-    know_the_rank(config)
+    know_the_rank(scoring or config)
     with held(folder) if first_process() else nullcontext():
-        if first_process():
+        if scoring is not None:
+            check_finished(stage_names(config), folder)
+        elif first_process():
             check_own(folder, config["experiment"])
-        run, teacher = prepared(config, folder)
+        run, teacher = prepared(config, folder, scoring)
         _write_config(config, folder, command)  # not before: a command that is refused leaves the folder as it was
         return _trained(run, teacher)
 
 
-def prepared(config: Plain, folder: Path) -> tuple[Run, nn.Module]:
+def prepared(config: Plain, folder: Path, scoring: Plain | None = None) -> tuple[Run, nn.Module]:
     """A run with all its stages planned, and the teacher not yet fine-tuned: nothing is written, and what is known to be
     wrong has been told.
 
     Raises:
         ValueError: in words with the remedy, for all that is wrong with input.
     """
-    run = opened(config, folder)
-    run.take_precision(check_libraries(config, folder))
+    run = opened(config, folder, scoring)
+    run.take_precision(check_libraries(run.scoring, folder))
     refuse_other_stages(folder, stage_names(config))
     run.plan()
     teacher = build_model(config, run.data, lambda line: run.say("model", line))
-    rehearse(config, run.data, teacher)
-    run.find_cache(teacher)
+    if scoring is None:
+        rehearse(config, run.data, teacher)
+        run.find_cache(teacher)
     return run, teacher
 
 

@@ -53,6 +53,7 @@ class Run:
     folder: Path
     data: TaskData
     console: Console
+    scoring: Plain
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     cache: TeacherCache | None = None
@@ -152,8 +153,8 @@ class Run:
 
     def scores(self, model: nn.Module) -> dict[str, float]:
         """The validation metrics of a model as it stands."""
-        trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
-        return own_scores(trainer, build_module(self.config, "teacher", 0, model, self.data), self.data)
+        trainer = build_trainer(self.scoring, "teacher", 0, self.folder, record=False)
+        return own_scores(trainer, build_module(self.scoring, "teacher", 0, model, self.data), self.data)
 
     def restored(self, stage: str) -> nn.Module:
         """The teacher or the student with the weights that a finished stage has handed on.
@@ -215,20 +216,24 @@ class Run:
         return told + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
 
 
-def opened(config: Plain, folder: Path) -> Run:
+def opened(config: Plain, folder: Path, scoring: Plain | None = None) -> Run:
     """A run with its data read and its seed set, nothing begun.
+
+    Args:
+        scoring: the configuration for reading data and scoring models, where it is another than that of the training.
 
     Raises:
         ValueError: in words, for data that is not there or cannot be used.
     """
     _quiet()
     watch_the_others()
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
-    data = build_data(config)
+    scoring = scoring or config
+    if scoring["threads"] is not None:
+        torch.set_num_threads(scoring["threads"])
+    data = build_data(scoring)
     data.load()
     seed_everything(config["seed"], verbose=False)
-    run = Run(config, folder, data, console(quiet=not first_process()))
+    run = Run(config, folder, data, console(quiet=not first_process()), scoring)
     for note in data.notes:
         run.say("data", note)
     return run

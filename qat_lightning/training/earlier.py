@@ -23,10 +23,18 @@ def set_aside(folder: Path, stage: str) -> Path | None:
     left = [path for path in (*kept, *logs, *(folder / made for made in MADE)) if path.exists()]
     if not left:
         return None
-    to = folder / "earlier" / str(1 + sum(1 for _ in (folder / "earlier").glob("*")))
+    to = _next(folder / "earlier")
     for path in left:
         place = to / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         path.rename(place)
     rank_zero_warn(f"{folder} holds results of an earlier run: they are in {to} from now on")
+    return to
+
+
+def _next(earlier: Path) -> Path:
+    """A new folder, numbered after the last: numbers between may be missing, and none is used twice."""
+    numbers = [int(path.name) for path in earlier.glob("*") if path.name.isdecimal()]
+    to = earlier / str(1 + max(numbers, default=0))
+    to.mkdir(parents=True)
     return to

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ def read_outcome(stage: str, folder: Path) -> Outcome | None:
     return outcome
 
 
+def check_finished(stages: Sequence[str], folder: Path) -> None:
+    """Raise ValueError unless each stage has its record and its weights, unchanged."""
+    for stage in stages:
+        _verified(stage, folder)
+
+
 def write_stage(stage: str, folder: Path, model: nn.Module, outcome: Outcome) -> None:
     """Write the weights, then the record: a stage with a record is a finished stage."""
     weights = weights_of(stage, folder)
@@ -80,23 +87,31 @@ def load_stage(stage: str, folder: Path, model: nn.Module) -> None:
     Raises:
         ValueError: the stage is not finished; its weights are missing, damaged, or not those that it wrote.
     """
-    weights, outcome = weights_of(stage, folder), read_outcome(stage, folder)
-    if outcome is None:
-        raise ValueError(
-            f"{weights.with_suffix('.json')} is not there: the run has not finished its {stage} stage, or was moved in part"
-        )
+    weights = _verified(stage, folder)
     try:
-        if _sha256(weights) != outcome.sha256:
-            raise ValueError(
-                f"{weights} is not the file that stage {stage!r} wrote (its SHA-256 differs from that in"
-                f" {stage}.json): {train_again(stage)}"
-            )
         load_model(model, weights)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = textwrap.shorten(str(error), 240, placeholder=" …")
+        raise ValueError(f"{weights} is of another model than configured ({reason}): {train_again(stage)}") from error
+
+
+def _verified(stage: str, folder: Path) -> Path:
+    weights, outcome = weights_of(stage, folder), read_outcome(stage, folder)
+    if outcome is None:
         raise ValueError(
-            f"{weights} is not there, or of another model than configured ({reason}): {train_again(stage)}"
-        ) from error
+            f"{weights.with_suffix('.json')} is not there: the run has not finished its {stage} stage, or was moved in"
+            f" part; the run's own command with hydra.run.dir={folder} trains what is missing"
+        )
+    try:
+        same = _sha256(weights) == outcome.sha256
+    except OSError as error:
+        raise ValueError(f"{weights} is not there, or cannot be read ({error}): {train_again(stage)}") from error
+    if not same:
+        raise ValueError(
+            f"{weights} is not the file that stage {stage!r} wrote (its SHA-256 differs from that in {stage}.json):"
+            f" {train_again(stage)}"
+        )
+    return weights
 
 
 def train_again(stage: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from qat_lightning.analysis import captions, markdown
 from qat_lightning.analysis.history import StageHistory, read_history
-from qat_lightning.analysis.plots import step_size_plot, training_curves
+from qat_lightning.analysis.plots import own_look, step_size_plot, training_curves
 from qat_lightning.analysis.sections import (
     comparison_section,
     layer_section,
@@ -27,6 +26,7 @@ from qat_lightning.analysis.sections import (
     weight_sections,
 )
 from qat_lightning.analysis.verdict import verdict
+from qat_lightning.documents import read_yaml
 from qat_lightning.files import write_text
 from qat_lightning.screen import printable
 from qat_lightning.signals import Batch, Signals
@@ -53,16 +53,17 @@ def draw_sections(
         tokens: of the batch's first sample, with or without its padding.
         classes: token class → where its tokens are in the batch, see `qat_lightning.analysis.token_classes`.
     """
-    sections = [
-        _training(folder, results),
-        layer_section(folder, signals, batch),
-        map_section(folder, signals, batch, tokens),
-        comparison_section(folder, signals, batch, tokens),
-        norm_section(folder, signals, batch, classes),
-        range_section(folder, signals, batch),
-        weight_sections(folder),
-        _reproduce(folder, results),
-    ]
+    with own_look():
+        sections = [
+            _training(folder, results),
+            layer_section(folder, signals, batch),
+            map_section(folder, signals, batch, tokens),
+            comparison_section(folder, signals, batch, tokens),
+            norm_section(folder, signals, batch, classes),
+            range_section(folder, signals, batch),
+            weight_sections(folder),
+            _reproduce(folder, results),
+        ]
     return [block for section in sections for block in section if block]
 
 
@@ -167,7 +168,7 @@ def _reproduce(folder: Path, results: Mapping[str, Any]) -> list[str]:
 
 def _command(overrides: Path) -> str:
     """The command line, where Hydra's list of overrides lies in the run folder."""
-    given = yaml.safe_load(overrides.read_text(encoding="utf-8")) if overrides.is_file() else None
+    given = read_yaml(overrides) if overrides.is_file() else None
     if not isinstance(given, list):
         return ""
     return markdown.block("bash", [shlex.join(["python", "-m", "qat_lightning", *map(str, given)])])

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from qat_lightning.documents import read_json
 from qat_lightning.files import PART, write_once
 
 MANIFEST = "teacher.json"
@@ -59,7 +60,7 @@ def _check_empty(folder: Path) -> None:
 
 def _read(place: Path) -> dict[str, Any]:
     with suppress(ValueError):
-        kept = json.loads(place.read_bytes())
+        kept = read_json(place)
         if isinstance(kept, dict):
             return kept
     raise ValueError(

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from qat_lightning.analysis.history import StageHistory, read_history
@@ -60,3 +61,28 @@ def test_series_leaves_out_what_is_not_finite() -> None:
     )
     assert stage.series("a") == ([2], [1])
     assert stage.series("b") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("damaged", "left"),
+    [
+        ("\0" * 400_000, []),
+        ("step,train/loss\n0,1\n1,2\n" + "\0" * 400_000, [1, 2]),
+        ("step,train/loss\n0,1\n\0\0\0\n2,3\n", [1, 3]),
+        ('step,train/loss\n0,1\n"' + "x" * 400_000, [1]),
+        ("step,train/loss\n0,1\nnan,5\ninf,6\n", [1]),
+    ],
+    ids=["zeros", "zeros at the end", "zeros within", "an endless cell", "steps that are not finite"],
+)
+@pytest.mark.filterwarnings("ignore:.*metrics.csv is damaged")
+def test_a_damaged_log_gives_what_is_left(tmp_path: Path, damaged: str, left: list[float]) -> None:
+    write(tmp_path, "train", damaged)
+    write(tmp_path, "train.1", "step,train/loss\n7,8\n")
+    (stage,) = read_history(tmp_path, {"train": 8})
+    assert stage.series("train/loss")[1] == [*left, 8]
+
+
+def test_a_damaged_log_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "train", "step,train/loss\n0,1\n\0\0\0")
+    with pytest.warns(UserWarning, match=r"metrics\.csv is damaged: the curves"):
+        read_history(tmp_path, {"train": 1})

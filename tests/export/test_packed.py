@@ -255,11 +255,12 @@ def test_what_a_killed_export_left_is_cleared(tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     write_packed(tiny_model("bert"), folder)
     before = digests(folder)
-    folder.rename(tmp_path / ".packed.11.old")
-    (tmp_path / ".packed.12.partial").mkdir()
+    folder.rename(tmp_path / f".packed.{'1' * 16}.old")
+    (tmp_path / f".packed.{'2' * 16}.partial").mkdir()
+    (tmp_path / ".packed.mine.old").mkdir()
     with pytest.raises(ValueError, match="has no place"):
         write_packed(student("bert", "ternary_w2a8"), folder, processor=Writes("model.bin", "x"))
-    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".packed.mine.old", "packed"]
     assert digests(folder) == before
 
 
@@ -285,6 +286,30 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_packed(tiny_model("bert"), tmp_path / "empty")
     write_packed(tiny_model("bert"), tmp_path / "new/folder")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "mine/notes.txt", ".hidden", "link"])
+def test_a_users_files_in_a_packed_folder_are_never_removed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "packed"
+    write_packed(tiny_model("bert"), folder)
+    before = digests(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path) if name == "link" else (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds something else, which would be lost, {name}: move it"):
+        write_packed(tiny_model("bert"), folder)
+    (folder / name).unlink()
+    if "/" in name:
+        (folder / name).parent.rmdir()
+    assert digests(folder) == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": ["x"]}', '{"files": {"model.bin": ""}}'])
+def test_a_folder_that_only_looks_like_a_packed_one_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "thesis.txt").write_text("four years")
+    with pytest.raises(ValueError, match=r"which would be lost, thesis\.txt"):
+        write_packed(tiny_model("bert"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "thesis.txt"]
 
 
 def test_tokenizer_and_image_processor_lie_beside_the_weights(tmp_path: Path) -> None:

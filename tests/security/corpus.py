@@ -10,15 +10,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from qat_lightning.analysis.records import read_landscapes, read_spectra
 from qat_lightning.build import build_callbacks, build_data, build_model, build_trainer
 from qat_lightning.build.stages import _loggers
+from qat_lightning.cli import _typed
 from qat_lightning.config import check, create, read_run, resolve
-from qat_lightning.config.foreign import LARGEST
 from qat_lightning.data.files import read_split
 from qat_lightning.data.tokenizers import read_tokenizer
+from qat_lightning.data.trust import LARGEST_VOCABULARY
+from qat_lightning.documents import LARGEST_JSON, LARGEST_YAML
+from qat_lightning.evaluation import evaluate
 from qat_lightning.export import load_packed
-from qat_lightning.export.files import LARGEST_JSON
+from qat_lightning.export.files import LARGEST_JSON as LARGEST_PACKED
+from qat_lightning.folder import check_own, held
+from qat_lightning.training.finished import read_outcome
 from qat_lightning.training.stages import Stage
+from qat_lightning.training.teacher_facts import check_facts
 from tests.security import plant
 from tests.security.modules import OneWeight
 from tests.security.plant import composed
@@ -79,6 +86,12 @@ def tokenizer_of(folder: Path) -> Any:
 
 def run_of(folder: Path) -> Any:
     return read_run(folder)
+
+
+def continued(folder: Path) -> None:
+    """The user's own command in that folder, up to where it begins."""
+    with held(folder):
+        check_own(folder, "run")
 
 
 def _stage(folder: Path) -> tuple[Stage, Callable[[], Any]]:
@@ -276,9 +289,9 @@ RUNS = {
         lambda c: "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
         "more than 20000 values",
     ),
-    "YAML within itself": run_text(lambda c: "extra: &a [*a]\n", "more than 20000 values"),
-    "YAML without a bottom": run_text(lambda c: f"extra: {'[' * 5_000}\n", "is no configuration of a run"),
-    "YAML without an end": run_text(lambda c: "#" * LARGEST, "is larger than"),
+    "YAML within itself": run_text(lambda c: "extra: &a [*a]\n", "within each other"),
+    "YAML without a bottom": run_text(lambda c: f"extra: {'[' * 5_000}\n", "cannot be read as YAML"),
+    "YAML without an end": run_text(lambda c: "#" * LARGEST_YAML, "more than the 1048576 that are read"),
     "Hydra's own settings in a run folder": run_text(lambda c: "hydra: {run: {dir: /}}\n", "'hydra', which no run has"),
     "defaults in a run folder": run_text(lambda c: "defaults: [evil]\n", "'defaults', which no run has"),
 }  # fmt: skip
@@ -377,7 +390,7 @@ PACKED = {
     "a manifest that lists a program": manifest(lambda told: told["files"].update({"evil.py": ""}), "is no file of a"),
     "a manifest that lists a pickle": manifest(lambda told: told["files"].update({"evil.bin": ""}), "is no file of a"),
     "a manifest of another shape": manifest(lambda told: told["tensors"][CODES].update(shape=[9]), "has the shape"),
-    "a manifest too large": Case(lambda folder: _large(folder), load_packed, "more than any model needs"),
+    "a manifest too large": Case(lambda folder: _large(folder), load_packed, "more than the 104857600 that are read"),
     "weights that are a link": Case(
         lambda folder: plant.linked(folder, "packed.safetensors"), load_packed, "is a link out of the folder"
     ),
@@ -427,7 +440,61 @@ DATA = {
     ),
 }  # fmt: skip
 
-CASES: dict[str, Case] = TARGETS | PLACES | RUNS | MODELS | TOKENIZERS | PACKED | CHECKPOINTS | DATA
+LINKS = {
+    f"{name} is a {kind}, {how}": Case(lambda folder, name=name, make=make: plant.special(folder, name, make), read, "run folder")
+    for name in (
+        ".lock", "config.yaml.part", "metrics.json.part", "report.md", "plots/training.png", "evaluation", "export",
+        "export/packed", "export/model.onnx.part", "checkpoints", "logs/train/metrics.csv", "earlier", "mine/deep/notes.txt",
+    )
+    for kind, make in plant.SPECIAL.items()
+    for how, read in {"continued": continued, "evaluated": run_of}.items()
+}  # fmt: skip
+
+BOMBS = {
+    f"{kind} in {name}": Case(lambda folder, name=name, text=text: plant.document(folder, name, text), read, words)
+    for kind, text in {
+        "JSON without a bottom": "[" * 100_000, "JSON of many levels": "[" * 99 + "]" * 99,
+        "JSON without an end": " " * (LARGEST_JSON + 1),
+    }.items()
+    for name, read, words in (
+        ("checkpoints/train.json", lambda folder: read_outcome("train", folder), "train.json is damaged"),
+        ("checkpoints/train/settings.json", lambda folder: Stage("train", folder, {}), "settings.json is damaged"),
+        ("metrics.json", lambda folder: evaluate(composed(), folder, "student"), "metrics.json is damaged"),
+        ("analysis/hessian.json", read_spectra, "hessian.json is damaged"),
+        ("analysis/landscape.json", read_landscapes, "landscape.json is damaged"),
+        ("teacher.json", lambda folder: check_facts(folder, {}), "teacher.json is damaged"),
+        ("config.json", lambda folder: model_of(folder), "config.json"),
+        ("model.safetensors.index.json", lambda folder: model_of(folder), "index.json"),
+        ("tokenizer_config.json", tokenizer_of, "tokenizer_config.json"),
+        ("preprocessor_config.json", lambda folder: model_of(folder), "preprocessor_config.json"),
+    )
+} | {
+    f"{kind} in {name}": Case(lambda folder, name=name, text=text: plant.document(folder, name, text), read, words)
+    for kind, text in {
+        "YAML without a bottom": "[" * 5_000, "YAML that merges": "a: &a {x: 1}\nb: {<<: [*a, *a]}\n",
+        "YAML without an end": "#" * (LARGEST_YAML + 1), "YAML that makes an object": "a: !!python/name:os.system ''\n",
+    }.items()
+    for name, read, words in (
+        ("config.yaml", run_of, "cannot be read as YAML"),
+        ("overrides.yaml", _typed, "overrides.yaml is damaged"),
+    )
+} | {
+    "a vocabulary without an end": Case(
+        lambda folder: plant.sparse(folder / "tokenizer.json", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
+    ),
+    "a vocabulary that is a pipe": Case(
+        lambda folder: plant.pipe(folder / "tokenizer.json"), tokenizer_of, "is not a plain file"
+    ),
+    "a manifest of many levels": Case(
+        lambda folder: plant.written(plant.packed(folder), "manifest.json", '{"a":' * 99 + "1" + "}" * 99), load_packed,
+        "lists and dictionaries within each other",
+    ),
+    "a manifest that is a pipe": Case(
+        lambda folder: plant.replaced_by_a_pipe(plant.packed(folder), "manifest.json"), load_packed, "is no file"
+    ),
+}  # fmt: skip
+
+CASES: dict[str, Case] = TARGETS | PLACES | RUNS | MODELS | TOKENIZERS | PACKED | CHECKPOINTS | DATA | LINKS | BOMBS
 
 HARMLESS = {
     "code of a known family": model_case("", auto_map=CODE),
@@ -461,7 +528,7 @@ def _header(folder: Path) -> Path:
 def _large(folder: Path) -> Path:
     made = plant.packed(folder)
     with (made / "manifest.json").open("wb") as file:
-        file.truncate(LARGEST_JSON + 1)  # sparse: nothing is written
+        file.truncate(LARGEST_PACKED + 1)  # sparse: nothing is written
     return made
 
 

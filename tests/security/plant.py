@@ -229,3 +229,50 @@ def raw_checkpoint(folder: Path, write: Callable[[Path], Any]) -> Path:
 
 def pickle_file(path: Path, folder: Path) -> None:
     path.write_bytes(pickle.dumps(Runs(command(folder))))
+
+
+def special(folder: Path, name: str, make: Callable[[Path, Path], Any]) -> Path:
+    """A run folder with a link or a pipe of that name; what a link points to must stay as it is."""
+    made = run_folder(folder)
+    (made / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "outside").mkdir()
+    (folder / "outside" / "manifest.json").write_text("{}")
+    make(made / name, folder)
+    return made
+
+
+SPECIAL: dict[str, Callable[[Path, Path], Any]] = {
+    "link to a file": lambda place, folder: place.symlink_to(canary(folder)),
+    "link to a folder": lambda place, folder: place.symlink_to(folder / "outside", target_is_directory=True),
+    "pipe": lambda place, folder: os.mkfifo(place),
+}
+
+
+def document(folder: Path, name: str, text: str) -> Path:
+    """A folder of a model, or of a run, with that file in it."""
+    made = model(folder) if name.endswith(("config.json", "index.json")) else folder / "run"
+    return written(made, name, text)
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder
+
+
+def sparse(place: Path, size: int) -> Path:
+    """A file of zeros of that size, which takes no room; returns its folder."""
+    with place.open("wb") as file:
+        file.truncate(size)
+    return place.parent
+
+
+def pipe(place: Path) -> Path:
+    os.mkfifo(place)
+    return place.parent
+
+
+def replaced_by_a_pipe(folder: Path, name: str) -> Path:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    return folder

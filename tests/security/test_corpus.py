@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +9,10 @@ import pytest
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.security.corpus import CASES, HARMLESS, Case
-from tests.security.plant import SECRET, canary
+from tests.security.listening import listening, note, quiet
+from tests.security.plant import SECRET
 
-RUNNING = (
-    "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "tempfile.mkdtemp",
-    "socket.connect", "socket.getaddrinfo", "urllib.Request",
-)  # fmt: skip
-"""What Python tells its auditors of: commands, processes, connections."""
-
-_heard: list[str] | None = None
 _refused: set[str] = set()
-
-
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    """Hooks cannot be taken away again; this one listens only while a case is read."""
-    if _heard is not None and event.startswith(RUNNING):
-        _heard.append(f"{event} {arguments!r}")
-
-
-sys.addaudithook(_hear)
-
-
-@contextmanager
-def listening() -> Iterator[list[str]]:
-    global _heard
-    _heard = heard = []
-    try:
-        yield heard
-    finally:
-        _heard = None
-
-
-def quiet(folder: Path, heard: list[str]) -> None:
-    assert heard == []
-    assert not canary(folder).exists()
-    assert "evil" not in sys.modules
-    assert "antigravity" not in sys.modules
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +21,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import modeling_utils
 
     def sing(*_: Any, **__: Any) -> None:
-        assert _heard is not None
-        _heard.append("a kernel was loaded")
+        note("a kernel was loaded")
 
     monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", sing)
     monkeypatch.setenv("QAT_CANARY", SECRET)
@@ -69,6 +33,8 @@ def refuse(name: str, folder: Path) -> None:
     with listening() as heard, pytest.raises((ValueError, OmegaConfBaseException), match=case.words) as caught:
         case.read(hostile)
     quiet(folder, heard)
+    if (outside := folder / "outside").exists():
+        assert [path.name for path in outside.iterdir()] == ["manifest.json"]
     assert str(caught.value)
     assert "\n" not in str(caught.value)
     assert SECRET not in str(caught.value)

@@ -21,11 +21,13 @@ from qat_lightning.config.targets import _locate
 from qat_lightning.data.tokenizers import read_tokenizer
 from tests.security import plant
 from tests.security.corpus import (
+    BOMBS,
     CASES,
     CHECKPOINTS,
     COMMIT,
     DATA,
     HARMLESS,
+    LINKS,
     MODELS,
     PACKED,
     PLACES,
@@ -159,6 +161,6 @@ def test_the_floors_that_security_rests_on(name: str) -> None:
 
 
 def test_no_case_hides_another_of_the_same_name() -> None:
-    groups = (TARGETS, PLACES, RUNS, MODELS, TOKENIZERS, PACKED, CHECKPOINTS, DATA)
+    groups = (TARGETS, PLACES, RUNS, MODELS, TOKENIZERS, PACKED, CHECKPOINTS, DATA, LINKS, BOMBS)
     assert len(CASES) == sum(map(len, groups))
     assert CASES.keys().isdisjoint(HARMLESS)

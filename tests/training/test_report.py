@@ -2,6 +2,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import torch
 from matplotlib.image import imread
@@ -310,3 +311,41 @@ def test_the_terminal_table_without_a_teacher() -> None:
     assert "matthews ↓" in text
     assert "not trained" not in text
     assert "report:" not in text
+
+
+GRID = '{"steps": [-1.0, 0.0, 1.0], "losses": [[1, 2, 3], [1, null, 3], [1, 2, 3]]}'
+
+
+@pytest.mark.parametrize("name", ["hessian", "landscape"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "\0" * 100, "{", "[]", "{}", "[" * 100_000, '{"about": "x"}', '{"eigenvalues": {"student": 7}, "about": "x"}',
+        '{"eigenvalues": {"student": [["x"]]}, "about": "x"}', '{"landscapes": {"student": {}}, "about": "x"}',
+        '{"landscapes": {"student": {"steps": [0, 1], "losses": [[1]]}}, "about": "x"}',
+        '{"landscapes": {"student": {"steps": [], "losses": []}}, "about": "x"}',
+        '{"landscapes": {"a": GRID, "b": GRID, "c": GRID, "d": GRID}, "about": "x"}'.replace("GRID", GRID),
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_damaged_records_of_callbacks_end_no_run(tmp_path: Path, undrawn: None, name: str, content: str) -> None:
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / f"{name}.json").write_text(content)
+    assert "Not shown: " in write(tmp_path, {})
+
+
+def test_a_loss_that_is_not_finite_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "landscape.json").write_text(f'{{"landscapes": {{"student": {GRID}}}, "about": "x"}}')
+    assert "plots/landscape.png" in write(tmp_path, {})
+
+
+def test_pictures_do_not_follow_a_users_matplotlibrc(folder: Path) -> None:
+    drawn = []
+    for wanted in ({"text.usetex": True, "savefig.format": "pdf", "savefig.transparent": True, "font.size": 40}, {}):
+        with matplotlib.rc_context(wanted):
+            write(folder, {})
+            assert matplotlib.rcParams["font.size"] == wanted.get("font.size", 10)
+        drawn.append((folder / "plots" / "training.png").read_bytes())
+    assert drawn[0].startswith(b"\x89PNG")
+    assert drawn[0] == drawn[1]

@@ -233,6 +233,18 @@ def test_results_of_another_run_are_set_aside(tmp_path):
     assert set_aside(tmp_path, "train") is None
 
 
+def test_what_was_set_aside_is_never_overwritten(tmp_path):
+    (tmp_path / "earlier" / "2" / "checkpoints").mkdir(parents=True)  # "1" was removed
+    (tmp_path / "earlier" / "2" / "checkpoints" / "train.json").write_text("earlier")
+    (tmp_path / "earlier" / "notes").mkdir()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "train.json").write_text("later")
+    with pytest.warns(UserWarning, match="earlier/3"):
+        assert set_aside(tmp_path, "train") == tmp_path / "earlier" / "3"
+    kept = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.json")}
+    assert kept == {f"earlier/{n}/checkpoints/train.json": text for n, text in ((2, "earlier"), (3, "later"))}
+
+
 def test_finished_stage_is_not_run_again(tmp_path, monkeypatch, capsys):
     first = small_run(tmp_path, *SHORT)
     (tmp_path / "metrics.json").unlink()

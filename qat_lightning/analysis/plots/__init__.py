@@ -9,6 +9,7 @@ from qat_lightning.analysis.plots.panels import layer_panels_plot
 from qat_lightning.analysis.plots.ranges import dynamic_range_plot
 from qat_lightning.analysis.plots.spectrum import spectrum_plot
 from qat_lightning.analysis.plots.step_sizes import step_size_plot
+from qat_lightning.analysis.plots.style import own_look
 
 __all__ = [
     "attention_map_plot",
@@ -17,6 +18,7 @@ __all__ = [
     "layer_error_plot",
     "layer_panels_plot",
     "norm_plot",
+    "own_look",
     "spectrum_plot",
     "step_size_plot",
     "training_curves",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,6 +16,14 @@ DOTS_PER_INCH = 120
 SMALL, NORMAL = 8, 9
 WIDE_SPAN = 20.0
 """A quantity whose largest value is more than so many times its smallest is drawn on a logarithmic axis."""
+
+
+@contextmanager
+def own_look() -> Iterator[None]:
+    """Within the block, matplotlib's own defaults: a user's matplotlibrc can ask for LaTeX, or for a format of its own."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def new_figure(width: float, height: float) -> Figure:
