@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import faulthandler
+import multiprocessing
 import os
 import re
 import traceback
@@ -28,6 +31,12 @@ BUG = """{line}
 This is a mistake in qat_lightning, not in what you gave it. Please report it with the traceback above, the command, the
 run folder's config.yaml (or what `--cfg job` prints) and what `pip list` says of torch, lightning and transformers."""
 HINT = f"({FULL}=1 shows the traceback)"
+
+
+EXIT = 20.0
+"""Seconds for Python to end after a message; the exit code is 1 all the same."""
+
+NOWHERE = open(os.devnull, "w")  # noqa: SIM115 (until the very end)
 
 
 class Told(SystemExit):
@@ -66,6 +75,7 @@ def mistakes_in_words() -> Iterator[None]:
         )  # by name: their modules import torch, or this one
         _say(message, "" if explains else _goes_on(), *([] if shown else [HINT]))
         _drop_empty_folder()
+        end_in_time()
         raise Refused(1) from None
 
 
@@ -127,6 +137,18 @@ def _say_stopped(what: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         _say(". ".join(filter(None, [what, _goes_on()])))
     _drop_empty_folder()
+    end_in_time()
+
+
+def end_in_time() -> None:
+    """End the processes that load data, for which Python would wait at its exit, and bound the time of that exit.
+
+    They have nothing to save; one that waits for what another held when it was killed ends by no other signal.
+    """
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join(1.0)
+    atexit.register(faulthandler.dump_traceback_later, EXIT, exit=True, file=NOWHERE)
 
 
 def _goes_on() -> str:

@@ -93,7 +93,8 @@ TEXT, FLAG, LIST = Kind((str,), "a name"), Kind((bool,), "true, false or null"),
 MAPPING, NODE = Kind((dict,), "a mapping, as {layers.0.*: 8}"), Node()
 METRICS = Kind((dict,), "a mapping, as {accuracy: {_target_: torchmetrics.classification.BinaryAccuracy}}")
 
-_DDP = ("find_unused_parameters_true", "find_unused_parameters_false", "spawn", "fork", "notebook")
+_DDP = ("find_unused_parameters_true", "find_unused_parameters_false")
+_WITHIN = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 PRECISIONS = Choice(
     tuple("32-true 64-true 16-true bf16-true 16-mixed bf16-mixed 16 bf16 32 64".split())  # noqa: SIM905
 )
@@ -167,6 +168,7 @@ NEEDED = re.compile(
 
 def check_bounds(config: Plain) -> None:
     """Every number and name of `TABLE`; raises ConfigError."""
+    _check_strategy(config["trainer"]["strategy"])
     for key, value in _flat(config):
         if isinstance(value, float) and not math.isfinite(value) and key.startswith(("callbacks.", "logger.")):
             raise ConfigError(f"{key}={value} must be a finite number")
@@ -177,6 +179,14 @@ def check_bounds(config: Plain) -> None:
             raise ConfigError(f"{key}=null: it must be given")
     _check_devices(config["trainer"]["devices"])
     _check_share(config["trainer"]["limit_val_batches"])
+
+
+def _check_strategy(strategy: Any) -> None:
+    if isinstance(strategy, str) and strategy.startswith(_WITHIN):
+        raise ConfigError(
+            f"trainer.strategy={strategy} starts its processes anew in each stage, and only the weights come back from them:"
+            " a checkpoint's state, scores and times are lost. Set trainer.strategy=ddp"
+        )
 
 
 def _check_devices(devices: Any) -> None:

@@ -16,8 +16,9 @@ from qat_lightning.files import write_json, write_text
 from qat_lightning.folder import check_own, held
 from qat_lightning.foresight import check_libraries
 from qat_lightning.rehearsal import rehearse
+from qat_lightning.run.rank import first_process, know_the_rank
 from qat_lightning.run.results import EXPORT_FAILED, FINISHED, check_recorded, classes, results_of, watch
-from qat_lightning.run.stages import Run, first_process, know_the_rank, opened
+from qat_lightning.run.stages import Run, opened
 from qat_lightning.training.finished import check_finished
 from qat_lightning.training.report import draw_sections, summary_table, write_report
 from qat_lightning.training.stages import refuse_other_stages

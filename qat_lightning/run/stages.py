@@ -7,14 +7,11 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.text import Text
 from torch import nn
@@ -35,6 +32,7 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.data.padding import count_padding
 from qat_lightning.quantized import switch_on
 from qat_lightning.run.origin import key_in_errors
+from qat_lightning.run.rank import count_devices, first_process
 from qat_lightning.run.teacher import check_room, facts, find_cache
 from qat_lightning.screen import console, printable
 from qat_lightning.training.compiled import compiled
@@ -140,7 +138,7 @@ class Run:
     def processes(self) -> int:
         """On all machines."""
         trainer = self.config["trainer"]
-        return _count(trainer["devices"]) * trainer["num_nodes"]
+        return count_devices(trainer["devices"]) * trainer["num_nodes"]
 
     def padding(self) -> dict[str, dict[str, int]]:
         """Of each stage that trained on rows of tokens, see `count_padding`."""
@@ -237,37 +235,6 @@ def opened(config: Plain, folder: Path, scoring: Plain | None = None) -> Run:
     for note in data.notes:
         run.say("data", note)
     return run
-
-
-def know_the_rank(config: Plain) -> None:
-    """Which process of all this is, before there is a trainer to say so.
-
-    On several machines Lightning's own first guess (LOCAL_RANK) holds for each machine alone: there would be a first
-    process, which writes the run folder, on every one.
-    """
-    if config["trainer"]["num_nodes"] == 1:
-        return
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):  # in Lightning's order
-        if environment.detect():
-            rank_zero_only.rank = environment().global_rank()  # type: ignore[attr-defined]
-            return
-    own = LightningEnvironment()
-    rank = own.node_rank() * _count(config["trainer"]["devices"]) + own.local_rank()
-    rank_zero_only.rank = rank  # type: ignore[attr-defined]
-
-
-def first_process() -> bool:
-    """Whether this process writes files and speaks, before and after there is a trainer."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
-
-
-def _count(devices: Any) -> int:
-    """Processes on one machine."""
-    if isinstance(devices, list):
-        return len(devices)
-    if devices in ("auto", -1, "-1"):
-        return max(1, torch.cuda.device_count())
-    return int(devices)
 
 
 def _quiet() -> None:

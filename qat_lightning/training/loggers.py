@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -23,6 +24,8 @@ def begin(logger: WandbLogger, say: Callable[[str, str], None]) -> None:
 
     for name, seconds in PATIENCE.items():
         os.environ.setdefault(name, seconds)
+    if not logger._offline and (other := _other_host()):
+        say("wandb", other)
     try:
         if not _was_given_up(logger):
             return
@@ -37,6 +40,26 @@ def begin(logger: WandbLogger, say: Callable[[str, str], None]) -> None:
         f"not reached ({reason}), so this run is logged offline: `wandb sync` sends"
         f" {logger.experiment.settings.sync_dir} later",
     )
+
+
+def _other_host() -> str:
+    """Where this run and the API key are sent, where a setting sends them to another host than W&B's; else empty."""
+    import wandb
+
+    settings = wandb.setup().settings
+    usual = wandb.Settings().base_url
+    if settings.mode in ("offline", "disabled", "dryrun") or settings.base_url.rstrip("/") == usual.rstrip("/"):
+        return ""
+    files = [str(file) for file in (settings.settings_workspace, settings.settings_system) if "base_url" in _read(file)]
+    place = next(iter([*(["WANDB_BASE_URL"] if "WANDB_BASE_URL" in os.environ else []), *files]), "a setting")
+    return f"sends this run and your API key to {settings.base_url} (base_url of {place}), not to {usual}"
+
+
+def _read(file: str | None) -> str:
+    try:
+        return Path(file or "").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _was_given_up(logger: WandbLogger) -> bool:

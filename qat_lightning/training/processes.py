@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from qat_lightning.failures import same_command
@@ -23,6 +24,9 @@ whose own has died is another, and the first process of a container has the numb
 OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"
 GRACE = 20.0
 """Seconds for a process to end by itself, with its own words, once the first one has gone."""
+
+PRINTING = 5.0
+"""Seconds for the message that says why."""
 
 GONE = "the first process of this run has gone"
 
@@ -69,14 +73,18 @@ def leave_the_others() -> None:
 
 def _started_by() -> int | None:
     """None for a process that Lightning has not started: torchrun, srun or a user look after theirs by themselves."""
-    if int(os.environ.get("LOCAL_RANK") or 0) == 0 or "RANK" in os.environ:
+    if int(os.environ.get("LOCAL_RANK") or 0) == 0 or "TORCHELASTIC_RUN_ID" in os.environ:
         return None
     first = int(os.environ.get(FIRST) or os.getpid())
     return None if first == os.getpid() else first
 
 
-def _is_there(process: int) -> bool:
-    """Whether it runs; one that has died does not, also where nobody has asked for its exit code yet."""
+def _is_there(process: int, born: str = "") -> bool:
+    """Whether it runs; one that has died does not, also where nobody has asked for its exit code yet.
+
+    Args:
+        born: its start time; another process that was given the number since does not count.
+    """
     if os.getppid() == process:
         return True
     try:
@@ -84,17 +92,30 @@ def _is_there(process: int) -> bool:
     except OSError:
         return False  # or it is another user's, who was given the number since
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        state = _facts(process)
     except OSError:
         return True  # a system without /proc
+    return state[0] not in ("Z", "X") and born in ("", state[19])
+
+
+def _facts(process: int) -> list[str]:
+    """What /proc/<process>/stat says from the state on; the twentieth is the start time."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def _end_with(first: int, grace: float) -> None:
     """End this process some seconds after the one that started it has gone."""
-    while _is_there(first):
+    born = ""
+    with suppress(OSError):
+        born = _facts(first)[19]
+    while _is_there(first, born):
         time.sleep(1.0)
     time.sleep(grace)
-    _tell(GONE)
+    last = threading.Timer(PRINTING, os._exit, [1])  # nobody may read what is printed, or a lock may be held
+    last.daemon = True
+    last.start()
+    with suppress(OSError, ValueError):
+        _tell(GONE)
     os._exit(1)  # a thread that waits in a collective cannot be asked to end
 
 

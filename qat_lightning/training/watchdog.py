@@ -11,10 +11,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
-from qat_lightning.failures import same_command
+import torch
+
+from qat_lightning.failures import explained, same_command
 from qat_lightning.terminal import ASKING
 
 PATIENCE = 60.0
@@ -24,6 +28,11 @@ for a single operation, which takes no such time."""
 ECHO = 5.0
 """Seconds within which a signal is the first one's echo: torchrun passes on what all processes have been sent already."""
 
+WORKER = 30.0
+"""Seconds for the death of a process that loads data to be noticed by the one that waits for its batches: torch's handler
+raises at once, but no handler runs while that one waits in a call of the system."""
+
+CHILD = getattr(signal, "SIGCHLD", None)
 END = 0
 
 
@@ -64,13 +73,13 @@ class Watchdog:
     def _watch(self, reader: int) -> None:
         while number := os.read(reader, 1)[0]:
             now = time.monotonic()
+            if number == CHILD:
+                _later(WORKER, self._unnoticed)
             if number not in ASKING:
                 continue
             if not self._first:
                 self._first = now
-                timer = threading.Timer(self.patience, self._unheeded, [number])
-                timer.daemon = True
-                timer.start()
+                _later(self.patience, self._unheeded, number)
             elif number == signal.SIGINT or now - self._first >= self.echo:
                 end_at_once(number, "asked once more to stop")
         os.close(reader)
@@ -78,6 +87,23 @@ class Watchdog:
     def _unheeded(self, number: int) -> None:
         if not self._heeded:
             end_at_once(number, f"asked to stop {self.patience:.0f} seconds ago, and still in the same call")
+
+    def _unnoticed(self) -> None:
+        """End the program where a process that loads data has died and nothing was done about it."""
+        if self._heeded:
+            return
+        try:
+            torch._C._error_if_any_worker_fails()
+        except RuntimeError as error:
+            with suppress(OSError):
+                os.write(2, f"qat_lightning: {explained(error)}\n".encode())
+            os._exit(1)
+
+
+def _later(seconds: float, call: Callable[..., None], *arguments: Any) -> None:
+    timer = threading.Timer(seconds, call, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 def end_at_once(number: int, why: str) -> None:

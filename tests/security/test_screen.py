@@ -118,7 +118,7 @@ def without_service(name: str) -> None:
     import wandb
 
     class Logger:
-        _experiment = None
+        _experiment, _offline = None, True
         tries = 0
 
         @property

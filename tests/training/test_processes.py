@@ -2,21 +2,28 @@
 
 import csv
 import json
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from qat_lightning.run.stages import first_process, know_the_rank
-from qat_lightning.training import processes
+from qat_lightning.config import ConfigError
+from qat_lightning.mistakes import mistakes_in_words
+from qat_lightning.run.rank import first_process, know_the_rank
+from qat_lightning.training import processes, watchdog
 from qat_lightning.training.processes import FIRST, leave_the_others, watch_the_others
-from tests.training.runs import SMALL
+from tests.training.runs import SMALL, composed
 
 ROOT = Path(__file__).parents[2]
 # Static scales: a sample's result does not depend on its batch. Dropout is drawn by each process, so it is off. Images:
@@ -105,12 +112,15 @@ def test_a_process_watches_the_one_that_started_it_and_only_that(monkeypatch):
     watch_the_others()
     watch_the_others()
     over.set()
-    for name, value in (("RANK", "1"), ("LOCAL_RANK", "0")):  # torchrun's to look after; the first of this machine
+    for name, value in (
+        ("TORCHELASTIC_RUN_ID", "x"),
+        ("LOCAL_RANK", "0"),
+    ):  # torchrun's to look after; the first of this machine
         monkeypatch.setenv(FIRST, "1")
         monkeypatch.setenv(name, value)
         watch_the_others()
         assert os.environ[FIRST] == str(os.getpid()), "what it starts will watch it"
-        monkeypatch.delenv("RANK", raising=False)
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert watched == [os.getppid()]
 
 
@@ -156,28 +166,215 @@ def test_the_processes_of_a_failed_job_are_ended_and_no_more_observed():
     assert observer._child_processes == []
 
 
+@pytest.fixture
+def _no_launcher(monkeypatch):
+    """An environment without the variables of any launcher, and a wrong first guess of Lightning's."""
+    left = (
+        "RANK",
+        "LOCAL_RANK",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "JSM_NAMESPACE_RANK",
+    )
+    for name in [name for name in os.environ if name.startswith(("SLURM", "TORCHELASTIC"))] + [*left]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+
+
+BY_HAND = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+SRUN = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "2", "LOCAL_RANK": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "4"}
+
+
+@pytest.mark.usefixtures("_no_launcher")
 @pytest.mark.parametrize(
     ("environment", "rank"),
     [
         ({}, 0),
-        ({"LOCAL_RANK": "1"}, 1),
-        ({"NODE_RANK": "1"}, 2),
-        ({"NODE_RANK": "1", "LOCAL_RANK": "1"}, 3),
+        ({"LOCAL_RANK": "1"} | BY_HAND, 1),
+        ({"NODE_RANK": "1"} | BY_HAND, 2),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "1"} | BY_HAND, 3),
         ({"GROUP_RANK": "1"}, 2),
-        ({"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "2", "LOCAL_RANK": "0"}, 2),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_JOB_NAME": "bash"}, 0),
-        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1"}, 3),
+        (SRUN, 2),
+        (SRUN | {"SLURM_JOB_NAME": "bash"} | BY_HAND, 0),
+        (TORCHRUN, 3),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
 def test_of_two_machines_one_has_the_first_process(monkeypatch, environment, rank):
-    for name in [name for name in os.environ if name.startswith("SLURM")] + ["RANK", "LOCAL_RANK", "NODE_RANK"]:
-        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(rank_zero_only, "rank", 0)
-    know_the_rank({"trainer": {"num_nodes": 1, "devices": 2}})
-    assert rank_zero_only.rank == 0, "Lightning's own guess holds on one machine"
     know_the_rank({"trainer": {"num_nodes": 2, "devices": 2}})
     assert rank_zero_only.rank == rank
     assert first_process() is (rank == 0)
+
+
+@pytest.mark.usefixtures("_no_launcher")
+@pytest.mark.parametrize(
+    ("environment", "devices", "named"),
+    [
+        ({"LOCAL_RANK": "1"}, 1, "LOCAL_RANK=1"),
+        ({"NODE_RANK": "1"}, 1, "NODE_RANK=1"),
+        ({"GROUP_RANK": "2"}, 2, "GROUP_RANK=2"),
+        ({"LOCAL_RANK": "0"}, 2, "without MASTER_ADDR and MASTER_PORT"),
+        ({"LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}, 2, "without MASTER_ADDR and MASTER_PORT"),
+        ({"LOCAL_RANK": "one"}, 1, "LOCAL_RANK='one'"),
+        ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1"}, 1, "SLURM_PROCID=1 SLURM_NTASKS=2"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1, "without SLURM_NTASKS_PER_NODE"),
+        ({"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"}, 2, "SLURM_NTASKS=4"),
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}, 1, "RANK=1 WORLD_SIZE=2"),
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "4"}, 2, "WORLD_SIZE=4"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
+)
+def test_a_process_that_the_run_does_not_have_is_refused(monkeypatch, environment, devices, named):
+    """Before, most of these ended with exit code 0 and no result, or waited half an hour for others."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(named)) as refused:
+        know_the_rank({"trainer": {"num_nodes": 1, "devices": devices}})
+    assert "unset" in str(refused.value)
+
+
+@pytest.mark.usefixtures("_no_launcher")
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "1"},
+        {"LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "4"},
+        {"SLURM_PROCID": "1"},
+        {"JSM_NAMESPACE_RANK": "1"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "interactive"},
+    ],
+    ids=" ".join,
+)
+def test_what_no_launcher_of_this_process_has_set_is_ignored(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    know_the_rank({"trainer": {"num_nodes": 1, "devices": 1}})
+    assert first_process()
+
+
+@pytest.mark.parametrize("name", ["ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_spawn_find_unused_parameters_true"])
+def test_a_strategy_that_starts_processes_within_training_is_refused(name):
+    with pytest.raises(ConfigError, match=f"trainer.strategy={name} starts its processes .* Set trainer.strategy=ddp"):
+        composed(f"trainer.strategy={name}")
+
+
+def ended(child: Callable[[], None], seconds: float) -> int:
+    """The exit code of a forked process that runs `child`; 7 where that comes back."""
+    process = os.fork()
+    if not process:
+        with suppress(BaseException):
+            child()
+        os._exit(7)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    pytest.fail("it has not ended")
+
+
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+def test_a_process_whose_first_one_has_gone_ends_where_nobody_reads_why(monkeypatch, reader):
+    monkeypatch.setattr(processes, "PRINTING", 0.5)
+    gone = os.fork()
+    if not gone:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    out, into = os.pipe()
+
+    def second():
+        if reader == "gone":
+            os.close(out)
+        else:
+            os.set_blocking(into, False)
+            with suppress(BlockingIOError):
+                while os.write(into, b"x" * 65536):
+                    pass
+            os.set_blocking(into, True)
+        sys.stderr = open(into, "w")  # noqa: SIM115
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        threading.Thread(target=processes._end_with, args=(gone, 0.0)).start()
+        time.sleep(20)
+
+    assert ended(second, 15) == 1
+    os.close(out)
+    os.close(into)
+
+
+def test_another_process_with_the_number_of_the_first_one_is_not_the_first_one():
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    born = processes._facts(other.pid)[19]
+    assert processes._is_there(os.getppid(), "0"), "a parent is there"
+    process = os.fork()
+    if not process:  # to which the other one is no parent
+        os._exit(10 * processes._is_there(other.pid, born) + processes._is_there(other.pid, "0"))
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 10
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.parametrize(("failed", "code"), [(True, 1), (False, 7)])
+def test_the_death_of_a_loading_process_ends_a_process_that_does_not_notice_it(monkeypatch, capfd, failed, code):
+    def fails():
+        if failed:
+            raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(watchdog, "WORKER", 0.2)
+    monkeypatch.setattr(torch._C, "_error_if_any_worker_fails", fails)
+
+    def waiting():
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        with watchdog.Watchdog():
+            if not os.fork():
+                os._exit(9)
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                time.sleep(0.1)
+
+    assert ended(waiting, 15) == code
+    assert ("a process that loads data has died" in capfd.readouterr().err) is failed
+
+
+def stubborn() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
+def test_no_loading_process_is_left_to_wait_for_after_a_message(capsys):
+    """Python waits at its exit for each that it has started, after a signal that one which waits for a lock may not obey."""
+    process = multiprocessing.get_context("fork").Process(target=stubborn, daemon=True)
+    process.start()
+    with pytest.raises(SystemExit) as ended, mistakes_in_words():
+        raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
+    assert ended.value.code == 1
+    assert process.exitcode == -signal.SIGKILL
+    assert "a process that loads data has died" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_killed_loading_process_ends_the_run_in_bounded_time(tmp_path, attempt):
+    """Before: 9 of 14 tries waited for ever after the message."""
+    long = ("stages.teacher.max_steps=2", "stages.train.max_steps=100000", "stages.train.checkpoint_every=5")
+    with (tmp_path / "said").open("w") as said:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "qat_lightning", *SMALL, *long, "data.num_workers=2", "hydra.run.dir=run"],
+            stdout=said, stderr=said, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        while not (tmp_path / "run" / "checkpoints" / "train" / "last.ckpt").is_file() and run.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.2 * attempt)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        os.kill(int(children[attempt % len(children)]), signal.SIGKILL)
+        assert run.wait(90) == 1
+    assert "a process that loads data has died" in (tmp_path / "said").read_text()
