@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from qat_lightning.data.samplers import ShardSampler, StageBatchSampler, permutation
+from qat_lightning.data.workers import loading_context, outlive
 
 Head = Literal["text_classification", "image_classification", "question_answering", "causal_language_model"]
 Row = Mapping[str, Any]
@@ -159,7 +159,8 @@ class TaskData(LightningDataModule):
             batch_sampler=self._train_batches(),
             collate_fn=self.collate,
             num_workers=self.num_workers,
-            worker_init_fn=_outlive,
+            worker_init_fn=outlive,
+            multiprocessing_context=loading_context(self.num_workers),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -172,7 +173,8 @@ class TaskData(LightningDataModule):
             sampler=ShardSampler(len(self.validation_rows), *self._place()),
             collate_fn=self.collate,
             num_workers=self.num_workers,
-            worker_init_fn=_outlive,
+            worker_init_fn=outlive,
+            multiprocessing_context=loading_context(self.num_workers),
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -238,8 +240,3 @@ class TaskData(LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-
-def _outlive(worker: int) -> None:
-    """A signal to the whole group leaves a worker at work: its process decides when to end. A second one ends it."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -16,8 +16,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-import torch
-
+from qat_lightning.data.workers import killed_worker
 from qat_lightning.failures import explained, same_command
 from qat_lightning.terminal import ASKING
 
@@ -29,8 +28,8 @@ ECHO = 5.0
 """Seconds within which a signal is the first one's echo: torchrun passes on what all processes have been sent already."""
 
 WORKER = 30.0
-"""Seconds for the death of a process that loads data to be noticed by the one that waits for its batches: torch's handler
-raises at once, but no handler runs while that one waits in a call of the system."""
+"""Seconds for the death of a process that loads data to be noticed by the one that waits for its batches. torch's handler
+raises once and at once, but what it raises may be lost (in a destructor, in a fork), and none runs in a call that waits."""
 
 CHILD = getattr(signal, "SIGCHLD", None)
 END = 0
@@ -47,11 +46,12 @@ class Watchdog:
         self._heeded, self._first = False, 0.0
         self._pipe: tuple[int, int] | None = None
         self._before = -1
+        self._since, self._child_ended, self._checking = 0.0, 0.0, False
 
     def __enter__(self) -> Watchdog:
         if threading.current_thread() is threading.main_thread():  # Python allows no other one to look at signals
             _forked_without_the_pipe()
-            self._heeded, self._first = False, 0.0
+            self._heeded, self._first, self._since = False, 0.0, time.monotonic()
             self._pipe = reader, writer = os.pipe()
             os.set_blocking(writer, False)
             self._before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -74,7 +74,10 @@ class Watchdog:
         while number := os.read(reader, 1)[0]:
             now = time.monotonic()
             if number == CHILD:
-                _later(WORKER, self._unnoticed)
+                self._child_ended = now
+                if not self._checking:
+                    self._checking = True
+                    _later(WORKER, self._check_workers)
             if number not in ASKING:
                 continue
             if not self._first:
@@ -88,15 +91,16 @@ class Watchdog:
         if not self._heeded:
             end_at_once(number, f"asked to stop {self.patience:.0f} seconds ago, and still in the same call")
 
-    def _unnoticed(self) -> None:
-        """End the program where a process that loads data has died and nothing was done about it."""
-        if self._heeded:
+    def _check_workers(self) -> None:
+        """Ask whether a process that loads data has died, and nothing was done about it, some time after the last has ended."""
+        rest = self._child_ended + WORKER - time.monotonic()
+        if rest > 0 and not self._heeded:
+            _later(rest, self._check_workers)
             return
-        try:
-            torch._C._error_if_any_worker_fails()
-        except RuntimeError as error:
+        self._checking = False
+        if (killed := killed_worker(self._since)) and not self._heeded:
             with suppress(OSError):
-                os.write(2, f"qat_lightning: {explained(error)}\n".encode())
+                os.write(2, f"qat_lightning: {explained(RuntimeError(killed))}\n".encode())
             os._exit(1)
 
 

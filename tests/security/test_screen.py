@@ -65,7 +65,7 @@ def stopped(name: str) -> None:
 
 
 def a_run() -> Run:
-    return Run({}, Path(), None, console())  # type: ignore[arg-type]
+    return Run({}, Path(), None, console(), {})  # type: ignore[arg-type]
 
 
 def summary(name: str) -> None:
