@@ -51,11 +51,14 @@ class Run:
     folder: Path
     data: TaskData
     console: Console
-    scoring: Plain
+    scoring: Plain = field(default_factory=dict)  # for reading data and scoring models; empty: as `config`
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     cache: TeacherCache | None = None
     content: str = ""
+
+    def __post_init__(self) -> None:
+        self.scoring = self.scoring or self.config
 
     def plan(self) -> None:
         """The stages with their settings, none begun.
