@@ -308,7 +308,7 @@ GOOD = "sentence,label\na cat,1\na dog,0\n"
         ("train.csv", b"sentence,label\n", r"the train split of .* is empty"),
         ("train.csv", b"sentence,label\na cat,1,2\n", r"train\.csv' cannot be read \(.*Expected 2 columns, got 3"),
         ("train.csv", b"sentence,label\na cat,2\n", r"row 0 of the train split has label 2, outside 0…1"),
-        ("train.csv", b"sentence,label\na cat,-1\n", r"row 0 of the train split has label -1, outside 0…1"),
+        ("train.csv", b"sentence,label\na cat,-1\n", r"no row of the train split has a label \(-1: 1\)"),
         ("train.jsonl", b'{"sentence": "a cat", "label": 1\n', r"train\.jsonl' cannot be read"),
         ("train.jsonl", b"", r"the train split of .* is empty"),
         ("train.jsonl", b"[" * 100_000, r"train\.jsonl' cannot be read"),
