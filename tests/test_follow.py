@@ -126,6 +126,10 @@ def test_folders_of_images_take_the_numbers_of_the_models_classes(vit):
         ({"do_normalize": False, "do_rescale": False}, 102.0),
         ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 102 / 127.5 - 1),
         ({"do_normalize": False, "rescale_factor": 1 / 51}, 2.0),
+        (
+            {"image_mean": [0.2], "image_std": [0.1], "do_rescale": None, "do_normalize": None, "rescale_factor": None},
+            2.0,
+        ),
     ],
 )
 def test_pixels_are_scaled_as_the_models_processor_scales_them(vit, tmp_path, given, expected):
@@ -139,6 +143,15 @@ def test_pixels_are_scaled_as_the_models_processor_scales_them(vit, tmp_path, gi
     assert torch.allclose(exported, pixels, atol=1e-4)
 
 
+def test_a_processor_within_another_files_comes_first(vit, tmp_path):
+    """As transformers writes the image processor of a processor with several parts."""
+    processor(tmp_path, {"image_mean": [0.5], "image_std": [0.5]})
+    nested = {"image_processor": {"image_mean": [0.2], "image_std": [0.1]}}
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps(nested))
+    _, data = loaded(*vit)
+    assert data.example_batch(1)["pixel_values"][0, 0, 0, 0].item() == pytest.approx(2.0, abs=1e-5)
+
+
 def test_a_given_mean_that_is_not_the_models_is_said(vit, tmp_path):
     processor(tmp_path, {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]})
     _, data = loaded(*vit, "data.mean=[0.5]")
@@ -149,10 +162,10 @@ def test_a_given_mean_that_is_not_the_models_is_said(vit, tmp_path):
 @pytest.mark.parametrize(
     "given",
     ["{", "[]", {"image_mean": ["a"], "image_std": [1]}, {"image_mean": [0.5], "image_std": [0.0]},
-     {"do_normalize": False, "rescale_factor": 0}],
+     {"do_normalize": False, "rescale_factor": 0}, {"image_mean": [123.7, 116.3, 103.5], "image_std": [58.4, 57.1, 57.4]}],
 )  # fmt: skip
 def test_a_damaged_processor_is_named(vit, tmp_path, given):
     processor(tmp_path, given)
-    with pytest.raises(ConfigError, match=r"preprocessor_config\.json of model\.path=.* cannot be used") as error:
+    with pytest.raises(ConfigError, match=r"preprocessor_config\.json .*cannot be (used|read as JSON)") as error:
         loaded(*vit)
     assert "\n" not in str(error.value)

@@ -16,7 +16,8 @@ from qat_lightning.config import ConfigError, Plain
 from qat_lightning.data import ImageData, TaskData, TextData
 from qat_lightning.training.compatible import names_of
 
-STATISTICS = "preprocessor_config.json"
+PROCESSOR, STATISTICS = "processor_config.json", "preprocessor_config.json"
+"""Files of an image processor; the first is read first, as transformers does, and holds it as `image_processor`."""
 
 
 def follow_model(model: Plain, data: TaskData) -> None:
@@ -50,29 +51,38 @@ def _check_names(architecture: PretrainedConfig, path: str) -> None:
 def _statistics(model: Plain, channels: int) -> tuple[list[float], list[float]] | None:
     """Mean and deviation of pixels in [0, 1], as the model's image processor has them; None without such a file."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    place = cached_file(model["path"], STATISTICS, revision=model.get("revision"), **quiet)
-    if place is None:
-        return None
-    try:
-        given = json.loads(Path(place).read_text(encoding="utf-8"))
-        return _scaled(given, channels)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f"{STATISTICS} of model.path={model['path']!r} cannot be used ({' '.join(str(error).split())}): repair it"
-        ) from error
+    for name in (PROCESSOR, STATISTICS):
+        place = cached_file(model["path"], name, revision=model.get("revision"), **quiet)
+        if place is None:
+            continue
+        try:
+            given = json.loads(Path(place).read_text(encoding="utf-8"))
+            given = given.get("image_processor") if name == PROCESSOR else given
+            if given is not None:
+                return _scaled({key: value for key, value in given.items() if value is not None}, channels)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{name} of model.path={model['path']!r} cannot be used ({' '.join(str(error).split())}): repair it"
+            ) from error
+    return None
 
 
 def _scaled(given: Mapping[str, Any], channels: int) -> tuple[list[float], list[float]] | None:
     """Its mean and deviation are of pixels times `rescale_factor`, ours of pixels / 255."""
     if not given.get("do_normalize", "image_mean" in given):
         mean, std = [0.0], [1.0]
-    elif given.get("image_mean") is None or given.get("image_std") is None:
+    elif not {"image_mean", "image_std"} <= given.keys():
         return None
     else:
         mean, std = (_numbers(given[name], name) for name in ("image_mean", "image_std"))
     factor = float(given.get("rescale_factor", 1 / 255)) if given.get("do_rescale", True) else 1.0
     if not (math.isfinite(factor) and factor > 0 and min(std) > 0):
         raise ValueError(f"rescale_factor={factor} and image_std={std} must be above 0")
+    if max(mean) > 255 * factor:
+        raise ValueError(
+            f"image_mean={mean} is above {255 * factor:g}, the largest pixel after rescale_factor={factor:g}: do_rescale=false"
+            " would leave pixels in 0…255"
+        )
     if {len(mean), len(std)} - {1, channels}:
         return None  # of other channels: the model refuses such images
     return [value / (255 * factor) for value in mean], [value / (255 * factor) for value in std]
