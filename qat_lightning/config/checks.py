@@ -18,7 +18,8 @@ _DATA_TYPES: Mapping[str, Any] = {
     "train_limit": int | None, "validation_limit": int | None, "metric": str, "seed": int, "rows": int, "length": int,
     "size": int, "channels": int, "image_column": str, "stride": int, "n_best": int, "max_question_length": int,
     "max_answer_length": int, "group_by_length": bool, "reshuffle": bool,
-    "label_names": list[str] | None, "unlabelled": list[str | int], "mean": list[float] | None, "std": list[float] | None,
+    "label_names": list[str | int | bool] | None, "unlabelled": list[str | int], "mean": list[float] | None,
+    "std": list[float] | None,
 }  # fmt: skip
 """The data modules' classes import Lightning, which takes seconds; these types are known without."""
 

@@ -46,8 +46,9 @@ class LabelColumn:
 
 
 def plain(name: str) -> str:
-    """A name without regard to case, spaces and hyphens."""
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+    """A name without regard to case, spaces and hyphens; a whole number without decimal places."""
+    bare = re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", name.strip().casefold())
+    return re.sub(r"[\s_-]+", "_", bare)
 
 
 def numbering(names: Sequence[str]) -> Callable[[str], int | None]:
@@ -110,18 +111,21 @@ def _by_number(words: Sequence[str], num_labels: int) -> list[str] | None:
 
 
 def whole(word: str) -> int | None:
-    """The whole number that a word is, also as transformers names a class without a name: LABEL_7."""
-    found = re.fullmatch(r"(?:LABEL_)?([+-]?[0-9]{1,18})", word)
+    """The whole number that a word is, also as 7.0, or as transformers names a class without a name: LABEL_7."""
+    found = re.fullmatch(r"(?:LABEL_)?([+-]?[0-9]{1,18})(?:\.0+)?", word)
     return int(found[1]) if found else None
 
 
 def _wrong_count(names: Sequence[str], column: LabelColumn) -> str:
     if len(names) == 1:
         return one_class(repr(names[0]), column)
-    return (
-        f"data.num_labels={column.num_labels}, but column {column.name!r} has {len(names)} classes ({listed(names)}): give"
-        f" data.num_labels={len(names)}, or another data.label_column"
-    )
+    has = f"data.num_labels={column.num_labels}, but column {column.name!r} has {len(names)} classes ({listed(names)})"
+    alike = {plain(name): name for name in names}
+    if len(alike) == column.num_labels:
+        order = listed([*alike.values()])
+        return f"{has}, some of which differ in case or spacing alone: give data.label_names=[…], each once ({order})"
+    absent = ", or data.unlabelled=[…] with those that stand for no label" if len(names) > column.num_labels else ""
+    return f"{has}: give data.num_labels={len(names)}, or another data.label_column{absent}"
 
 
 def one_class(name: str, column: LabelColumn) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow
 from datasets import Dataset, load_dataset, packaged_modules
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import types
 
 from qat_lightning.data.formats import SUFFIXES, Column, Content, read_file, suffix_of
 from qat_lightning.hub import require_hub
@@ -72,12 +73,30 @@ def _read_files(files: Sequence[Path], path: str, split: str, columns: Sequence[
         for column in columns if content.names else ():
             _check_column(column, content.names, path, split)
     try:
-        return Dataset(pyarrow.concat_tables([content.table for content in contents], promote_options="permissive"))
+        return Dataset(_concatenated([content.table for content in contents]))
     except DAMAGED as error:
         raise ValueError(
             f"the files of the {split} split of data.path={path!r} do not go together ({_line(error)}): give their columns"
             " the same types"
         ) from error
+
+
+def _concatenated(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
+    """Return the rows of all files.
+
+    A column that is text in some and numbers in others is text, as it would be in one csv file; not where a parquet file
+    says more of its types, such as the names of classes.
+    """
+    texts = {field.name for table in tables for field in table.schema if types.is_string(field.type)}
+
+    def as_text(field: pyarrow.Field) -> pyarrow.Field:
+        number = types.is_integer(field.type) or types.is_floating(field.type)
+        return field.with_type(pyarrow.string()) if number and field.name in texts else field
+
+    alike = [
+        table if table.schema.metadata else table.cast(pyarrow.schema(map(as_text, table.schema))) for table in tables
+    ]
+    return pyarrow.concat_tables(alike, promote_options="permissive")
 
 
 def _read_file(file: Path, columns: Sequence[Column]) -> Content:

@@ -55,7 +55,8 @@ def read_file(file: Path, columns: Sequence[Column]) -> Content:
         case ".parquet":
             return _read_parquet(file, wanted)
         case ".csv":
-            return _read_csv(_bytes(file), wanted, ",", '"')
+            data = _bytes(file)
+            return _read_csv(data, wanted, _delimiter(data), '"')
         case ".tsv":
             data = _bytes(file)
             return _read_csv(data, wanted, "\t", '"' if encloses_cells(data) else False)
@@ -88,6 +89,12 @@ def _read_csv(data: bytes, wanted: dict[str, bool], delimiter: str, quote: str |
     return Content(table.column_names, pyarrow.table(read))
 
 
+def _delimiter(data: bytes) -> str:
+    """Return what separates the cells of a csv file: a comma, or where its first line has none, a semicolon or a tab."""
+    header = data.split(b"\n", 1)[0]
+    return next((sign for sign in ",;\t" if sign.encode() in header), ",")
+
+
 def _numbers(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
     """Return a column of texts as numbers, an empty text as a missing one, if all of them are numbers."""
     trimmed = compute.utf8_trim_whitespace(column)
@@ -109,6 +116,10 @@ def _read_json(data: bytes, wanted: dict[str, bool]) -> Content:
 
 
 def _array(name: str, values: list[Any]) -> pyarrow.Array:
+    """Where texts and numbers are mixed, the numbers become text."""
+    kinds = {type(value) for value in values if value is not None}
+    if str in kinds and kinds <= {str, int, float, bool}:
+        values = [None if value is None or value != value else str(value) for value in values]
     try:
         return pyarrow.array(values)
     except (pyarrow.ArrowException, OverflowError) as error:

@@ -59,7 +59,7 @@ class ImageData(TaskData):
         name: str | None = None,
         image_column: str = "image",
         label_column: str = "label",
-        label_names: Sequence[str] | None = None,
+        label_names: Sequence[str | int | bool] | None = None,
         unlabelled: Sequence[str | int] = UNLABELLED,
         train_split: str = "train",
         validation_split: str = "validation",
@@ -77,7 +77,8 @@ class ImageData(TaskData):
             raise ValueError(f"data.channels={channels} must be 3 for RGB, or 1 for grey")
         self.path, self.name, self.task = path, name, Path(path).name
         self.image_column, self.label_column = image_column, label_column
-        self.labels = LabelColumn(label_column, self.num_labels, label_names, unlabelled=unlabelled)
+        names = None if label_names is None else [*map(str, label_names)]  # [1,2], [true,false]
+        self.labels = LabelColumn(label_column, self.num_labels, names, unlabelled=unlabelled)
         self.splits = {"train": train_split, "validation": validation_split}
         self.size, self.channels = size, channels
         self.statistics = {"mean": mean, "std": std}

@@ -85,11 +85,11 @@ def _numbers(
             if number is None and column.names is not None and (itself := whole(word)) in range(column.num_labels):
                 known[word] = number = itself  # data.label_names only names plain numbers
             if number is None:
-                raise ValueError(_unknown(word, f"row {row} of the {name} split", names, column.num_labels))
+                raise ValueError(_unknown(word, f"row {row} of the {name} split", names, column.num_labels, words))
     return [known[word] for word in words]
 
 
-def _unknown(word: str, row: str, names: Sequence[str] | None, num_labels: int) -> str:
+def _unknown(word: str, row: str, names: Sequence[str] | None, num_labels: int, words: Sequence[str | None]) -> str:
     if names:
         return (
             f"{row} has label {word!r}, which the train split does not have ({listed(names)}): give"
@@ -97,6 +97,12 @@ def _unknown(word: str, row: str, names: Sequence[str] | None, num_labels: int) 
         )
     if _float(word) is None:
         return f"{row} has label {word!r}, while labels of the train split are whole numbers: give data.path files that agree"
+    found = sorted({word for word in words if word is not None}, key=lambda word: (whole(word) or 0, word))
+    if len(found) == num_labels:
+        return (
+            f"{row} has label {word}, outside 0…{num_labels - 1}: classes are numbered from 0, so give"
+            f" data.label_names=[{','.join(found)}] for these"
+        )
     return (
         f"{row} has label {word}, outside 0…{num_labels - 1}: set data.num_labels to the number of classes, 1 for a"
         " regression"

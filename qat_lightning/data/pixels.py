@@ -20,6 +20,9 @@ from qat_lightning.data.formats import Column
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
+HIDDEN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
+"""Folders that macOS's archives, network drives and Windows put beside a user's, with images of their own or deleted ones."""
+
 
 class EncodedImages(Sequence[Row]):
     """One split's labelled rows: "image", the bytes of an image file (L,) uint8, "labels", and their place ("row", "held_out").
@@ -138,8 +141,8 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Return whether a program has put a file or folder there for itself: .ipynb_checkpoints, or ._0.png and __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Return whether a program has put a file or folder there for itself: .ipynb_checkpoints, ._0.png, or one of `HIDDEN`."""
+    return name.startswith(".") or name in HIDDEN
 
 
 def _bytes(value: Any) -> bytes:

@@ -52,7 +52,7 @@ class TextData(TaskData):
         tokenizer_revision: str | None = None,
         name: str | None = None,
         label_column: str = "label",
-        label_names: Sequence[str] | None = None,
+        label_names: Sequence[str | int | bool] | None = None,
         unlabelled: Sequence[str | int] = UNLABELLED,
         train_split: str = "train",
         validation_split: str = "validation",
@@ -69,7 +69,8 @@ class TextData(TaskData):
             )
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.text_columns, self.label_column = list(text_columns), label_column
-        self.labels = LabelColumn(label_column, self.num_labels, label_names, unlabelled=unlabelled)
+        names = None if label_names is None else [*map(str, label_names)]  # [1,2], [true,false]
+        self.labels = LabelColumn(label_column, self.num_labels, names, unlabelled=unlabelled)
         self.splits = {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
         self.tokenizer_revision = tokenizer_revision

@@ -26,8 +26,8 @@ def read_tokenizer(
         revision: branch, tag or commit on the hub; None for its default.
 
     Raises:
-        ValueError: in words: no path, no tokenizer there, one that code of its own would make, no padding token, or fewer
-            positions than `max_length`.
+        ValueError: in words: no path, no tokenizer there, one without a vocabulary, one that code of its own would make, no
+            padding token, or fewer positions than `max_length`.
     """
     if path is None:  # model.path=null, as a model of random weights has it
         raise ValueError("there is no tokenizer to read texts with: give model.path=FOLDER or data.tokenizer=FOLDER")
@@ -40,6 +40,13 @@ def read_tokenizer(
             f"no tokenizer in {path!r}: give model.path or data.tokenizer a folder that holds one"
             f" ({' '.join(str(error).split())})"
         ) from error
+    if set(tokenizer.get_vocab()) <= set(
+        tokenizer.all_special_tokens
+    ):  # made of a config.json alone: each word is unknown
+        raise ValueError(
+            f"no tokenizer in {path!r}, which has no file with a vocabulary: save the tokenizer in the same folder as the model,"
+            " or give data.tokenizer=FOLDER"
+        )
     if must_pad and tokenizer.pad_token is None:
         raise ValueError(
             f"the tokenizer in {path!r} has no padding token: name one in its tokenizer_config.json,"

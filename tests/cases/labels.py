@@ -28,6 +28,8 @@ from tests.cases.reading import TEXT, rows, tokenized
 from tests.cases.teachers import accuracy, taught
 
 LETTERS = ["<|endoftext|>", "<pad>", *string.ascii_lowercase, *string.digits, " "]
+TWELVE = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=12")
+NAMED = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=2", "data.label_names=[1,2]")
 THREE = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=3")
 RUN = ("intervention=none", "schedule=none", "losses=logits", "data.num_labels=2", "data.text_columns=[sentence]")
 
@@ -115,6 +117,13 @@ def rehearsed(folder: Path) -> str:
     return "rehearsed"
 
 
+def untokenized(folder: Path) -> None:
+    """Write a model as `save_pretrained` of the model alone does."""
+    roberta(max_position_embeddings=18)(folder)
+    for file in (folder / "tokenizer").glob("tokenizer*"):
+        file.unlink()
+
+
 def vit(folder: Path) -> None:
     """Write images, and a ViT whose processor scales by a mean and a deviation of its own."""
     write_images(
@@ -143,6 +152,18 @@ LABELS = {
     "c07 a dash for no label": Case(rows("jsonl", texts("b", "-", "a", "c", "a")), labels(THREE), [1, 0, 2, 0]),
     "c07b minus one for no label": Case(numbers(0, -1, 2, 1), labels(THREE), [0, 2, 1]),
     "c08 digits as text": Case(digits_as_text, accuracy("model=bert_base"), 1.0),
+    "c08 floats as text": Case(
+        rows("jsonl", texts(*(f"{number}.0" for number in range(12)))), labels(TWELVE), [*range(12)]
+    ),
+    "c08 classes from 1": Case(
+        rows("csv", "sentence,label\na,1\nb,2\n"), TEXT, refused=r"label 2, outside 0…1: .* data\.label_names=\[1,2\]"
+    ),
+    "c08 classes from 1, named": Case(
+        rows("csv", "sentence,label\na,1\nb,2\n"), labels(NAMED), [0, 1]
+    ),
+    "c14 a model without its tokenizer": Case(
+        untokenized, rehearsed, refused=r"no tokenizer in '.*', which has no file with a vocabulary: .* data\.tokenizer=FOLDER"
+    ),
     "c14 a text without tokens": Case(letters("right", "a film", "", "a", "no"), decoder, [[0.0, 0.0]] * 4),
     "c22 a class that validation lacks": Case(
         lambda folder: write_images(

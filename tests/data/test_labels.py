@@ -28,6 +28,8 @@ def read(train, validation=None, names=None, num_labels=2, wanted=None, **column
         (TWELVE, {"num_labels": 12}, [*range(12)], TWELVE),
         (["1", "2", "10"], {"num_labels": 3}, [0, 1, 2], ["1", "2", "10"]),
         (["0", "2"], {"num_labels": 3}, [0, 2], ["0", "1", "2"]),
+        (["0.0", "10.0", "2.0"], {"num_labels": 11}, [0, 10, 2], None),
+        (["1.0", "2.0"], {"model_names": ["2", "1"]}, [1, 0], ["2", "1"]),
         (["LABEL_0", "LABEL_10", "LABEL_2"], {"num_labels": 11}, [0, 10, 2], None),
         (["-5", "10", "2"], {"num_labels": 3}, [0, 2, 1], ["-5", "2", "10"]),
         ([0.0, 1.0], {}, [0, 1], None),
@@ -65,6 +67,7 @@ def test_classes_get_the_right_numbers(labels, changed, numbers, names):
     [
         (["0", "1", "-"], [1, 0], [1, 0]),  # the column of a csv file is read as text where a word is in it
         ([1, 0], ["0", "1"], [0, 1]),
+        ([0, 1], ["1.0", "0"], [1, 0]),
         (["No", "Yes"], ["yes", "NO", " Yes"], [1, 0, 1]),
     ],
 )
@@ -117,6 +120,10 @@ def test_what_is_said():
         (["a", "b", "-"], {"num_labels": 3}, r"data.num_labels=3, .* 2 classes \(a, b\): give data.num_labels=2.*label '-'"),
         ([-1, -1], {}, r"no row of the train split has a label \(-1: 2\): .*data.train_split=…"),
         ([None, None], {}, r"no row of the train split has a label \(None: 2\)"),
+        ([1, 2], {}, r"row 1 .* label 2, outside 0…1: classes are numbered from 0, so give data.label_names=\[1,2\]"),
+        ([0, 1, 2], {}, r"row 2 .* label 2, outside 0…1: set data.num_labels"),
+        (["Yes", "no", "yes"], {}, r"3 classes .* differ in case .* give data.label_names=\[…\], each once \(yes, no\)"),
+        (["0", "1", "NA"], {}, r"3 classes \(0, 1, NA\): .* or data.unlabelled=\[…\] with those that stand for no label"),
         (["a", "b"], {"wanted": ["a", "c"]}, r"has label 'b', which data.label_names=\['a', 'c'\] lacks"),
         (["a", "b"], {"wanted": ["a", "b", "c"]}, r"has 3 names for data.num_labels=2"),
         (["a", "b"], {"wanted": ["a", "a"]}, r"names a class twice"),

@@ -178,7 +178,7 @@ def test_a_column_of_numbers_is_not_text(text, write):
             {"num_labels": 1},
             r"row 1 of the train split has label inf, which is no number",
         ),
-        ("sentence,label\na,1\nb,2\n", {}, r"row 1 .*label 2, outside 0…1: set data\.num_labels"),
+        ("sentence,label\na,0\nb,1\nc,2\n", {}, r"row 2 .*label 2, outside 0…1: set data\.num_labels"),
         ("sentence,label\na,1\nb,-1\n", {"unlabelled": []}, r"row 1 .*label -1, outside 0…1"),
         ("sentence,label\na,1\nb,0.5\n", {}, r"row 1 .*label 0\.5, outside 0…1"),
         (
