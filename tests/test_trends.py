@@ -23,6 +23,7 @@ from tests.training.runs import CONF, compose, initialize_config_dir
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_shared]
 COMMON = (
     "model=minilm_l6", f"model.path={MODEL}", "stages.teacher.lr=1e-4", "trainer.enable_progress_bar=false", "threads=2",
+    "export.packed=false", "export.onnx=false",
 )  # fmt: skip
 COLA = (
     *GLUE["cola"], "data.validation_limit=200", "data.batch_size=16", "data.max_length=32", "stages.teacher.max_epochs=1",
@@ -34,6 +35,7 @@ COLA = (
 def after(first: Path, folder: Path) -> Path:
     """A run folder with the teacher that the first run has trained."""
     (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(first / "config.yaml", folder)
     for suffix in ("safetensors", "json"):
         shutil.copy(first / "checkpoints" / f"teacher.{suffix}", folder / "checkpoints")
     return folder
