@@ -104,8 +104,8 @@ def _unknown(word: str, row: str, names: Sequence[str] | None, num_labels: int, 
             f" data.label_names=[{','.join(found)}] for these"
         )
     return (
-        f"{row} has label {word}, outside 0…{num_labels - 1}: set data.num_labels to the number of classes, 1 for a"
-        " regression"
+        f"{row} has label {word}, outside 0…{num_labels - 1}: set data.num_labels to the number of classes,"
+        " or choose data=text_regression for scores"
     )
 
 

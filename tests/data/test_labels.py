@@ -121,7 +121,7 @@ def test_what_is_said():
         ([-1, -1], {}, r"no row of the train split has a label \(-1: 2\): .*data.train_split=…"),
         ([None, None], {}, r"no row of the train split has a label \(None: 2\)"),
         ([1, 2], {}, r"row 1 .* label 2, outside 0…1: classes are numbered from 0, so give data.label_names=\[1,2\]"),
-        ([0, 1, 2], {}, r"row 2 .* label 2, outside 0…1: set data.num_labels"),
+        ([0, 1, 2], {}, r"row 2 .* label 2, outside 0…1: set data.num_labels .* data=text_regression"),
         (["Yes", "no", "yes"], {}, r"3 classes .* differ in case .* give data.label_names=\[…\], each once \(yes, no\)"),
         (["0", "1", "NA"], {}, r"3 classes \(0, 1, NA\): .* or data.unlabelled=\[…\] with those that stand for no label"),
         (["a", "b"], {"wanted": ["a", "c"]}, r"has label 'b', which data.label_names=\['a', 'c'\] lacks"),
