@@ -7,6 +7,8 @@ import faulthandler
 import multiprocessing
 import os
 import re
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,10 +147,25 @@ def end_in_time() -> None:
 
     They have nothing to save; one that waits for what another held when it was killed ends by no other signal.
     """
-    for process in multiprocessing.active_children():
-        process.kill()
-        process.join(1.0)
     atexit.register(faulthandler.dump_traceback_later, EXIT, exit=True, file=NOWHERE)
+    with _deaths_unheard():
+        for process in (ended := multiprocessing.active_children()):
+            process.kill()
+        for process in ended:
+            process.join(1.0)
+
+
+@contextmanager
+def _deaths_unheard() -> Iterator[None]:
+    """Without torch's handler, which raises for each loading process that is killed."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other one to set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _goes_on() -> str:
