@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -14,16 +15,33 @@ _STARTED: WeakSet[LoadingProcess] = WeakSet()
 
 _LOCK = threading.Lock()
 
+WATCH = 5.0
+"""Seconds between two looks at the process that needs the data."""
+
 
 class LoadingProcess(ForkProcess):
-    """A process that loads data."""
+    """A process that loads data; it ends some seconds after the one that started it, however that ended.
+
+    (torch's own worker asks for its parent first when it has begun: one whose parent was killed until then never ends.)
+    """
 
     def start(self) -> None:
         """Start it, and keep it in mind."""
-        self.began = time.monotonic()
+        self.began, self.starter = time.monotonic(), os.getpid()
         with _LOCK:
             _STARTED.add(self)
         super().start()
+
+    def run(self) -> None:
+        """Load data, and watch the process that needs them."""
+        threading.Thread(target=_end_with, args=(self.starter,), daemon=True).start()
+        super().run()
+
+
+def _end_with(starter: int) -> None:
+    while os.getppid() == starter:
+        time.sleep(WATCH)
+    os._exit(1)
 
 
 class LoadingContext(ForkContext):

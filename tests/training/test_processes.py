@@ -18,6 +18,7 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 
 from qat_lightning.config import ConfigError
+from qat_lightning.data import workers
 from qat_lightning.data.workers import loading_context
 from qat_lightning.mistakes import mistakes_in_words
 from qat_lightning.run.rank import first_process, know_the_rank
@@ -344,6 +345,24 @@ def test_the_death_of_a_loading_process_ends_a_process_that_does_not_notice_it(m
     assert ("a process that loads data has died" in capfd.readouterr().err) is (code == 1)
 
 
+def test_a_loading_process_ends_after_the_one_that_started_it_was_killed(monkeypatch):
+    monkeypatch.setattr(workers, "WATCH", 0.1)
+    out, into = os.pipe()
+
+    def killed():
+        loading = loading_context(1).Process(target=stubborn, daemon=True)
+        loading.start()
+        os.write(into, str(loading.pid).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(killed, 15) == -signal.SIGKILL
+    loading = int(os.read(out, 20))
+    end = time.monotonic() + 10
+    while processes._is_there(loading):
+        assert time.monotonic() < end, "it is an orphan"
+        time.sleep(0.05)
+
+
 def stubborn() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
@@ -356,14 +375,14 @@ def test_no_loading_process_is_left_to_wait_for_after_a_message(capsys):
         raise RuntimeError("DataLoader worker (pid 6) is killed by signal: Killed. ")
 
     before = signal.signal(signal.SIGCHLD, raising)  # as torch does
-    workers = [multiprocessing.get_context("fork").Process(target=stubborn, daemon=True) for _ in range(3)]
-    for worker in workers:
+    started = [multiprocessing.get_context("fork").Process(target=stubborn, daemon=True) for _ in range(3)]
+    for worker in started:
         worker.start()
     with pytest.raises(SystemExit) as ended, mistakes_in_words():
         raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
     assert signal.signal(signal.SIGCHLD, before) is raising, "the next job of a sweep has it again"
     assert ended.value.code == 1
-    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 3
+    assert [worker.exitcode for worker in started] == [-signal.SIGKILL] * 3
     assert "a process that loads data has died" in capsys.readouterr().err
 
 
