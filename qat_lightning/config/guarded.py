@@ -6,7 +6,7 @@ Hydra acts on them before it calls anything of this package: callbacks and the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 from qat_lightning.config.schema import CONF, ConfigError
 
 FREE = (
-    "run.dir", "sweep.dir", "sweep.subdir", "sweeper.params", "sweeper.direction", "sweeper.n_trials",
+    "run.dir", "sweep.dir", "sweep.subdir", "sweeper.direction", "sweeper.n_trials",
     "sweeper.max_batch_size", "mode", "verbose", "help", "hydra_help", "searchpath",
     "runtime", "overrides", "job.config_name", "job.override_dirname",
 )  # fmt: skip
 """Below `hydra`: what a configuration may say, and (last line) what Hydra itself records."""
+
+SWEPT = "sweeper.params"
+"""What each job of a sweep is given, as if it were typed; free as far as it is nothing of `hydra`."""
 
 
 @contextmanager
@@ -106,11 +109,20 @@ def _compare(node: Any, trusted: list[Any], key: str) -> None:
     """Every value below `hydra` that is not free is as one of the trusted compositions has it."""
     if key in FREE or any(node == other for other in trusted):
         return
+    if key == SWEPT and isinstance(node, dict):
+        _check_swept(node)
+        return
     if not isinstance(node, dict) or not any(isinstance(other, dict) for other in trusted):
         raise _refused(key)
     for name, child in node.items():
         below = f"{key}.{name}" if key else str(name)
         _compare(child, [other[name] for other in trusted if isinstance(other, dict) and name in other], below)
+
+
+def _check_swept(words: Iterable[str]) -> None:
+    for word in words:
+        if _key(f"{word}=0").startswith(("hydra.", "hydra/")):
+            raise _refused(f"{SWEPT}.{word}")
 
 
 def _refused(key: str) -> ConfigError:

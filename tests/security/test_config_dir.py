@@ -36,6 +36,19 @@ REACHING = {
         "mode: MULTIRUN\n  sweeper: {params: {seed: '1,2'}}\n  callbacks: {x: {_target_: os.system}}",
         "callbacks",
     ),
+    "the environment of a sweep's jobs": (
+        "mode: MULTIRUN\n  sweeper: {params: {+hydra.job.env_set.QAT_CANARY: x}}",
+        "sweeper.params.+hydra.job.env_set",
+    ),
+    "the logging of a sweep's jobs": (
+        r"sweeper: {params: {hydra.job_logging: '{version:1,handlers:{x:{\(\):os.system,command:canary}}}'}}",
+        "sweeper.params.hydra.job_logging",
+    ),
+    "a group of a sweep's jobs": ("sweeper: {params: {hydra/launcher: evil}}", "sweeper.params.hydra/launcher"),
+    "the search path of a sweep's jobs": (
+        "mode: MULTIRUN\n  sweeper: {params: {hydra.searchpath: '[pkg://evil]'}}",
+        "sweeper.params.hydra.searchpath",
+    ),
     "a command line": ("mode: MULTIRUN\n  overrides: {hydra: ['hydra.job.env_set.PATH=x']}", "overrides"),
     "another command line": ("overrides: {task: ['seed=2']}", "overrides"),
     "more files": ("output_subdir: /tmp", "output_subdir"),
