@@ -19,8 +19,13 @@ LARGEST_JSON = 8 * 2**20
 DEEPEST = 50
 """Lists and dictionaries within each other; a run's configuration has 6."""
 
+LONGEST_NUMBER = 1_000
+"""Characters of a YAML number; one in base 60 (`1:0:0`) takes time that grows with the square of them."""
+
 PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
 """The tags of plain values; the tag of a merge key (`<<`), which multiplies what it merges, is not one of them."""
+
+TEXT = "tag:yaml.org,2002:str"
 
 
 class DocumentError(ValueError):
@@ -58,7 +63,7 @@ def read_yaml_text(path: Path) -> str:
         text = read_bytes(path, LARGEST_YAML).decode()
         _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
         yaml.safe_load(text)  # what a value of a plain tag holds can still be wrong, as in `!!int x`
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, ArithmeticError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise DocumentError(f"{path} cannot be read as YAML: {_line(error)}") from error
     return text
 
@@ -69,12 +74,17 @@ def read_bytes(path: Path, largest: int) -> bytes:
     return path.read_bytes()
 
 
-def check_size(path: Path, largest: int) -> None:
+def check_size(path: Path, largest: int | None = None) -> None:
     """Raise DocumentError for what is not a plain file, or larger than so many bytes; it is not opened."""
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a link to itself, a folder without permission
+        raise DocumentError(f"{path} cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(found.st_mode):
         raise DocumentError(f"{path} is not a plain file")
-    if found.st_size > largest:
+    if largest is not None and found.st_size > largest:
         raise DocumentError(f"{path} has {found.st_size} bytes, more than the {largest} that are read")
 
 
@@ -104,6 +114,8 @@ def _check_nodes(root: yaml.Node | None) -> None:
             raise ValueError(f"it has more than {DEEPEST} lists and dictionaries within each other")
         if node.tag not in PLAIN:
             raise ValueError(f"line {node.start_mark.line + 1} has the tag {node.tag!r}: only plain values are read")
+        if isinstance(node, yaml.ScalarNode) and node.tag != TEXT and len(node.value) > LONGEST_NUMBER:
+            raise ValueError(f"line {node.start_mark.line + 1} has a number of {len(node.value)} characters")
         if isinstance(node, yaml.SequenceNode):
             left += [(child, depth + 1) for child in node.value]
         if isinstance(node, yaml.MappingNode):

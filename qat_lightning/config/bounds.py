@@ -39,7 +39,7 @@ class Number:
         return f"must be {least}{f', at most {self.most:g}' * beyond}, {'an integer' if self.whole else 'a number'}"
 
     def _holds(self, value: float) -> bool:
-        return math.isfinite(value) and self.least <= value <= self.most and not (self.above and value == self.least)
+        return self.least <= value <= self.most and not (self.above and value == self.least)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pyarrow import compute, csv, parquet
 
 from qat_lightning.data.quoting import encloses_cells
 from qat_lightning.data.records import read_records
+from qat_lightning.documents import check_size
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 COMPRESSED = ".gz"
@@ -50,6 +51,7 @@ def read_file(file: Path, columns: Sequence[Column]) -> Content:
     Raises:
         OSError, ValueError and others of `files.DAMAGED`: the file is not what its suffix says.
     """
+    check_size(file)  # a named pipe would be waited for
     wanted = {column.name: column.text for column in columns}
     match suffix_of(file):
         case ".parquet":

@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qat_lightning.documents import check_size, read_json
+from qat_lightning.documents import DocumentError, check_size, read_json
 
 COMMIT, HUB_ID = re.compile(r"[0-9a-f]{40}"), re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
-
 LARGEST_VOCABULARY = 128 * 2**20
-"""Bytes of tokenizer.json and vocab.json; those of a vocabulary of 262,144 have 33 MB."""
+"""Bytes of a file of a tokenizer; tokenizer.json of a vocabulary of 262,144 has 33 MB."""
+
+TEXTS = (".json", ".jinja", ".model", ".txt")
+"""What configurations and tokenizers are kept in; weights are not among them."""
 
 
 def source(path: str, revision: str | None = None, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -34,9 +36,13 @@ def source(path: str, revision: str | None = None, trust_remote_code: bool = Fal
 
 
 def _check_documents(folder: Path) -> None:
-    """Before transformers reads them: vocabularies by their size, other JSON by its size and its nesting."""
-    for file in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        if file.name in ("tokenizer.json", "vocab.json"):
-            check_size(file, LARGEST_VOCABULARY)
-        elif file.name.endswith(("config.json", "index.json", "_map.json", "added_tokens.json")):
-            read_json(file)
+    """Before transformers reads them: every text by its size, JSON of configurations by its nesting as well."""
+    places = (folder, folder / "additional_chat_templates")
+    for file in (file for place in places if place.is_dir() for file in sorted(place.iterdir())):
+        try:
+            if file.name.endswith(("config.json", "index.json", "_map.json", "added_tokens.json")):
+                read_json(file)
+            elif file.suffix in TEXTS:
+                check_size(file, LARGEST_VOCABULARY)
+        except FileNotFoundError as error:
+            raise DocumentError(f"{file} is a link to a file that is not there: copy the file itself") from error

@@ -18,7 +18,7 @@ from qat_lightning.documents import DocumentError, check_nesting
 from qat_lightning.documents import read_bytes as read_limited
 
 LARGEST_JSON = 100 * 2**20
-"""Bytes; safetensors' own limit of a header."""
+"""Bytes of every file but the weights; safetensors' own limit of a header."""
 
 KINDS = {"U8": torch.uint8, "F32": torch.float32, "F16": torch.float16, "I64": torch.int64, "BOOL": torch.bool}
 """The types of safetensors that a packed folder has."""
@@ -54,11 +54,11 @@ def sha256(data: Any) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(folder: Path, name: str) -> bytes:
+def read_bytes(folder: Path, name: str, largest: int = LARGEST_JSON) -> bytes:
     """The file of that name, which must lie in the folder itself.
 
     Raises:
-        PackedError: a name that leads out of the folder, by dots or by a link; no such file.
+        PackedError: a name that leads out of the folder, by dots or by a link; no such file; more than `largest` bytes.
     """
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
@@ -71,7 +71,7 @@ def read_bytes(folder: Path, name: str) -> bytes:
             raise PackedError(f"{folder}: {name} is a link out of the folder: copy the file itself")
         if not stat.S_ISREG(path.stat().st_mode):
             raise PackedError(f"{folder}: {name} is no file: {REMEDY}")
-        return read_limited(path, LARGEST_JSON) if path.suffix == ".json" else path.read_bytes()
+        return read_limited(path, largest)
     except DocumentError as error:
         raise PackedError(f"{error}: {REMEDY}") from error
     except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError

@@ -10,7 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
-from qat_lightning.export.files import KINDS, REMEDY, Entry, PackedError, read_bytes, read_header, read_json, sha256
+from qat_lightning.export.files import (
+    KINDS,
+    LARGEST_JSON,
+    REMEDY,
+    Entry,
+    PackedError,
+    read_bytes,
+    read_header,
+    read_json,
+    sha256,
+)
 from qat_lightning.packing import Packed, Size
 
 FORMAT = 1
@@ -75,7 +85,8 @@ def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, Entry], memoryv
             generation = read_json(data, f"{folder}: {name}")
     if CONFIG not in manifest["files"]:
         raise PackedError(f"{folder}: {MANIFEST} does not know {CONFIG}: {REMEDY}")
-    entries, body = read_header(read_bytes(folder, WEIGHTS), f"{folder}: {WEIGHTS}")
+    weights = read_bytes(folder, WEIGHTS, LARGEST_JSON + _count(manifest["tensors"]))
+    entries, body = read_header(weights, f"{folder}: {WEIGHTS}")
     _compare(folder, manifest["tensors"], entries, body)
     return config, generation, entries, body
 
@@ -92,6 +103,12 @@ def _read_manifest(folder: Path) -> Plain:
     if not all(isinstance(content.get(name), dict) for name in ("tensors", "files")):
         raise PackedError(f"{folder}: {MANIFEST} lists no tensors and files: {REMEDY}")
     return manifest
+
+
+def _count(told: Plain) -> int:
+    """The bytes of the tensors as the manifest lists them; what it says is compared with the file later."""
+    counts = [entry.get("bytes") for entry in told.values() if isinstance(entry, dict)]
+    return sum(count for count in counts if type(count) is int and count > 0)
 
 
 def _compare(folder: Path, told: Plain, entries: Mapping[str, Entry], body: memoryview) -> None:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qat_lightning.documents import DocumentError, check_size
 from qat_lightning.files import atomic_write
 
 
@@ -44,9 +45,10 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> list[Tensor]
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedError: a bit has changed, or the end is missing.
+        DamagedError: a bit has changed, the end is missing, or it is no plain file.
     """
     try:
+        check_size(path)  # a named pipe would be waited for
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             flat = {str(number): file.get_tensor(str(number)) for number in range(len(file.keys()))}
@@ -54,7 +56,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> list[Tensor]
             raise DamagedError(f"{path} is damaged: its SHA-256 is another than when it was written")
         layouts = json.loads(facts["layout"])
         return [_laid(flat[str(number)], layout, device) for number, layout in enumerate(layouts)]
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (DocumentError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
 
 

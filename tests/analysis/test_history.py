@@ -71,8 +71,16 @@ def test_series_leaves_out_what_is_not_finite() -> None:
         ("step,train/loss\n0,1\n\0\0\0\n2,3\n", [1, 3]),
         ('step,train/loss\n0,1\n"' + "x" * 400_000, [1]),
         ("step,train/loss\n0,1\nnan,5\ninf,6\n", [1]),
+        ("step,train/loss\n0,1\n1e308,5\n1,1e308\n2,-1e308\n", [1]),
     ],
-    ids=["zeros", "zeros at the end", "zeros within", "an endless cell", "steps that are not finite"],
+    ids=[
+        "zeros",
+        "zeros at the end",
+        "zeros within",
+        "an endless cell",
+        "steps that are not finite",
+        "too large to draw",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*metrics.csv is damaged")
 def test_a_damaged_log_gives_what_is_left(tmp_path: Path, damaged: str, left: list[float]) -> None:
@@ -86,3 +94,12 @@ def test_a_damaged_log_is_said(tmp_path: Path) -> None:
     write(tmp_path, "train", "step,train/loss\n0,1\n\0\0\0")
     with pytest.warns(UserWarning, match=r"metrics\.csv is damaged: the curves"):
         read_history(tmp_path, {"train": 1})
+
+
+def test_a_log_without_an_end_is_said_and_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "train", "step,train/loss\n0,1\n")
+    with (tmp_path / "logs" / "train" / "metrics.csv").open("r+b") as file:
+        file.truncate(2**34)
+    with pytest.warns(UserWarning, match=r"metrics\.csv has 17179869184 bytes, more than .* no curves"):
+        (stage,) = read_history(tmp_path, {"train": 1})
+    assert stage.rows == []

@@ -24,6 +24,7 @@ from qat_lightning.export import load_packed
 from qat_lightning.export.files import LARGEST_JSON as LARGEST_PACKED
 from qat_lightning.folder import check_own, held
 from qat_lightning.training.finished import read_outcome
+from qat_lightning.training.kept import read_tensors
 from qat_lightning.training.stages import Stage
 from qat_lightning.training.teacher_facts import check_facts
 from tests.security import plant
@@ -274,6 +275,7 @@ RUNS = {
     ),
     "the environment in a run folder": run_value("interpolation", experiment="${oc.env:QAT_CANARY}"),
     "a resolver in a run folder": run_value("interpolation", losses={"x": "${oc.create:{_target_:os.system}}"}),
+    "a number beyond all in a run folder": run_value("seed=… must be", seed=10**900 - 1),
     "a reference in a run folder": run_value("interpolation", experiment="${seed}"),
     "a kernel in a run folder's architecture": Case(
         lambda folder: {"model_type": "bert", "attn_implementation": "evil/kernel"},
@@ -438,6 +440,15 @@ DATA = {
     "a pickle called parquet": Case(
         lambda folder: _data(folder, "train.parquet"), lambda f: read_split(str(f), None, "train"), "cannot be read"
     ),
+} | {
+    f"rows in a pipe called {name}": Case(
+        lambda folder, name=name: plant.pipe(folder / name), lambda f: read_split(str(f), None, "train"), "is not a plain file"
+    )
+    for name in ("train.csv", "train.tsv", "train.jsonl", "train.parquet")
+} | {
+    "a teacher's signals in a pipe": Case(
+        lambda folder: plant.pipe(folder / "x.safetensors"), lambda f: read_tensors(f / "x.safetensors"), "is not a plain file"
+    ),
 }  # fmt: skip
 
 LINKS = {
@@ -473,6 +484,8 @@ BOMBS = {
     for kind, text in {
         "YAML without a bottom": "[" * 5_000, "YAML that merges": "a: &a {x: 1}\nb: {<<: [*a, *a]}\n",
         "YAML without an end": "#" * (LARGEST_YAML + 1), "YAML that makes an object": "a: !!python/name:os.system ''\n",
+        "a number in base 60": f"a: {':'.join(['1'] * 300_000)}\n", "a number beyond all": f"a: {':'.join(['1'] * 300)}.5\n",
+        "a truth that is none": "a: !!bool x\n", "a number that is empty": "a: !!int ''\n",
     }.items()
     for name, read, words in (
         ("config.yaml", run_of, "cannot be read as YAML"),
@@ -484,6 +497,21 @@ BOMBS = {
     ),
     "a vocabulary that is a pipe": Case(
         lambda folder: plant.pipe(folder / "tokenizer.json"), tokenizer_of, "is not a plain file"
+    ),
+    "a chat template without an end": Case(
+        lambda folder: plant.sparse(folder / "chat_template.jinja", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
+    ),
+    "a vocabulary in words without an end": Case(
+        lambda folder: plant.sparse(folder / "vocab.txt", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
+    ),
+    "a vocabulary that is a link to itself": Case(
+        lambda folder: plant.link(folder / "tokenizer.json", "tokenizer.json"), tokenizer_of, "cannot be read"
+    ),
+    "a vocabulary that is a link to nothing": Case(
+        lambda folder: plant.link(folder / "tokenizer.json", "nowhere.json"), tokenizer_of, "that is not there"
+    ),
+    "packed weights without an end": Case(
+        lambda folder: plant.sparse(plant.packed(folder) / "packed.safetensors", 2**40), load_packed, "more than the"
     ),
     "a manifest of many levels": Case(
         lambda folder: plant.written(plant.packed(folder), "manifest.json", '{"a":' * 99 + "1" + "}" * 99), load_packed,

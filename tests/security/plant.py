@@ -267,6 +267,11 @@ def sparse(place: Path, size: int) -> Path:
     return place.parent
 
 
+def link(place: Path, to: str) -> Path:
+    place.symlink_to(to)
+    return place.parent
+
+
 def pipe(place: Path) -> Path:
     os.mkfifo(place)
     return place.parent
