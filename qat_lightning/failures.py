@@ -21,6 +21,7 @@ PERMISSION = (
     "no permission{place} ({line}): give a folder in which you may write, as hydra.run.dir=… for what a run writes"
 )
 NOT_A_FOLDER = "a file is in the way of a folder{place} ({line}): move it, or give another hydra.run.dir"
+NOT_A_FILE = "a folder is in the way of a file{place} ({line}): move it, or give another hydra.run.dir"
 WORKER = (
     "a process that loads data has died ({line}); most often memory, or shared memory, has run out: give a smaller"
     " data.batch_size, fewer data.num_workers, or data.num_workers=0, which needs none"
@@ -42,6 +43,7 @@ NUMBERS = {
     errno.EPERM: PERMISSION,
     errno.EEXIST: NOT_A_FOLDER,
     errno.ENOTDIR: NOT_A_FOLDER,
+    errno.EISDIR: NOT_A_FILE,
     errno.ENOMEM: MEMORY,
 }
 CLASSES = {
@@ -85,7 +87,7 @@ def explained(error: BaseException) -> str | None:
     """One message with the remedy, or None where this module does not know the error."""
     for part in _chain(error):
         if told := _pattern(part):
-            place = getattr(part, "filename", None)
+            place = getattr(part, "filename2", None) or getattr(part, "filename", None)  # of a renaming the new name
             return told.format(line=line(part), place=f" for {str(place)!r}" if place else "")
     return None
 

@@ -468,6 +468,10 @@ def test_what_takes_a_run_down_is_found_behind_what_it_raises():
         ),
         (torch.distributed.DistBackendError("NCCL error"), "another process of this run"),
         (PermissionError(errno.EACCES, "Permission denied", "/run"), "no permission for '/run'"),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "/run/.a.part", None, "/run/a"),
+            "a folder is in the way of a file for '/run/a'",
+        ),
         (ModuleNotFoundError("No module named 'tensorboard'"), "install it with pip"),
     ],
 )
