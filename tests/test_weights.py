@@ -189,7 +189,7 @@ def test_what_transformers_warns_of_is_said_in_a_line(tiny, monkeypatch):
     [
         ('{"model_type": "bert", ', "Expecting property name"),
         ("", "Expecting value"),
-        (b"\xff\xfe", "can't decode byte 0xff"),
+        (b"\xff\xfe", "cannot be read as JSON"),
         ("[" * 100_000, "maximum recursion depth"),
         ("[]", "it holds no JSON object"),
         ({"num_hidden_layers": "six"}, "num_hidden_layers='six' is not 1 or more layers"),

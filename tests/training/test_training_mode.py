@@ -34,8 +34,8 @@ METHOD = {
 }
 
 
-class KilledError(Exception):
-    pass
+class KilledError(BaseException):
+    """Ends a run from outside of it, as a signal does."""
 
 
 class Modes:

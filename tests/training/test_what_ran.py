@@ -15,7 +15,7 @@ ONE_STAGE = (
     "export.packed=false",
     "intervention=none",
     "schedule=none",
-    "stages.teacher.max_steps=0",
+    "stages.teacher.max_steps=1",
     "stages.train.max_steps=2",
 )
 
