@@ -10,7 +10,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -73,12 +73,8 @@ class Cleansed:
 @contextmanager
 def cleansed() -> Iterator[None]:
     """Both streams of the program are `Cleansed`."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Cleansed(sys.stdout), Cleansed(sys.stderr)
-    try:
+    with redirect_stdout(Cleansed(sys.stdout)), redirect_stderr(Cleansed(sys.stderr)):
         yield
-    finally:
-        sys.stdout, sys.stderr = before
 
 
 class _Own:

@@ -12,7 +12,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
 from typing import Any, TextIO
 
@@ -90,15 +90,13 @@ codecs.register_error(READABLE, _readable)
 @contextmanager
 def words_may_be_lost() -> Iterator[None]:
     """The program outlives those who read what it says: `… | head -1`, a closed terminal."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
-        sys.stdout, sys.stderr = before
+    with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
 
 
 class _Prompt(io.BufferedWriter):
