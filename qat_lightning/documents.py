@@ -49,11 +49,11 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file, see `read_yaml_text`."""
-    return yaml.safe_load(read_yaml_text(path))
+    return read_yaml_text(path)[1]
 
 
-def read_yaml_text(path: Path) -> str:
-    """The text of a YAML file that holds plain values only: no tags, no merge keys.
+def read_yaml_text(path: Path) -> tuple[str, Any]:
+    """The text and the content of a YAML file that holds plain values only: no tags, no merge keys.
 
     Raises:
         DocumentError: not such YAML, or more of it than the limits allow.
@@ -62,10 +62,10 @@ def read_yaml_text(path: Path) -> str:
     try:
         text = read_bytes(path, LARGEST_YAML).decode()
         _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
-        yaml.safe_load(text)  # what a value of a plain tag holds can still be wrong, as in `!!int x`
+        content = yaml.safe_load(text)  # what a value of a plain tag holds can still be wrong, as in `!!int x`
     except (ValueError, ArithmeticError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise DocumentError(f"{path} cannot be read as YAML: {_line(error)}") from error
-    return text
+    return text, content
 
 
 def read_bytes(path: Path, largest: int) -> bytes:

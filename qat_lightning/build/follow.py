@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
-from transformers.utils import cached_file
 
-from qat_lightning.build.pretrained import read_architecture
+from qat_lightning.build.pretrained import optional_file, read_architecture
 from qat_lightning.config import ConfigError, Plain
 from qat_lightning.data import ImageData, TaskData, TextData
+from qat_lightning.documents import read_json
 from qat_lightning.training.compatible import names_of
 
 PROCESSOR, STATISTICS = "processor_config.json", "preprocessor_config.json"
@@ -50,17 +49,16 @@ def _check_names(architecture: PretrainedConfig, path: str) -> None:
 
 def _statistics(model: Plain, channels: int) -> tuple[list[float], list[float]] | None:
     """Mean and deviation of pixels in [0, 1], as the model's image processor has them; None without such a file."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in (PROCESSOR, STATISTICS):
-        place = cached_file(model["path"], name, revision=model.get("revision"), **quiet)
+        place = optional_file(model["path"], name, model.get("revision"))
         if place is None:
             continue
         try:
-            given = json.loads(Path(place).read_text(encoding="utf-8"))
+            given = read_json(place)
             given = given.get("image_processor") if name == PROCESSOR else given
             if given is not None:
                 return _scaled({key: value for key, value in given.items() if value is not None}, channels)
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{name} of model.path={model['path']!r} cannot be used ({' '.join(str(error).split())}): repair it"
             ) from error

@@ -140,11 +140,17 @@ def _check_files(path: str, revision: str | None) -> None:
     """Adapters would be loaded by another library; an index of shards could name pickles, or files elsewhere."""
     if (is_peft_available() or Path(path).is_dir()) and find_adapter_config_file(path, revision=revision) is not None:
         raise ValueError("it has an adapter: merge that into the weights and save the model")
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    index = cached_file(path, INDEX, revision=revision, **quiet)
-    for name in read_json(Path(index))["weight_map"].values() if index else ():
+    index = optional_file(path, INDEX, revision)
+    for name in read_json(index)["weight_map"].values() if index else ():
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{INDEX} names {name!r}, no .safetensors of the same folder")
+
+
+def optional_file(path: str, name: str, revision: str | None) -> Path | None:
+    """A file of a folder or a hub id; None where it has no file of that name, or the hub cannot be asked."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(path, name, revision=revision, **quiet)
+    return None if found is None else Path(found)
 
 
 def _entries(node: Any) -> Iterator[tuple[str, Any]]:

@@ -24,8 +24,7 @@ def read_foreign(place: Path) -> DictConfig:
         ConfigError: no such YAML; a tag, an interpolation, or a key that no run has; more than the limits allow.
     """
     try:
-        text = read_yaml_text(place)
-        content = yaml.safe_load(text)
+        text, content = read_yaml_text(place)
         if not isinstance(content, dict):
             raise ValueError("it holds no keys")
         if found := next((value for value in _texts(content) if "${" in value), None):
