@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict
 
 from qat_lightning.analysis.landscape import Landscape
-from qat_lightning.documents import DocumentError, read_json
+from qat_lightning.documents import read_json
 from qat_lightning.files import write_json
 
 SPECTRA, LANDSCAPES = Path("analysis/hessian.json"), Path("analysis/landscape.json")
@@ -95,5 +95,5 @@ def _read(path: Path, kind: TypeAdapter[Any]) -> Any:
         return None
     try:
         return kind.validate_python(read_json(path))
-    except (DocumentError, ValidationError) as error:
+    except ValueError as error:
         raise ValueError(f"{path.parent.name}/{path.name} is damaged") from error

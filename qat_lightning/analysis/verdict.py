@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 QUANTIZED = 16
 """Fewer bits than this is a quantized weight; 16 and 32 are floating point."""
@@ -35,12 +35,12 @@ def student_kind(bits: Mapping[str, float] | None) -> str:
 
 def score(value: float | None) -> str:
     """A metric's value, to four decimals; above 1 (perplexity) to two; "undefined" where it is not a finite number."""
-    if value is None or not math.isfinite(value):
+    if not _defined(value):
         return "undefined"
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.2f}"
 
 
-def _defined(value: float | None) -> bool:
+def _defined(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
@@ -50,7 +50,7 @@ def _against_teacher(results: Mapping[str, Any]) -> str:
     subject = f"The {kind} student"
     if "teacher" not in results:
         return f"{subject} scores {score(student)} ({metric}; a run without a teacher)"
-    if teacher is None or not math.isfinite(teacher):
+    if not _defined(teacher):
         return f"{subject} scores {score(student)} ({metric}; the teacher's is undefined)"
     place = _place(results, teacher, "the teacher")
     if not results["higher_is_better"]:
@@ -66,7 +66,7 @@ def _against_untrained(results: Mapping[str, Any]) -> str:
     if "untrained" not in results:
         return ""
     untrained = results["untrained"]
-    if untrained is None or not math.isfinite(untrained):
+    if not _defined(untrained):
         return "quantized without training, the same model's score was undefined"
     said = f"quantized without training, the same model scored {score(untrained)}"
     gain = results["student"] - untrained if results["higher_is_better"] else untrained - results["student"]

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from qat_lightning.config.bounds import check_bounds
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig, Teacher
-from qat_lightning.config.targets import check_targets, check_type, create, create_all, suggest
+from qat_lightning.config.targets import check_targets, check_type, create, create_all, names_argument, suggest
 from qat_lightning.documents import read_json
 
 _DATA_TYPES: Mapping[str, Any] = {
@@ -110,7 +110,7 @@ def _check_optimizer(node: Plain) -> None:
         raise
     except Exception as error:  # whatever an optimizer raises for arguments that it cannot work with
         message = " ".join(str(error).split())
-        place = "optimizer." if message.partition("=")[0] in node else f"optimizer ({given}): "
+        place = "optimizer." if names_argument(message, node) else f"optimizer ({given}): "
         raise ConfigError(place + message) from error
     if not all(((parameter <= 0) & parameter.isfinite()).all() for parameter in parameters):
         raise ConfigError(f"optimizer ({given}): its first step does not go down the slope of the loss")

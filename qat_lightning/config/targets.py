@@ -74,7 +74,12 @@ def _with_key(key: str, node: Mapping[str, Any], error: Exception, cause: BaseEx
         if isinstance(node.get(name), Mapping):
             key, node = f"{key}.{name}", node[name]
     message = " ".join(str(cause).split()) or type(cause).__name__
-    return f"{key}.{message}" if message.partition("=")[0] in node else f"{key}: {message}"
+    return f"{key}.{message}" if names_argument(message, node) else f"{key}: {message}"
+
+
+def names_argument(message: str, node: Mapping[str, Any]) -> bool:
+    """Whether a message begins with an argument of the node, as `lr=-1 must be 0 or more`."""
+    return message.partition("=")[0] in node
 
 
 def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:

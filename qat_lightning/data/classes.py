@@ -45,6 +45,11 @@ class LabelColumn:
         return word in map(str, self.unlabelled) and word not in (*(self.names or ()), *(self.model_names or ()))
 
 
+def as_names(given: Sequence[str | int | bool] | None) -> list[str] | None:
+    """`data.label_names` as texts: [1, 2] and [true, false] are names as well."""
+    return None if given is None else [*map(str, given)]
+
+
 def plain(name: str) -> str:
     """A name without regard to case, spaces and hyphens; a whole number without decimal places."""
     bare = re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", name.strip().casefold())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import ViTImageProcessorPil
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.classes import UNLABELLED, LabelColumn
+from qat_lightning.data.classes import UNLABELLED, LabelColumn, as_names
 from qat_lightning.data.formats import Column
 from qat_lightning.data.labels import Labels, read_labels
 from qat_lightning.data.pixels import EncodedImages, Scale, decode, read_images
@@ -77,8 +77,7 @@ class ImageData(TaskData):
             raise ValueError(f"data.channels={channels} must be 3 for RGB, or 1 for grey")
         self.path, self.name, self.task = path, name, Path(path).name
         self.image_column, self.label_column = image_column, label_column
-        names = None if label_names is None else [*map(str, label_names)]  # [1,2], [true,false]
-        self.labels = LabelColumn(label_column, self.num_labels, names, unlabelled=unlabelled)
+        self.labels = LabelColumn(label_column, self.num_labels, as_names(label_names), unlabelled=unlabelled)
         self.splits = {"train": train_split, "validation": validation_split}
         self.size, self.channels = size, channels
         self.statistics = {"mean": mean, "std": std}

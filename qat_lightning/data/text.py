@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.classes import UNLABELLED, LabelColumn
+from qat_lightning.data.classes import UNLABELLED, LabelColumn, as_names
 from qat_lightning.data.files import read_split
 from qat_lightning.data.formats import Column
 from qat_lightning.data.labels import Labels, read_labels
@@ -69,8 +69,7 @@ class TextData(TaskData):
             )
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.text_columns, self.label_column = list(text_columns), label_column
-        names = None if label_names is None else [*map(str, label_names)]  # [1,2], [true,false]
-        self.labels = LabelColumn(label_column, self.num_labels, names, unlabelled=unlabelled)
+        self.labels = LabelColumn(label_column, self.num_labels, as_names(label_names), unlabelled=unlabelled)
         self.splits = {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
         self.tokenizer_revision = tokenizer_revision

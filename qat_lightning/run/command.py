@@ -17,10 +17,10 @@ from qat_lightning.folder import check_own, held
 from qat_lightning.foresight import check_libraries
 from qat_lightning.rehearsal import rehearse
 from qat_lightning.run.rank import first_process, know_the_rank
-from qat_lightning.run.results import EXPORT_FAILED, FINISHED, check_recorded, classes, results_of, watch
+from qat_lightning.run.results import check_recorded, classes, results_of, watch
 from qat_lightning.run.stages import Run, opened
 from qat_lightning.training.finished import check_finished
-from qat_lightning.training.report import draw_sections, summary_table, write_report
+from qat_lightning.training.report import EXPORT_FAILED, FINISHED, draw_sections, summary_table, write_report
 from qat_lightning.training.stages import refuse_other_stages
 
 

@@ -20,13 +20,10 @@ from qat_lightning.packing import bits, size, tensors_hash
 from qat_lightning.run.stages import Run
 from qat_lightning.signals import Observed, Signals
 from qat_lightning.sites import has_site
+from qat_lightning.training.report import TRAINED
 
 PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
-
-
-TRAINED, EXPORT_FAILED, FINISHED = "trained", "export failed", "finished"
-"""The status in `metrics.json`: the stages are finished and the exports are not; an export failed; all is done."""
 
 
 def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:

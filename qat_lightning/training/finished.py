@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -59,7 +59,7 @@ def read_outcome(stage: str, folder: Path) -> Outcome | None:
         return None
     try:
         outcome = TypeAdapter(Outcome).validate_python(read_json(record))
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:
         raise ValueError(f"{record} is damaged: {train_again(stage)}") from error
     if outcome.stage != stage:
         raise ValueError(f"{record} is the record of stage {outcome.stage!r}: {train_again(stage)}")

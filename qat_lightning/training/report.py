@@ -31,6 +31,9 @@ from qat_lightning.files import write_text
 from qat_lightning.screen import printable
 from qat_lightning.signals import Batch, Signals
 
+TRAINED, EXPORT_FAILED, FINISHED = "trained", "export failed", "finished"
+"""The status in `metrics.json`: the stages are finished and the exports are not; an export failed; all is done."""
+
 __all__ = ["StageHistory", "draw_sections", "read_history", "summary_table", "write_report"]
 
 
@@ -111,8 +114,8 @@ def _heading(results: Mapping[str, Any]) -> list[str]:
 def _exports(results: Mapping[str, Any]) -> str:
     """Whether the exports are missing; empty where they are not."""
     repeat = "Repeat it by the same command, or by `python -m qat_lightning.export run=DIR`."
-    told = {"trained": f"The export has not ended. {repeat}", "export failed": f"**The export failed.** {repeat}"}
-    return told.get(results.get("status", ""), "")
+    missing = {TRAINED: f"The export has not ended. {repeat}", EXPORT_FAILED: f"**The export failed.** {repeat}"}
+    return missing.get(results.get("status", ""), "")
 
 
 def _outcome(results: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_warn
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import nn
 
 from qat_lightning.data.base import TaskData
@@ -214,7 +214,7 @@ class Stage:
         if kept is None and self.begun.is_file():
             try:
                 kept = TypeAdapter(Settings).validate_python(read_json(self.begun))
-            except (ValueError, ValidationError) as error:
+            except ValueError as error:
                 aside = f"remove it, and what {self.scratch} holds is put aside and the stage begins anew"
                 raise ValueError(f"{self.begun} is damaged: {aside}") from error
         if kept is not None and kept != self.settings:
