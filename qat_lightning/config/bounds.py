@@ -184,7 +184,7 @@ def check_bounds(config: Plain) -> None:
 def _check_strategy(strategy: Any) -> None:
     if isinstance(strategy, str) and strategy.startswith(_WITHIN):
         raise ConfigError(
-            f"trainer.strategy={strategy} starts new processes in each stage, and only the weights come back from them:"
+            f"trainer.strategy={strategy} starts its processes anew in each stage, and only the weights come back from them:"
             " a checkpoint's state, scores and times are lost. Set trainer.strategy=ddp"
         )
 
