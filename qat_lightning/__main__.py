@@ -1,6 +1,6 @@
 """`python -m qat_lightning [+experiment=NAME] [overrides]`: the whole run, all stages of the experiment."""
 
-from qat_lightning.cli import train
+from qat_lightning.commands.cli import train
 
 if __name__ == "__main__":
     train()

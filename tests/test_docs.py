@@ -1,8 +1,7 @@
-"""What the documents name exists: tests, choices of configuration, and each override, with a value that is accepted."""
+"""What the documents name exists: choices of configuration, and each override, with a value that is accepted."""
 
 from __future__ import annotations
 
-import ast
 import copy
 import itertools
 import re
@@ -18,13 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from qat_lightning.config import CONF, ConfigError, check, resolve
-from qat_lightning.evaluation import MODELS
+from qat_lightning.commands.evaluate import MODELS
+from qat_lightning.config.schema import CONF, ConfigError, resolve
+from qat_lightning.config.validation import check
 
 Line = tuple[str, ...]
 """Words of the command line."""
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
+ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "docs" / "papers.md"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 CONTEXTS = (
@@ -45,36 +44,6 @@ SPAN = re.compile(r"`([^`]+)`")
 CHOICE = re.compile(r"(?<![\w./=])\+?([a-z_/]+)=([\w,|\[\]]+)")
 LISTED = re.compile(r"`([a-z_/]+)=` `([a-z0-9_ \n]+)`")
 OVERRIDE = re.compile(r"[~+]?([a-z_/]+)((?:\.[\w*]+)*)(?:=(.+))?")
-
-
-# --- tests ----------------------------------------------------------------------------------------------------------
-
-
-@cache
-def functions_in(file: Path) -> set[str]:
-    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
-
-
-def missing_tests(line: str) -> Iterator[str]:
-    """A test belongs to the file named before it in the same cell, or in the same paragraph outside tables."""
-    for cell in line.split(" | ") if line.startswith("|") else [line]:
-        file: Path | None = None
-        for word in SPAN.findall(cell):
-            if re.fullmatch(r"[\w/]*test_\w+\.py", word):
-                file = TESTS / word
-                if not file.is_file():
-                    yield f"no file tests/{word}"
-            elif re.fullmatch(r"test_\w+", word):
-                if file is None:
-                    yield f"{word} stands without its file"
-                elif file.is_file() and word not in functions_in(file):
-                    yield f"no {word} in tests/{file.relative_to(TESTS)}"
-
-
-def paragraphs(text: str) -> list[str]:
-    """Rows of tables one by one, other lines joined up to the next blank one."""
-    joined = re.sub(r"(?m)^(?![|#\n])(.*)\n(?![|#\n]|$)", r"\1 ", text)
-    return joined.splitlines()
 
 
 # --- choices --------------------------------------------------------------------------------------------------------
@@ -228,12 +197,6 @@ def wrong_overrides(text: str, values: bool) -> list[str]:
 # --- the documents --------------------------------------------------------------------------------------------------
 
 
-def test_every_test_named_in_papers_exists() -> None:
-    lines = paragraphs(PAPERS.read_text())
-    assert sum("test_" in line for line in lines) > 100
-    assert [problem for line in lines for problem in missing_tests(line)] == []
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_choice_named_exists(page: Path) -> None:
     assert len(list(choices(page.read_text()))) > 5
@@ -247,10 +210,6 @@ def test_every_override_in_a_table_is_accepted(values: bool) -> None:
     assert wrong_overrides(text, values) == []
 
 
-def test_lines_of_papers_are_short_outside_tables() -> None:
-    assert [line for line in PAPERS.read_text().splitlines() if len(line) > 130 and not line.startswith("|")] == []
-
-
 def test_every_choice_of_a_method_is_in_papers() -> None:
     """Else the one table of everything is not one."""
     text = PAPERS.read_text()
@@ -262,17 +221,6 @@ def test_every_choice_of_a_method_is_in_papers() -> None:
 
 
 # --- the checker ----------------------------------------------------------------------------------------------------
-
-
-def test_the_check_sees_a_test_that_is_not_there() -> None:
-    good = "| a | b | `test_losses.py`: `test_what_counts`; `golden/test_kdqat.py`: `test_match` |"
-    assert list(missing_tests(good)) == []
-    wrong = "| a | `test_what_counts` | `test_losses.py`: `test_of_nothing`; `golden/test_no.py`: `test_match` |"
-    assert list(missing_tests(wrong)) == [
-        "test_what_counts stands without its file",
-        "no test_of_nothing in tests/test_losses.py",
-        "no file tests/golden/test_no.py",
-    ]
 
 
 def test_the_check_sees_a_choice_that_is_not_there() -> None:

@@ -1,16 +1,21 @@
 """What a run did, in numbers and pictures. `analysis.plots` needs matplotlib and is imported by name only."""
 
-from qat_lightning.analysis.comparison import compare_maps, describe_maps
-from qat_lightning.analysis.errors import layer_errors
+from qat_lightning.analysis.attention_comparison import compare_maps, describe_maps
+from qat_lightning.analysis.attention_maps import attention_distance, column_mass, map_divergence
+from qat_lightning.analysis.attention_norms import (
+    Norms,
+    norm_analysis,
+    norm_differences,
+    projection_weights,
+    transformed_values,
+)
+from qat_lightning.analysis.attention_ranking import cover_length_ratio, ranking_loss
+from qat_lightning.analysis.dynamic_range import dynamic_range
 from qat_lightning.analysis.hessian import hessian_spectrum, top_eigenvalues, with_norms
-from qat_lightning.analysis.history import StageHistory, read_history
-from qat_lightning.analysis.landscape import Landscape, loss_landscape
-from qat_lightning.analysis.maps import attention_distance, column_mass, map_divergence
-from qat_lightning.analysis.norms import Norms, norm_analysis, norm_differences, projection_weights, transformed_values
-from qat_lightning.analysis.ranges import dynamic_range
-from qat_lightning.analysis.ranking import cover_length_ratio, ranking_loss
-from qat_lightning.analysis.tokens import class_ids, first_token, token_classes, token_mask
-from qat_lightning.analysis.verdict import verdict
+from qat_lightning.analysis.layer_errors import layer_errors
+from qat_lightning.analysis.loss_landscape import Landscape, loss_landscape
+from qat_lightning.analysis.token_masks import class_ids, first_token, token_classes, token_mask
+from qat_lightning.analysis.training_log import StageHistory, read_history
 
 __all__ = [
     "Landscape",
@@ -37,6 +42,5 @@ __all__ = [
     "token_mask",
     "top_eigenvalues",
     "transformed_values",
-    "verdict",
     "with_norms",
 ]

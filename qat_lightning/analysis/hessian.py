@@ -11,7 +11,7 @@ import torch
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from qat_lightning.signals import Batch
+from qat_lightning.models.capture import Batch
 
 Product = Callable[[np.ndarray], np.ndarray]
 Largest = Literal["magnitude", "algebraic"]

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from qat_lightning.data.loader_workers import loading_context, outlive
 from qat_lightning.data.samplers import ShardSampler, StageBatchSampler, permutation
-from qat_lightning.data.workers import loading_context, outlive
 
 Head = Literal["text_classification", "image_classification", "question_answering", "causal_language_model"]
 Row = Mapping[str, Any]

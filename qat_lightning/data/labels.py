@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from qat_lightning.data.classes import LabelColumn, class_names, listed, numbering, one_class, whole
+from qat_lightning.data.class_names import LabelColumn, class_names, listed, numbering, one_class, whole
 
 
 @dataclass

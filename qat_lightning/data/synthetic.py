@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.images import collate_images
-from qat_lightning.data.language import collate_tokens
+from qat_lightning.data.image_classification import collate_images
+from qat_lightning.data.language_modeling import collate_tokens
 
 
 class RandomText(TaskData):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from qat_lightning.data.trust import source
-from qat_lightning.hub import require_hub
+from qat_lightning.data.hub import require_hub
+from qat_lightning.data.remote_code import source
 
 
 def read_tokenizer(

@@ -1,5 +1,1 @@
-"""The only floor that knows how to train."""
-
-from qat_lightning.training.module import QATModule
-
-__all__ = ["QATModule"]
+"""The only room that knows Lightning's Trainer."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from qat_lightning.data.samplers import seed_of
-from qat_lightning.intervention import Intervention
-from qat_lightning.quantizers import LSQQuantizer
-from qat_lightning.screen import own_stdout, printable
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.io.screen import own_stdout, printable
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.training.module import QATModule
 
 

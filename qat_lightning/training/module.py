@@ -14,18 +14,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from qat_lightning.intervention import Intervention
-from qat_lightning.quantized import step_sizes, weights_held
-from qat_lightning.quantizers import LSQQuantizer
-from qat_lightning.signals import Batch, Observed, Signals
-from qat_lightning.training.compatible import check_interventions, check_teacher
-from qat_lightning.training.diverged import check_weights
-from qat_lightning.training.guards import NumbersGuard, TeacherGuard
-from qat_lightning.training.teacher_cache import TeacherCache
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.models.capture import Batch, Observed, Signals
+from qat_lightning.models.quantized_model import step_sizes, weights_held
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
+from qat_lightning.training.compatibility import check_interventions, check_teacher
+from qat_lightning.training.guards.callbacks import NumbersGuard, TeacherGuard
+from qat_lightning.training.guards.divergence_report import check_weights
+from qat_lightning.training.teacher_cache.cache import TeacherCache
 
 
 class Loss(Protocol):
-    """What `qat_lightning.losses` holds; a user's own needs no more than this."""
+    """What `qat_lightning.distillation.losses` holds; a user's own needs no more than this."""
 
     weight: float
 

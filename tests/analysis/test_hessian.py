@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from qat_lightning.analysis import hessian_spectrum, top_eigenvalues, with_norms
-from qat_lightning.convert import Rule, open_attention, quantize
-from qat_lightning.losses import Task
-from qat_lightning.quantizers import TernaryQuantizer, UniformQuantizer
-from qat_lightning.signals import Observed
-from tests.models import tiny_batch, tiny_model
+from qat_lightning.analysis.hessian import hessian_spectrum, top_eigenvalues, with_norms
+from qat_lightning.distillation.losses.logits import Task
+from qat_lightning.models.capture import Observed
+from qat_lightning.models.convert import Rule, open_attention, quantize
+from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
+from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
+from tests.tiny_models import tiny_batch, tiny_model
 
 
 def dense_hessian(loss, parameters: list[torch.Tensor]) -> torch.Tensor:

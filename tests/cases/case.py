@@ -9,8 +9,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.build import build_data
-from qat_lightning.config import CONF, Plain, check, resolve
+from qat_lightning.config.builders.models import build_data
+from qat_lightning.config.schema import CONF, Plain, resolve
+from qat_lightning.config.validation import check
 from qat_lightning.data.base import TaskData
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from qat_lightning.build import build_data, build_model, build_student
-from qat_lightning.rehearsal import check_tokens
+from qat_lightning.commands.train.preflight import check_tokens
+from qat_lightning.config.builders.models import build_data, build_model, build_student
 from tests.cases.case import Case, composed
 from tests.cases.inputs import VOCABULARY, lines, sentences, write_rows, write_tokenizer
 

@@ -20,8 +20,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from qat_lightning.build import build_data, build_model
-from qat_lightning.rehearsal import rehearse
+from qat_lightning.commands.train.preflight import rehearse
+from qat_lightning.config.builders.models import build_data, build_model
 from tests.cases.case import Case, composed, loaded
 from tests.cases.inputs import lines, sentences, write_images, write_rows
 from tests.cases.reading import TEXT, rows, tokenized

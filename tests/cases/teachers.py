@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from qat_lightning.build import build_data, build_model
+from qat_lightning.config.builders.models import build_data, build_model
 from tests.cases.case import Case, composed
 from tests.cases.inputs import VOCABULARY, lines, write_rows, write_tokenizer
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qat_lightning.config import read_run
-from qat_lightning.evaluation import evaluate
-from qat_lightning.run import run
+from qat_lightning.commands.evaluate import evaluate
+from qat_lightning.commands.train.run import run
+from qat_lightning.config.run_config import read_run
 from tests.cases.case import Case, composed
 from tests.cases.inputs import VOCABULARY, lines, sentences, write_rows, write_tokenizer
 
@@ -26,7 +26,7 @@ def short_run(folder: Path, *words: str) -> Path:
     write_tokenizer(folder / "tokenizer")
     config = composed(folder, *SHORT, f"data.tokenizer={folder / 'tokenizer'}", *words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.run.command.draw_sections", lambda *_: [])
+        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
         run(config, folder / "run", [])
     return folder / "run"
 

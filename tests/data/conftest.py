@@ -8,7 +8,7 @@ import pytest
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertTokenizerFast
 
-from qat_lightning.data import TextData
+from qat_lightning.data.text_classification import TextData
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["the", "a", "cat", "dog", "sat", "ran", "good", "bad", "film", "is", "not", "very"]

@@ -15,12 +15,13 @@ from PIL import Image as Pillow
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
-from qat_lightning.config import CONF, resolve
-from qat_lightning.data import ImageData, augmentation
+from qat_lightning.commands.train.run import run
+from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.data import augmentation
 from qat_lightning.data.augmentation import Crop, Flip, TrivialAugment
-from qat_lightning.run import run
+from qat_lightning.data.image_classification import ImageData
+from qat_lightning.training.checkpoints.callbacks import ResumePoint
 from qat_lightning.training.module import QATModule
-from qat_lightning.training.resume import ResumePoint
 from tests.training.runs import SMALL, compose, initialize_config_dir
 
 SIZE, ROWS, BATCH = 8, 10, 3

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics.classification import MulticlassAccuracy
 
 from qat_lightning.data.base import TaskData
-from qat_lightning.data.images import collate_images
+from qat_lightning.data.image_classification import collate_images
 
 
 class Numbered(TaskData):

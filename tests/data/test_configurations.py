@@ -4,8 +4,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.config import CONF, check, create, resolve
-from qat_lightning.data import TaskData
+from qat_lightning.config.instantiate import create
+from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.validation import check
+from qat_lightning.data.base import TaskData
 
 ONE, PAIR = ["sentence"], ["sentence1", "sentence2"]
 # task: columns as in nyu-mll/glue, num_labels, max_length, batch_size, metrics with the primary one first

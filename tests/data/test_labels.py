@@ -3,7 +3,7 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from qat_lightning.data.classes import LabelColumn
+from qat_lightning.data.class_names import LabelColumn
 from qat_lightning.data.labels import read_labels
 
 MNLI = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]

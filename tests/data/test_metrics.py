@@ -4,7 +4,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.config import CONF, create, resolve
+from qat_lightning.config.instantiate import create
+from qat_lightning.config.schema import CONF, resolve
 
 
 def metrics(task):

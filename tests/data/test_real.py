@@ -9,7 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
-from qat_lightning.config import CONF, create, resolve
+from qat_lightning.config.instantiate import create
+from qat_lightning.config.schema import CONF, resolve
 
 SHARED = Path(os.environ.get("QAT_SHARED", Path(__file__).parents[2].parent / "shared"))
 TOKENIZER = SHARED / "models" / "all-MiniLM-L6-v2"

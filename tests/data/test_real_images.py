@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.acceptance.test_real_data import whole_run
 from tests.data.test_real import SHARED, counts, real
-from tests.test_real import whole_run
 
 pytestmark = [
     pytest.mark.slow,

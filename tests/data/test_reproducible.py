@@ -7,8 +7,8 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertTokenizerFast
 
-from qat_lightning.data import Digits
-from qat_lightning.data import text as text_module
+from qat_lightning.data import text_classification as text_module
+from qat_lightning.data.image_classification import Digits
 from tests.data.conftest import MODEL_MAX_LENGTH, WORDS
 
 ROWS = "sentence,label\nthe cat sat,1\nthe dog,0\nthe film is not very good,1\n"

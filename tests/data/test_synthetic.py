@@ -5,8 +5,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torchmetrics.classification import MulticlassAccuracy
 
-from qat_lightning.config import CONF, create, resolve
-from qat_lightning.data import RandomImages, RandomQuestions, RandomText, RandomTokens
+from qat_lightning.config.instantiate import create
+from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.data.synthetic import RandomImages, RandomQuestions, RandomText, RandomTokens
 
 COMMON = {"batch_size": 8, "metrics": {"a": MulticlassAccuracy(3)}, "metric": "a"}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qat_lightning.config import create_all
-from qat_lightning.losses import SoftCrossEntropy, Task
+from qat_lightning.config.instantiate import create_all
+from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
 from tests.golden import kdqat as reference
 from tests.training.runs import composed
 

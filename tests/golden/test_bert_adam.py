@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from qat_lightning.config import create
-from qat_lightning.schedules import LinearWarmup, Shares
+from qat_lightning.config.instantiate import create
+from qat_lightning.distillation.intervention_schedules import Shares
+from qat_lightning.training.lr_schedules import LinearWarmup
 from qat_lightning.training.optimizers import BertAdam
 from tests.golden import bert_adam
 from tests.training.runs import composed

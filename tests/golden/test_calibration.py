@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qat_lightning.quantizers import LSQQuantizer
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from tests.golden import learned_steps as reference
 
 INITIALIZATIONS = ("percentile", "kl", "lsq", "minmax")

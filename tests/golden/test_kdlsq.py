@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.config import create, create_all
-from qat_lightning.convert import AttentionRule, Rule, open_attention, quantize
-from qat_lightning.losses import Match, SoftCrossEntropy, Task, score_mean_squared_error
-from qat_lightning.quantized import calibrate
-from qat_lightning.quantizers import LSQQuantizer
-from qat_lightning.signals import Observed, Signals
+from qat_lightning.config.instantiate import create, create_all
+from qat_lightning.distillation.losses.feature_matching import Match, score_mean_squared_error
+from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
+from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.convert import AttentionRule, Rule, open_attention, quantize
+from qat_lightning.models.quantized_model import calibrate
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from tests.golden import kdlsq as reference
 from tests.golden.dense_bert import Bert
-from tests.models import PAD, tiny_batch, tiny_model
+from tests.tiny_models import PAD, tiny_batch, tiny_model
 from tests.training.runs import composed
 
 HEADS, LENGTHS = 2, (6, 4)

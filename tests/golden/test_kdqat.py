@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from qat_lightning.config import create_all
-from qat_lightning.convert import open_attention
-from qat_lightning.losses import AttentionMap, Balance, Match, SoftCrossEntropy
-from qat_lightning.signals import Observed, Signals
+from qat_lightning.config.instantiate import create_all
+from qat_lightning.distillation.losses.attention_map import AttentionMap
+from qat_lightning.distillation.losses.feature_matching import Match
+from qat_lightning.distillation.losses.logits import SoftCrossEntropy
+from qat_lightning.distillation.losses.weighted_pair import Balance
+from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.convert import open_attention
 from tests.golden import kdqat as reference
 from tests.golden import test_teacher_intervention as w2a8
 from tests.golden.dense_bert import Bert
-from tests.models import CLASSES, HEADS, LAYERS, LENGTHS, PAD, tiny_batch, tiny_model
+from tests.tiny_models import CLASSES, HEADS, LAYERS, LENGTHS, PAD, tiny_batch, tiny_model
 from tests.training.runs import composed
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-9, "atol": 1e-9}}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qat_lightning.quantizers import LSQQuantizer
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from tests.golden import learned_steps as reference
 
 SCALES = {True: "elements", False: "none"}

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qat_lightning.quantizers import AffineQuantizer, BinaryQuantizer
+from qat_lightning.quantization.quantizers.affine import AffineQuantizer
+from qat_lightning.quantization.quantizers.binary import BinaryQuantizer
 from tests.golden import learned_steps as reference
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-9, "atol": 1e-9}}

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.convert import AttentionRule, Rule, open_attention, quantize
-from qat_lightning.intervention import Intervention
-from qat_lightning.losses import Match, SoftCrossEntropy, score_mean_squared_error
-from qat_lightning.quantizers import TernaryQuantizer, UniformQuantizer
-from qat_lightning.signals import Observed, Signals
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.distillation.losses.feature_matching import Match, score_mean_squared_error
+from qat_lightning.distillation.losses.logits import SoftCrossEntropy
+from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.convert import AttentionRule, Rule, open_attention, quantize
+from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
+from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.golden import reference
-from tests.models import PAD, tiny_batch, tiny_model
+from tests.tiny_models import PAD, tiny_batch, tiny_model
 
 HEADS = 2
 SIZES = {"hidden_size": 16, "num_attention_heads": HEADS, "intermediate_size": 24, "vocab_size": 40}

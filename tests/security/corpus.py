@@ -10,23 +10,26 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from qat_lightning.analysis.records import read_landscapes, read_spectra
-from qat_lightning.build import build_callbacks, build_data, build_model, build_trainer
-from qat_lightning.build.stages import _loggers
-from qat_lightning.cli import _typed
-from qat_lightning.config import check, create, read_run, resolve
-from qat_lightning.data.files import read_split
+from qat_lightning.analysis.result_files import read_landscapes, read_spectra
+from qat_lightning.commands.cli import _typed
+from qat_lightning.commands.evaluate import evaluate
+from qat_lightning.commands.train.run_directory import check_own, held
+from qat_lightning.config.builders.models import build_data, build_model
+from qat_lightning.config.builders.training import _loggers, build_callbacks, build_trainer
+from qat_lightning.config.instantiate import create
+from qat_lightning.config.run_config import read_run
+from qat_lightning.config.schema import resolve
+from qat_lightning.config.validation import check
+from qat_lightning.data.dataset_files import read_split
+from qat_lightning.data.remote_code import LARGEST_VOCABULARY
 from qat_lightning.data.tokenizers import read_tokenizer
-from qat_lightning.data.trust import LARGEST_VOCABULARY
-from qat_lightning.documents import LARGEST_JSON, LARGEST_YAML
-from qat_lightning.evaluation import evaluate
-from qat_lightning.export import load_packed
-from qat_lightning.export.files import LARGEST_JSON as LARGEST_PACKED
-from qat_lightning.folder import check_own, held
-from qat_lightning.training.finished import read_outcome
-from qat_lightning.training.kept import read_tensors
-from qat_lightning.training.stages import Stage
-from qat_lightning.training.teacher_facts import check_facts
+from qat_lightning.exporters.packed.reader import load_packed
+from qat_lightning.exporters.packed.untrusted_files import LARGEST_JSON as LARGEST_PACKED
+from qat_lightning.io.documents import LARGEST_JSON, LARGEST_YAML
+from qat_lightning.training.checkpoints.stage_result import read_outcome
+from qat_lightning.training.stage import Stage
+from qat_lightning.training.teacher_cache.fingerprint import check_facts
+from qat_lightning.training.teacher_cache.tensor_files import read_tensors
 from tests.security import plant
 from tests.security.modules import OneWeight
 from tests.security.plant import composed
@@ -169,12 +172,12 @@ TARGETS = {
     "import by name": target("builtins.__import__", name="antigravity"),
     "importlib": target("importlib.import_module", name="antigravity"),
     "alias through logging": target("logging.os.system"),
-    "alias through this package": target("qat_lightning.cli.os.system"),
-    "alias of a class": target("qat_lightning.config.targets.importlib.import_module", name="antigravity"),
-    "alias of instantiate": target("qat_lightning.config.targets.instantiate", config={}),
-    "alias of get_object": target("qat_lightning.config.targets.get_object", path="os.system"),
-    "alias of a path": target("qat_lightning.convert.Path"),
-    "alias of load_dataset": target("qat_lightning.data.files.load_dataset", path="evil/data"),
+    "alias through this package": target("qat_lightning.commands.cli.os.system"),
+    "alias of a class": target("qat_lightning.config.instantiate.importlib.import_module", name="antigravity"),
+    "alias of instantiate": target("qat_lightning.config.instantiate.instantiate", config={}),
+    "alias of get_object": target("qat_lightning.config.instantiate.get_object", path="os.system"),
+    "alias of a path": target("qat_lightning.models.convert.Path"),
+    "alias of load_dataset": target("qat_lightning.data.dataset_files.load_dataset", path="evil/data"),
     "Lightning makes classes of names": Case(
         lambda folder: {
             "_target_": "lightning.pytorch.cli.instantiate_class", "args": ["touch", str(plant.canary(folder))],
@@ -195,13 +198,13 @@ TARGETS = {
     "pickle.loads": target("pickle.loads"),
     "runpy": target("runpy.run_path", path_name="evil.py"),
     "a metaclass": target("torch.optim.Adam.__class__"),
-    "a module's globals": target("qat_lightning.losses.Match.__init__.__globals__"),
-    "a module": target("qat_lightning.losses"),
+    "a module's globals": target("qat_lightning.distillation.losses.Match.__init__.__globals__"),
+    "a module": target("qat_lightning.distillation.losses"),
     "torch's wrapper of any module": target("torch.optim.swa_utils.AveragedModel"),
     "a metric that loads a model": target("torchmetrics.text.BERTScore", model_name_or_path="evil/model"),
     "a metric that downloads": target("torchmetrics.multimodal.CLIPScore", model_name_or_path="evil/model"),
-    "a whole run": target("qat_lightning.run.run"),
-    "the command line": target("qat_lightning.cli.train"),
+    "a whole run": target("qat_lightning.commands.train.run.run"),
+    "the command line": target("qat_lightning.commands.cli.train"),
     "a reader of files": target("qat_lightning.data.tokenizers.read_tokenizer", path="evil/model"),
     "a writer of files": target("qat_lightning.training.callbacks.ResumePoint", path="canary", every=1),
     "a target with an empty part": target("qat_lightning..losses.Match"),
@@ -212,7 +215,7 @@ TARGETS = {
     "a target for a target": target({"_target_": "os.system"}),
 }  # fmt: skip
 
-MATCH = {"_target_": "qat_lightning.losses.Match", "site": "hidden"}
+MATCH = {"_target_": "qat_lightning.distillation.losses.Match", "site": "hidden"}
 
 PLACES = {
     "nested in an argument": node(lambda command: MATCH | {"distance": _evil(command)}),
@@ -230,7 +233,7 @@ PLACES = {
     ),
     "a temporary folder when Hydra resolves again": node(
         lambda command: {
-            "_target_": "qat_lightning.convert.Rule", "parts": "${oc.create:{_target_:tempfile.mkdtemp}}",
+            "_target_": "qat_lightning.models.convert.Rule", "parts": "${oc.create:{_target_:tempfile.mkdtemp}}",
         },
         "is an interpolation within a value",
     ),

@@ -20,13 +20,13 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
-from qat_lightning.export import write_packed
-from qat_lightning.export.files import sha256
-from qat_lightning.export.manifest import canonical
-from qat_lightning.training.resume import BestWeights
-from tests.export.students import student
-from tests.models import tiny_model
+from qat_lightning.exporters.packed.manifest import canonical
+from qat_lightning.exporters.packed.untrusted_files import sha256
+from qat_lightning.exporters.packed.writer import write_packed
+from qat_lightning.training.checkpoints.callbacks import BestWeights
+from tests.exporters.students import student
 from tests.security.modules import OneWeight
+from tests.tiny_models import tiny_model
 from tests.training import runs
 
 KEPT = TemporaryDirectory()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qat_lightning import cli
+from qat_lightning.commands import cli
 from tests.security import plant
 from tests.security.listening import listening, quiet
 
@@ -59,7 +59,7 @@ REACHING = {
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> str:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["qat_lightning", *words])
-    monkeypatch.setattr("qat_lightning.cli.checked", lambda *_: pytest.fail("Hydra called the program"))
+    monkeypatch.setattr("qat_lightning.commands.cli.checked", lambda *_: pytest.fail("Hydra called the program"))
     before = dict(os.environ)
     with listening() as heard, pytest.raises(SystemExit) as ended:
         cli.train()
@@ -143,7 +143,7 @@ def test_what_is_harmless_or_typed_is_taken(monkeypatch: pytest.MonkeyPatch, tmp
     seen = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["qat_lightning", *words])
-    monkeypatch.setattr("qat_lightning.cli._run", lambda config: seen.append(config.experiment) or 0.0)
+    monkeypatch.setattr("qat_lightning.commands.cli._run", lambda config: seen.append(config.experiment) or 0.0)
     cli.train()
     assert seen == ["mine"]
     assert (tmp_path / "outputs" / "mine").is_dir()

@@ -16,15 +16,15 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from qat_lightning.analysis.markdown import block, code, table, text
-from qat_lightning.analysis.plots import training_curves
-from qat_lightning.analysis.records import write_spectra
-from qat_lightning.intervention import Intervention
-from qat_lightning.training.diagnosis import Seen
-from qat_lightning.training.diverged import _write
-from tests import test_card
+from qat_lightning.analysis.result_files import write_spectra
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.io.markdown import block, code, table, text
+from qat_lightning.reports.plots.training_curves import training_curves
+from qat_lightning.training.guards.diagnosis import Seen
+from qat_lightning.training.guards.divergence_report import _write
+from tests.reports import test_model_card as test_card
 from tests.security.hostile import PAGES, STRINGS, controls
-from tests.training import test_report
+from tests.reports import test_report
 
 PLAIN, PLAIN_PATH = "a good name", "some/good name"
 HOSTILE = PAGES | STRINGS
@@ -83,7 +83,7 @@ WRITTEN: dict[str, Callable[[Path, str], str]] = {"report.md": report, "the mode
 
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("qat_lightning.analysis.sections", "qat_lightning.training.report"):
+    for module in ("qat_lightning.reports.sections", "qat_lightning.reports.report"):
         monkeypatch.setattr(f"{module}.picture", lambda folder, figure, name, says: f"![{says}](plots/{name}.png)")
 
 

@@ -18,21 +18,23 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 from omegaconf import OmegaConf
 
-from qat_lightning import cli
-from qat_lightning.bench import command as bench
-from qat_lightning.bench.table import heading
-from qat_lightning.config import ConfigError, check_words, suggest
-from qat_lightning.evaluation import _shown
-from qat_lightning.run.stages import Run
-from qat_lightning.screen import Cleansed, cleansed, console, printable
-from qat_lightning.sweep import JobError
-from qat_lightning.training import processes
+from qat_lightning.commands import cli
+from qat_lightning.commands.bench import run as bench
+from qat_lightning.commands.bench.inference_table import heading
+from qat_lightning.commands.evaluate import _shown
+from qat_lightning.commands.multirun import JobError
+from qat_lightning.commands.train.pipeline import Run
+from qat_lightning.config.command_line import check_words
+from qat_lightning.config.instantiate import suggest
+from qat_lightning.config.schema import ConfigError
+from qat_lightning.io.screen import Cleansed, cleansed, console, printable
+from qat_lightning.reports.report import summary_table
 from qat_lightning.training.callbacks import StageBar
-from qat_lightning.training.loggers import begin
-from qat_lightning.training.report import summary_table
-from qat_lightning.training.stages import Stage
+from qat_lightning.training.process import supervision
+from qat_lightning.training.stage import Stage
+from qat_lightning.training.wandb_fallback import begin
+from tests.reports.test_report import RESULTS
 from tests.security.hostile import STRINGS, controls
-from tests.training.test_report import RESULTS
 
 ALL = " ".join(STRINGS.values())
 
@@ -146,7 +148,7 @@ PLACES: dict[str, Callable[[str], None]] = {
     "a mistake of ours, and its traceback": raising(lambda name: TypeError(f"unexpected {name}")),
     "jobs of a sweep": raising(lambda name: JobError(f"1 of 2 jobs failed: job 0 ({name})")),
     "a stage that was stopped": stopped,
-    "a process that has died": lambda name: processes._tell(name),
+    "a process that has died": lambda name: supervision._tell(name),
     "a warning": lambda name: warnings.warn(name, stacklevel=1),
     "a warning of Lightning": lambda name: rank_zero_warn(name),
     "a log line": logged,

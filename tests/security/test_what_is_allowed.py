@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from qat_lightning.config import CONF, ConfigError, check_targets, create
-from qat_lightning.config.foreign import read_foreign
-from qat_lightning.config.targets import _locate
+from qat_lightning.config.instantiate import _locate, check_targets, create
+from qat_lightning.config.schema import CONF, ConfigError
+from qat_lightning.config.untrusted_yaml import read_foreign
 from qat_lightning.data.tokenizers import read_tokenizer
 from tests.security import plant
 from tests.security.corpus import (
@@ -58,7 +58,7 @@ def test_every_target_of_conf(name: str) -> None:
         "torch.optim.SGD",
         "torchmetrics.classification.BinaryAUROC",
         "torchmetrics.regression.MeanSquaredError",
-        "qat_lightning.losses.match.Match",
+        "qat_lightning.distillation.losses.feature_matching.Match",
     ],
 )
 def test_others_of_these_kinds(name: str) -> None:
@@ -140,7 +140,7 @@ def test_the_flag_and_the_revision_reach_the_model_and_the_revision_alone_its_to
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
     monkeypatch.setattr("qat_lightning.data.tokenizers.require_hub", lambda places: None)
-    monkeypatch.setattr("qat_lightning.build.pretrained.require_hub", lambda places: None)
+    monkeypatch.setattr("qat_lightning.config.builders.pretrained.require_hub", lambda places: None)
     with pytest.raises(ConfigError, match="seen"):
         model_of("owner/model", **settings)
     with pytest.raises(ValueError, match="seen"):

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.config import CONF, check, resolve
-from qat_lightning.run import run
+from qat_lightning.commands.train.run import run
+from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.validation import check
 
 SMALL = (
     "model=tiny",
@@ -24,7 +25,7 @@ SMALL = (
     "trainer.accelerator=cpu",
     "threads=1",
     "optimizer.lr=1e-3",
-    "export.onnx=false",  # it takes seconds; tests/test_exporting.py asks for it
+    "export.onnx=false",  # it takes seconds; tests/commands/test_export.py asks for it
 )
 
 

@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 
-from qat_lightning.analysis import markdown
-from qat_lightning.build import build_data, stage_settings
-from qat_lightning.config import ConfigError
+from qat_lightning.config.builders.models import build_data
+from qat_lightning.config.builders.training import stage_settings
+from qat_lightning.config.schema import ConfigError
+from qat_lightning.reports import tables
 from qat_lightning.training.module import QATModule
-from tests.training.killing import killed
+from tests.training.checkpoints.killing import killed
+from tests.training.checkpoints.test_resume import StoppedError, stop_after
 from tests.training.runs import composed, small_run
-from tests.training.test_resume import StoppedError, stop_after
 
 SHORT = (
     "stages.teacher.max_steps=3", "stages.intervene.max_steps=2", "stages.train.max_steps=9", "data.rows=30",
@@ -33,8 +34,8 @@ def run_and_batches(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QATModule, "training_step", watched)
-        patch.setattr("qat_lightning.training.report.picture", lambda *_: "")
-        patch.setattr("qat_lightning.analysis.sections.picture", lambda *_: "")
+        patch.setattr("qat_lightning.reports.report.picture", lambda *_: "")
+        patch.setattr("qat_lightning.reports.sections.picture", lambda *_: "")
         results = small_run(folder, *SHORT, GROUPED, RECURRING)
     return folder, results, batches
 
@@ -66,8 +67,8 @@ def test_recurring_batches_recur_bit_for_bit(run_and_batches):
 
 
 def test_without_rows_of_tokens_nothing_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_lightning.training.report.picture", lambda *_: "")
-    monkeypatch.setattr("qat_lightning.analysis.sections.picture", lambda *_: "")
+    monkeypatch.setattr("qat_lightning.reports.report.picture", lambda *_: "")
+    monkeypatch.setattr("qat_lightning.reports.sections.picture", lambda *_: "")
     images = ("model=tiny_vit", "data=random_images", "data.size=16", "stages.teacher.max_steps=1")
     short = ("stages.intervene.max_steps=0", "intervention=none", "schedule=none", "stages.train.max_steps=1")
     results = small_run(tmp_path, *images, *short, "export.packed=false")
@@ -79,7 +80,7 @@ def test_the_line_by_hand():
     """100 tokens and 25 of padding are 20 %; 60 more, 85 of 185, are 45.9 %; 300 of 400 are 75 %."""
     two = {"tokens": 50, "padding": 5, "longest": 35, "max_length": 150}
     results = {"padding": {"teacher": two, "train": two | {"padding": 20, "longest": 50}}}
-    assert markdown.padding(results) == (
+    assert tables.padding(results) == (
         "Padding: 25 of the 125 tokens in the training batches (20.0 %). Saved: 60 against batches of mixed rows, each padded"
         " to its longest (45.9 %); 275 against all rows padded to `data.max_length` (75.0 %)."
     )
@@ -101,17 +102,17 @@ def test_the_line_by_hand():
     ],
 )
 def test_only_what_differs_is_compared(stage, words):
-    assert markdown.padding({"padding": {"train": stage}}).endswith(words)
+    assert tables.padding({"padding": {"train": stage}}).endswith(words)
 
 
 @pytest.mark.parametrize("results", [{}, {"padding": {}}, {"padding": None}])
 def test_results_without_padding_give_no_line(results):
-    assert markdown.padding(results) == ""
+    assert tables.padding(results) == ""
 
 
 def test_a_stopped_run_ends_in_the_same_bits(run_and_batches, tmp_path, monkeypatch):
     """In the second epoch of the train stage, after six of its batches and ten of the stages before."""
-    monkeypatch.setattr("qat_lightning.run.command.draw_sections", lambda *_: [])
+    monkeypatch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
     own = (*SHORT, GROUPED, RECURRING, "stages.train.checkpoint_every=1")
     with monkeypatch.context() as patch:
         stop_after(patch, 16)

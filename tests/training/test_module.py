@@ -6,9 +6,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_student, build_trainer
-from qat_lightning.intervention import Intervention
-from qat_lightning.training.guards import NumbersGuard, TeacherGuard
+from qat_lightning.config.builders.models import build_data, build_model, build_student
+from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.training.guards.callbacks import NumbersGuard, TeacherGuard
 from tests.training.runs import composed
 
 

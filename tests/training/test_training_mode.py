@@ -15,9 +15,10 @@ from lightning.pytorch import seed_everything
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from qat_lightning.build import build_data, build_model, build_module, build_student
+from qat_lightning.config.builders.models import build_data, build_model, build_student
+from qat_lightning.config.builders.training import build_module
 from qat_lightning.training.module import QATModule, train_unfrozen
-from tests.models import DECODERS, IMAGE_FAMILIES, TEXT_FAMILIES, tiny_model
+from tests.tiny_models import DECODERS, IMAGE_FAMILIES, TEXT_FAMILIES, tiny_model
 from tests.training.runs import composed, small_run
 
 STEPS = ("stages.teacher.max_steps=2", "stages.intervene.max_steps=2", "stages.train.max_steps=4")

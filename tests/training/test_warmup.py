@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qat_lightning.convert import Rule, quantize
-from qat_lightning.quantized import mean_step_sizes, step_sizes
-from qat_lightning.quantizers import LSQQuantizer
+from qat_lightning.models.convert import Rule, quantize
+from qat_lightning.models.quantized_model import mean_step_sizes, step_sizes
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.training.callbacks import StepSizeWarmup
-from tests.models import tiny_model
+from tests.tiny_models import tiny_model
 from tests.training.runs import SMALL, small_run
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,8 @@ def test_two_processes_measure_what_one_measures_on_the_joined_batch(tmp_path, i
 
 def test_step_sizes_have_their_own_rates_and_decay(tmp_path):
     """arXiv:2101.05938, released code: 1e-3 and 2e-5 for weights, 3e-2 and 1e-4 for activations."""
-    from qat_lightning.build import build_data, build_model, build_module, build_student
+    from qat_lightning.config.builders.models import build_data, build_model, build_student
+    from qat_lightning.config.builders.training import build_module
     from tests.training.runs import composed
 
     config = composed("+experiment=kdlsq_bert_base", "model=tiny", "data=random_text")

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from qat_lightning.build import build_callbacks, build_data, build_model, build_module, build_trainer
+from qat_lightning.config.builders.models import build_data, build_model
+from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer
 from tests.training.runs import composed, small_run
 
 ONE_STAGE = (

@@ -1,0 +1,105 @@
+"""What Lightning's CSVLogger wrote during the stages of a run, read back."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from qat_lightning.io.documents import DocumentError, read_bytes
+
+Row = dict[str, float]
+
+STEP_SIZES = "step_sizes"
+"""The columns `step_sizes/<kind>/<layer>` hold what quantizers learn."""
+
+
+LARGEST = 3.5e38
+"""No number of float32, which is what is logged, is larger; pictures of much larger ones overflow."""
+
+LONGEST = 2**28
+"""Bytes of one log that are read; 100,000 rows of 100 columns have 200 MB."""
+
+
+@dataclass(frozen=True)
+class StageHistory:
+    """What one stage logged.
+
+    Args:
+        steps: optimizer steps of the stage.
+        rows: by step; CSV column → number. "step" counts inside the stage, from 0.
+    """
+
+    name: str
+    steps: int
+    rows: list[Row]
+
+    def series(self, column: str) -> tuple[list[float], list[float]]:
+        """(steps inside the stage, values) where the column was logged and can be drawn."""
+        logged = [(row["step"], row[column]) for row in self.rows if abs(row.get(column, math.nan)) <= LARGEST]
+        return [step for step, _ in logged], [value for _, value in logged]
+
+
+def read_history(folder: Path, stages: Mapping[str, int]) -> list[StageHistory]:
+    """Read `logs/<stage>/metrics.csv` of each stage, and `logs/<stage>.1`, `.2`, … of its resumptions.
+
+    A later file wins where it logged the same column at the same step: a resumed run repeats the steps since its
+    checkpoint. A stage without a log has no rows.
+
+    Args:
+        folder: the run folder.
+        stages: stage → optimizer steps, in order.
+    """
+    return [StageHistory(name, steps, _merged(_logs(folder / "logs", name))) for name, steps in stages.items()]
+
+
+def _logs(folder: Path, stage: str) -> list[Path]:
+    """The stage's files, oldest first. `train.10` comes after `train.2`, and `train_more` is another stage."""
+    numbered = {0: folder / stage}
+    for path in folder.glob(f"{stage}.*"):
+        if (number := path.name.removeprefix(f"{stage}.")).isdecimal():
+            numbered[int(number)] = path
+    files = [numbered[number] / "metrics.csv" for number in sorted(numbered)]
+    return [file for file in files if file.is_file()]
+
+
+def _merged(files: Iterable[Path]) -> list[Row]:
+    rows: dict[float, Row] = {}
+    for file in files:
+        for cells in _read(file):
+            row = _numbers(cells)
+            if abs(row.get("step", math.nan)) <= LARGEST:
+                rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
+
+
+def _read(file: Path) -> list[dict[str | None, object]]:
+    """The rows of a log; lines of zero bytes, which a loss of power can leave, are left out with a warning."""
+    try:
+        lines = read_bytes(file, LONGEST).decode(errors="replace").splitlines()
+    except DocumentError as error:
+        warnings.warn(f"{error}: report.md shows no curves of it", stacklevel=2)
+        return []
+    sound = [line for line in lines if "\0" not in line]
+    rows: list[dict[str | None, object]] = []
+    try:
+        rows.extend(csv.DictReader(sound))
+    except csv.Error:
+        sound = []
+    if len(sound) < len(lines):
+        warnings.warn(f"{file} is damaged: the curves in report.md have gaps", stacklevel=2)
+    return rows
+
+
+def _numbers(cells: Mapping[str | None, object]) -> Row:
+    """The cells that hold a number; a run killed while it wrote leaves a torn last line."""
+    row: Row = {}
+    for column, text in cells.items():
+        if column and isinstance(text, str):
+            with suppress(ValueError):
+                row[column] = float(text)
+    return row

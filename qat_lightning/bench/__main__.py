@@ -1,6 +1,0 @@
-"""`python -m qat_lightning.bench [bench=…] [overrides]`: what a model or its training costs, side by side."""
-
-from qat_lightning.cli import bench
-
-if __name__ == "__main__":
-    bench()

@@ -1,5 +1,0 @@
-"""The model card of an export."""
-
-from qat_lightning.card.card import write_card
-
-__all__ = ["write_card"]

@@ -1,0 +1,252 @@
+"""What the stages of a run share, and how one is trained or taken over."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.text import Text
+from torch import nn
+
+from qat_lightning.commands.train.error_origin import key_in_errors
+from qat_lightning.commands.train.process_rank import count_devices, first_process
+from qat_lightning.commands.train.teacher_cache import check_room, facts, find_cache
+from qat_lightning.config.builders.models import build_data, build_model, build_student
+from qat_lightning.config.builders.training import (
+    all_callbacks,
+    build_module,
+    build_trainer,
+    stage_names,
+    stage_settings,
+)
+from qat_lightning.config.schema import Plain
+from qat_lightning.data.base import TaskData
+from qat_lightning.data.padding_stats import count_padding
+from qat_lightning.io.screen import console, printable
+from qat_lightning.models.quantized_model import switch_on
+from qat_lightning.reports.summary import score
+from qat_lightning.training.checkpoints.stage_result import Outcome, load_stage, weights_of
+from qat_lightning.training.compilation import compiled
+from qat_lightning.training.process.supervision import watch_the_others
+from qat_lightning.training.stage import Budget, Stage, own_scores, shared
+from qat_lightning.training.teacher_cache.cache import TeacherCache
+from qat_lightning.training.wandb_fallback import begin
+
+
+@dataclass
+class Run:
+    """What the stages of one run share."""
+
+    config: Plain
+    folder: Path
+    data: TaskData
+    console: Console
+    scoring: Plain = field(default_factory=dict)  # for reading data and scoring models; empty: as `config`
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    cache: TeacherCache | None = None
+    content: str = ""
+
+    def __post_init__(self) -> None:
+        self.scoring = self.scoring or self.config
+
+    def plan(self) -> None:
+        """The stages with their settings, none begun.
+
+        Raises:
+            ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
+        """
+        previous, self.content = None, self.data.fingerprint()
+        for name in stage_names(self.config):
+            settings = stage_settings(self.config, name, self.steps(name), self.data, self.content, previous)
+            self.stages[name] = Stage(name, self.folder, settings)
+            previous = self.stages[name].fingerprint
+        if "intervene" in self.stages and (steps := self.steps("intervene")) < (asked := self._budget("intervene")):
+            self.say(
+                "intervene",
+                f"{steps} steps, not {asked}, which would leave none of the train stage's"
+                f" {self._budget('train')} (stages.train.includes_intervene=true)",
+            )
+
+    def take_precision(self, precision: str) -> None:
+        """Record the precision that the trainer computes in: Lightning computes 16-mixed on a CPU in bf16-mixed."""
+        asked = self.config["trainer"]["precision"]
+        self.config["trainer"]["precision"] = precision
+        if precision not in (asked, f"{asked}-true", f"{asked}-mixed"):
+            self.say(
+                "precision",
+                f"this machine cannot compute trainer.precision={asked}; the run uses and records {precision}",
+            )
+
+    def find_cache(self, teacher: nn.Module) -> None:
+        """The folder that `teacher_cache` names, looked at before anything is trained; nothing is written.
+
+        Raises:
+            ValueError: it is another teacher's, the data never comes again, or the disk has too little room.
+        """
+        trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
+        self.cache = find_cache(self.config, self.data, self.content, teacher, trainer.strategy.root_device)
+        if self.cache is not None:
+            counts = {name: self._different_batches(name) for name in self.stages if name != "teacher"}
+            self.say("teacher's cache", check_room(self.config, self.data, teacher, self.cache, counts))
+
+    def _different_batches(self, stage: str) -> int:
+        """Of all processes."""
+        count = self.steps(stage) * self.config["trainer"]["accumulate_grad_batches"]
+        return self.processes * (count if self.data.reshuffle else min(count, self.batches_per_epoch))
+
+    def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
+        """Train `student` through one stage, or take over what an earlier start of this run has finished."""
+        stage, steps = self.stages[name], self.steps(name)
+        if stage.outcome is not None:
+            stage.load(student)
+            self.say(name, f"finished before, not run again ({self._told(stage.outcome)})")
+        else:
+            self._announce(name, steps, stage)
+            self._fit(stage, steps, student, teacher)
+        outcome = stage.outcome
+        assert outcome is not None
+        self.outcomes[name] = outcome
+
+    def steps(self, name: str) -> int:
+        """Optimizer steps of a stage. The intervene stage is shortened where it would leave none for the train stage."""
+        steps, together = self._budget(name), self.config["stages"]["train"]["includes_intervene"]
+        if name == "teacher" or not together or "intervene" not in stage_names(self.config):
+            return steps
+        intervene = shared(self._budget("intervene"), self._budget("train"))
+        return intervene if name == "intervene" else steps - intervene
+
+    def _budget(self, name: str) -> int:
+        """Optimizer steps that the configuration gives a stage."""
+        stage = self.config["stages"][name]
+        budget = Budget(stage["max_steps"], stage["max_epochs"])
+        return budget.steps(self.batches_per_epoch, self.config["trainer"]["accumulate_grad_batches"])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of one process, all processes sharing an epoch."""
+        return self.data.batches_per_epoch(self.processes)
+
+    @property
+    def processes(self) -> int:
+        """On all machines."""
+        trainer = self.config["trainer"]
+        return count_devices(trainer["devices"]) * trainer["num_nodes"]
+
+    def padding(self) -> dict[str, dict[str, int]]:
+        """Of each stage that trained on rows of tokens, see `count_padding`."""
+        batches = {
+            name: outcome.steps * self.config["trainer"]["accumulate_grad_batches"]
+            for name, outcome in self.outcomes.items()
+        }
+        counted = {name: count_padding(self.data, count, self.processes) for name, count in batches.items()}
+        return {name: tokens for name, tokens in counted.items() if tokens is not None}
+
+    def scores(self, model: nn.Module) -> dict[str, float]:
+        """The validation metrics of a model as it stands."""
+        trainer = build_trainer(self.scoring, "teacher", 0, self.folder, record=False)
+        return own_scores(trainer, build_module(self.scoring, "teacher", 0, model, self.data), self.data)
+
+    def restored(self, stage: str) -> nn.Module:
+        """The teacher or the student with the weights that a finished stage has handed on.
+
+        Raises:
+            ValueError: the folder holds no such weights.
+        """
+        weights = weights_of(stage, self.folder)
+        if not weights.is_file():
+            raise ValueError(
+                f"{weights} is not there: the run has not finished its {stage} stage, or was moved in part"
+            )
+        model: nn.Module = build_model(self.config, self.data)
+        if stage != "teacher":
+            model = build_student(self.config, model, self.data)
+        load_stage(stage, self.folder, model)
+        return model
+
+    def say(self, subject: str, words: str) -> None:
+        """Print one line, however long, its subject in bold; from the first process only."""
+        subject, words = (printable(given.replace("\n", " ")) for given in (subject, words))
+        self.console.print(Text.assemble((subject, "bold"), ": ", words), soft_wrap=True)
+
+    def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
+        settings = self.config["stages"][stage.name]
+        module = build_module(self.config, stage.name, steps, student, self.data, teacher, self.cache)
+        callbacks = all_callbacks(self.config, stage, self.data)
+        every = settings["validate_every"]
+        batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
+        trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
+        if self.cache is not None and module.teacher is not None:
+            self.cache.claim(facts(self.config, self.content, module.teacher, trainer.strategy.root_device))
+        switch_on(student, settings.get("parts"))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and first_process():
+                with key_in_errors(self.config):
+                    begin(logger, self.say)
+        with key_in_errors(self.config), compiled(module) if self.config["compile"] else nullcontext():
+            outcome = stage.fit(trainer, module, self.data, settings["keep"])
+        switch_on(student)
+        for logger in trainer.loggers:
+            logger.finalize("success")
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # the next stage is a W&B run of its own
+        self.say(stage.name, self._told(outcome))
+        if self.config["trainer"]["profiler"]:
+            self.say(stage.name, f"profile in {trainer.log_dir}")
+        if self.cache is not None and module.teacher is not None:
+            self.say("teacher's cache", self.cache.told())
+
+    def _announce(self, name: str, steps: int, stage: Stage) -> None:
+        if stage.unfinished is not None:
+            self.say(name, f"going on from {stage.unfinished} ({steps} steps in all)")
+        elif steps:
+            self.say(name, f"{steps} steps …")
+
+    def _told(self, outcome: Outcome) -> str:
+        told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {score(outcome.score)}"
+        return told + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
+
+
+def opened(config: Plain, folder: Path, scoring: Plain | None = None) -> Run:
+    """A run with its data read and its seed set, nothing begun.
+
+    Args:
+        scoring: the configuration for reading data and scoring models, where it is another than that of the training.
+
+    Raises:
+        ValueError: in words, for data that is not there or cannot be used.
+    """
+    _quiet()
+    watch_the_others()
+    scoring = scoring or config
+    if scoring["threads"] is not None:
+        torch.set_num_threads(scoring["threads"])
+    data = build_data(scoring)
+    data.load()
+    seed_everything(config["seed"], verbose=False)
+    run = Run(config, folder, data, console(quiet=not first_process()), scoring)
+    for note in data.notes:
+        run.say("data", note)
+    return run
+
+
+def _quiet() -> None:
+    """Leave the terminal to the run's own words."""
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "datasets", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
+    warnings.filterwarnings("ignore", message=".*variance of predictions or target is close to zero.*")  # "undefined"

@@ -1,0 +1,122 @@
+"""All stages of a configuration in one folder, each once, and what is written of them."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from qat_lightning.commands.train.pipeline import Run, opened
+from qat_lightning.commands.train.preflight import rehearse
+from qat_lightning.commands.train.process_rank import first_process, know_the_rank
+from qat_lightning.commands.train.results import check_recorded, classes, results_of, watch
+from qat_lightning.commands.train.run_directory import check_own, held
+from qat_lightning.commands.train.trainer_checks import check_libraries
+from qat_lightning.config.builders.models import build_model, build_student
+from qat_lightning.config.builders.training import stage_names
+from qat_lightning.config.schema import Plain
+from qat_lightning.io.files import write_json, write_text
+from qat_lightning.reports.report import EXPORT_FAILED, FINISHED, draw_sections, summary_table, write_report
+from qat_lightning.reports.summary import score
+from qat_lightning.training.checkpoints.stage_result import check_finished
+from qat_lightning.training.stage import refuse_other_stages
+
+
+def run(config: Plain, folder: Path, command: list[str], scoring: Plain | None = None) -> Plain:
+    """Run all stages of `config` in `folder`; returns the content of `metrics.json`.
+
+    The same configuration in the same folder goes on where an earlier start stopped.
+
+    Args:
+        scoring: the configuration in which models of a finished run are scored again and exported. With it nothing is
+            trained, and no callback or logger is made.
+
+    Raises:
+        ValueError: in words with the remedy, for all that is wrong with input.
+    """
+    know_the_rank(scoring or config)
+    with held(folder) if first_process() else nullcontext():
+        if scoring is not None:
+            check_finished(stage_names(config), folder)
+        elif first_process():
+            check_own(folder, config["experiment"])
+        run, teacher = prepared(config, folder, scoring)
+        _write_config(config, folder, command)  # not before: a command that is refused leaves the folder as it was
+        return _trained(run, teacher)
+
+
+def prepared(config: Plain, folder: Path, scoring: Plain | None = None) -> tuple[Run, nn.Module]:
+    """A run with all its stages planned, and the teacher not yet fine-tuned: nothing is written, and what is known to be
+    wrong has been told.
+
+    Raises:
+        ValueError: in words with the remedy, for all that is wrong with input.
+    """
+    run = opened(config, folder, scoring)
+    run.take_precision(check_libraries(run.scoring, folder))
+    refuse_other_stages(folder, stage_names(config))
+    run.plan()
+    teacher = build_model(config, run.data, lambda line: run.say("model", line))
+    if scoring is None:
+        rehearse(config, run.data, teacher)
+        run.find_cache(teacher)
+    return run, teacher
+
+
+def _trained(run: Run, teacher: nn.Module) -> Plain:
+    """All stages, then what is written of them."""
+    config, folder, data, console = run.config, run.folder, run.data, run.console
+    batch = data.example_batch(8)
+    run.stage("teacher", teacher)
+    student = build_student(config, copy.deepcopy(teacher), data)
+    untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
+    run.say("quantized, not trained", f"{data.metric} {score(untrained)}")
+
+    distilled = teacher if config["teacher"] == "full_precision" else None
+    if "intervene" in run.stages:
+        run.stage("intervene", student, distilled)
+    run.stage("train", student, distilled)
+
+    signals |= {"teacher": watch(teacher, batch), "student": watch(student, batch)}
+    results = results_of(run, student, untrained)
+    if not first_process():
+        return results
+    check_recorded(folder, results)
+    write_json(folder / "metrics.json", results)  # before anything that can fail
+    drawn = draw_sections(folder, results, signals, batch, data.tokens(batch), classes(data, batch))
+    write_report(folder, results, drawn)
+    failure = _export(run, student, results)
+    with suppress(OSError) if failure else nullcontext():  # a full disk must not hide why the export failed
+        write_report(folder, results, drawn)
+        write_json(folder / "metrics.json", results)
+    console.print(summary_table(results, folder / "report.md"))
+    if failure:
+        raise failure
+    return results
+
+
+def _export(run: Run, student: nn.Module, results: Plain) -> Exception | None:
+    """Export what the configuration asks for, with its model card, and enter it in `results`; returns what failed."""
+    # not before: torch's exporter takes seconds to import, and what is missing must be told first
+    from qat_lightning.commands.export import Exporter
+    from qat_lightning.reports.model_card.card import write_card
+
+    exporter, failure = Exporter(run.config, run.folder, run.data, student, run.say), None
+    try:
+        exporter.export()
+    except Exception as error:
+        failure = error
+    results |= {"export": exporter.record, "status": EXPORT_FAILED if failure else FINISHED}
+    if exporter.record:
+        write_card(run.folder)
+    return failure
+
+
+def _write_config(config: Plain, folder: Path, command: list[str]) -> None:
+    if first_process():
+        started = {"working_directory": config["working_directory"] or str(Path.cwd())}
+        write_text(folder / "config.yaml", yaml.safe_dump(config | started, sort_keys=False, allow_unicode=True))
+        write_text(folder / "overrides.yaml", yaml.safe_dump(command, allow_unicode=True))

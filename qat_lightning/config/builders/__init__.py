@@ -1,0 +1,1 @@
+"""The only constructors of a run's objects: configuration → model, data, module, Trainer."""

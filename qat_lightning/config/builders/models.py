@@ -1,0 +1,174 @@
+"""Configuration → data, teacher and student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from qat_lightning.config.builders.data_arguments import follow_model
+from qat_lightning.config.builders.pretrained import as_data, random_weights, read_architecture, read_weights, runs_code
+from qat_lightning.config.builders.pretrained_weights import check_weights, warnings_of_transformers
+from qat_lightning.config.instantiate import create, create_all
+from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.data.base import Head, TaskData
+from qat_lightning.models.convert import keep_layers, quantize
+from qat_lightning.models.families import FAMILIES
+from qat_lightning.models.module_paths import family
+from qat_lightning.models.quantized_model import calibrate
+
+HEADS: Mapping[Head, tuple[Any, Any]] = {
+    "text_classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    "image_classification": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
+    "question_answering": (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
+    "causal_language_model": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+}
+"""What makes a model with that head, and the configurations that it knows."""
+
+CLASSIFIERS = ("text_classification", "image_classification")
+"""Heads whose answers are read, and trained in transformers, as the configuration's `problem_type` says."""
+
+FULL_PRECISION = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Lightning's precisions that convert the model; made so from the start, a resumed run begins like any other."""
+
+
+TEACHER_PRECISION = {"bf16": torch.bfloat16}
+"""Of `teacher_precision`."""
+
+
+def build_data(config: Plain) -> TaskData:
+    """The task's data, not read yet; its classes numbered, its pixels scaled as the model's files say."""
+    data = create(config["data"], "data")
+    if not isinstance(data, TaskData):
+        raise ConfigError(f"data._target_={config['data']['_target_']!r} must be a TaskData")
+    follow_model(config["model"], data)
+    return data
+
+
+def build_model(config: Plain, data: TaskData, say: Callable[[str], None] = lambda line: None) -> PreTrainedModel:
+    """An unforked transformers model with the task's head: pretrained from a hub id or folder, or random weights.
+
+    Nothing that comes with a model is run (`qat_lightning.config.builders.pretrained`).
+
+    Args:
+        say: is given, line by line, where the weights are from, and what transformers warns of.
+    """
+    with warnings_of_transformers() as warned:
+        loaded, source = _read_model(config, data)
+    for line in (source, *(f"transformers warns: {line}" for line in warned)):
+        say(line)
+    family(loaded)
+    _describe_task(loaded.config, data)
+    if data.head == "text_classification":
+        _know_the_padding(loaded, getattr(data, "tokenizer", None))
+    loaded.to(dtype=FULL_PRECISION.get(config["trainer"]["precision"], torch.float32))  # type: ignore[call-arg]
+    return loaded
+
+
+def _describe_task(architecture: PretrainedConfig, data: TaskData) -> None:
+    """The model's configuration says what it is trained for here, whatever an earlier task has left in its config.json."""
+    architecture.problem_type = None
+    if data.head in CLASSIFIERS:
+        architecture.problem_type = "regression" if data.regression else "single_label_classification"
+    architecture.return_dict, architecture.output_attentions, architecture.output_hidden_states = True, False, False
+
+
+def _know_the_padding(model: PreTrainedModel, tokenizer: Any) -> None:
+    """A decoder classifies at the last token that is not padding, so it must know the token that the batches have there."""
+    padding = getattr(tokenizer, "pad_token_id", None)
+    if model.config.pad_token_id is None or (family(model).causal and padding is not None):
+        model.config.pad_token_id = 0 if padding is None else padding
+
+
+def _read_model(config: Plain, data: TaskData) -> tuple[PreTrainedModel, str]:
+    """The model, and a line that says where its weights are from."""
+    model, (auto, _) = config["model"], HEADS[data.head]
+    if not model["pretrained"]:
+        architecture = described(model, num_labels=data.num_labels)
+        _check_head(architecture, data.head)
+        of = f" of {model['path']!r}" if model["path"] else ""
+        source = f"random weights (model.pretrained=false), {architecture.model_type} architecture{of}"
+        return random_weights(model, architecture, auto), source
+    if model["path"] is None:
+        raise ConfigError(
+            "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
+        )
+    architecture = read_architecture(model, num_labels=data.num_labels)
+    if not runs_code(model, architecture, auto):
+        _check_head(architecture, data.head)
+    loaded, report = read_weights(model, architecture, auto)
+    return loaded, check_weights(config, loaded, report)
+
+
+def in_teacher_precision(config: Plain, teacher: nn.Module) -> nn.Module:
+    """What teaches: the teacher itself, or a copy in `teacher_precision`.
+
+    A copy, as what is quantized, scored, compared and saved is the teacher that was fine-tuned. Its parameters alone are
+    converted: the angles of rotary positions are buffers, which transformers keeps in float32.
+    """
+    if config["teacher_precision"] is None:
+        return teacher
+    copied = copy.deepcopy(teacher)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(TEACHER_PRECISION[config["teacher_precision"]])
+    return copied
+
+
+def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:
+    """Put the configured quantizers into `teacher` (hand over a copy); calibrate what is static on training batches."""
+    student = build_quantized(config, teacher)
+    calibrate(student, data.calibration_batches(config["quantization"]["calibration_rows"]))
+    return student
+
+
+def build_quantized(config: Plain, teacher: nn.Module) -> nn.Module:
+    """The student's layers of `teacher` with the configured quantizers, not calibrated; in place."""
+    if config["model"]["student_layers"] is not None:
+        try:
+            keep_layers(teacher, config["model"]["student_layers"])
+        except ValueError as error:
+            raise ConfigError(f"model.student_layers: {error}") from error
+    quantization = config["quantization"]
+    rules = list(create_all(quantization["rules"], "quantization.rules").values())
+    attention = quantization["attention"]
+    operands = create(attention, "quantization.attention") if attention else None
+    return quantize(teacher, rules, operands, quantization["bits"] or {})
+
+
+def _check_head(architecture: PretrainedConfig, head: Head) -> None:
+    known = FAMILIES.get(architecture.model_type)
+    if head == "causal_language_model" and known is not None and not known.causal:
+        raise ConfigError(
+            f"a {architecture.model_type} model reads in both directions and predicts no next token: choose model=gpt2 or llama,"
+            " or other data"
+        )
+    if type(architecture) not in HEADS[head][1]:
+        raise ConfigError(
+            f"a {architecture.model_type} model has no head for {head.replace('_', ' ')}: choose another model=… or data=…"
+        )
+
+
+def described(model: Plain, num_labels: int) -> PretrainedConfig:
+    """The architecture: of a local folder, else as configured; never from the hub."""
+    if model["path"] and (Path(model["path"]) / "config.json").is_file():
+        return read_architecture(model, num_labels)
+    if not model["architecture"]:
+        raise ConfigError("model.pretrained=false needs model.architecture, or a model.path that holds a config.json")
+    return as_data(AutoConfig.for_model(**model["architecture"], num_labels=num_labels), "model.architecture")

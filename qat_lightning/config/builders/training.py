@@ -1,0 +1,243 @@
+"""Configuration → what trains one stage: module, callbacks, trainer; and what decides its result."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from qat_lightning.config.builders.models import in_teacher_precision
+from qat_lightning.config.builders.monitored_value import with_mode
+from qat_lightning.config.instantiate import check_targets, create, create_all
+from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.data.base import TaskData
+from qat_lightning.distillation.losses.logits import Task
+from qat_lightning.models.convert import checkpoint_activations, open_attention_for
+from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar, StoppingReport
+from qat_lightning.training.module import QATModule
+from qat_lightning.training.process.graceful_stop import leave_signals_alone
+from qat_lightning.training.stage import Settings, Stage
+from qat_lightning.training.teacher_cache.cache import TeacherCache
+
+SAME_CONTENT = ("path", "name", "tokenizer", "tokenizer_revision", "num_workers")
+"""Of the data's settings those that say where it is, or how it is read: the content itself is compared."""
+
+AS_BEFORE: Sequence[tuple[str, Any]] = (
+    (r"data\.group_by_length", False),
+    (r"data\.reshuffle", True),
+    (r"losses\..*\.implementation", "dense"),
+    (r"compile", False),
+    (r"teacher_precision", None),
+)
+"""Settings that count only where they are otherwise: run folders from before them know none of these."""
+
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+"""Lightning's; with a file name each writes to the folder of the first logger, logs/<stage>/, at the end of the stage."""
+
+
+def stage_names(config: Plain) -> list[str]:
+    """The stages that this run has: teacher, intervene (where something intervenes, for at least a step), train."""
+    budget = config["stages"]["intervene"]
+    intervening = config["intervention"] and 0 not in (budget["max_steps"], budget["max_epochs"])
+    return [name for name in config["stages"] if name != "intervene" or intervening]
+
+
+def build_module(
+    config: Plain,
+    stage: str,
+    steps: int,
+    student: nn.Module,
+    data: TaskData,
+    teacher: nn.Module | None = None,
+    cache: TeacherCache | None = None,
+) -> QATModule:
+    """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it.
+
+    Args:
+        teacher: as it was fine-tuned; what teaches is a copy where `teacher_precision` says so.
+        cache: of that copy's signals.
+    """
+    taught_by = None if teacher is None else in_teacher_precision(config, teacher)
+    fine_tuning = stage == "teacher"
+    losses = {"task": Task()} if fine_tuning else create_all(config["losses"], "losses")
+    interventions = create_all(config["intervention"], "intervention") if stage == "intervene" else {}
+    sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
+    replaced = {site for intervention in interventions.values() for site in intervention.sites}
+    for model in (student, taught_by):
+        if model is not None:
+            open_attention_for(model, sites | replaced)
+    if config["activation_checkpointing"]:
+        checkpoint_activations(student)
+    lr = config["stages"][stage]["lr"]
+    optimizer = config["optimizer"] | ({} if lr is None else {"lr": lr})
+    if optimizer.get("fused", False) is None and torch.cuda.is_available():
+        optimizer["fused"] = True  # it can leave out a step by itself, so the host never waits (`NumbersGuard`)
+    return QATModule(
+        student=student,
+        losses=losses,
+        metrics=data.metrics,
+        predict=data.predict,
+        optimizer=create(optimizer, "optimizer"),
+        scheduler=create(config["scheduler"], "scheduler"),
+        steps=steps,
+        stage=stage,
+        teacher=taught_by,
+        interventions=list(interventions.values()),
+        weight_decay=config["optimizer"].get("weight_decay", 0.0),
+        learned={kind: _without_none(given) for kind, given in config["quantization"]["learned"].items()},
+        cache=cache,
+        full_teacher=None if taught_by is teacher else teacher,
+    )
+
+
+def build_trainer(
+    config: Plain,
+    stage: str,
+    steps: int,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    validate_every: int = 1,
+    record: bool = True,
+) -> Trainer:
+    """Lightning's trainer for one stage, validating every so many batches.
+
+    Without `record` it only scores: no bar, no log, no callback.
+    """
+    trainer = dict(config["trainer"])
+    bar = trainer.pop("enable_progress_bar") and record
+    profiler = trainer.pop("profiler")
+    made = Trainer(
+        **trainer | {"strategy": _strategy(trainer["strategy"], trainer["devices"])},
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=None,  # the data is one pass for the whole stage
+        num_sanity_val_steps=0,
+        inference_mode=False,  # no_grad: tensors that count their changes can be quantized once for query, key and value
+        use_distributed_sampler=False,  # the data's own samplers know the ranks, and resume
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        enable_checkpointing=record,
+        callbacks=[*callbacks, *([StageBar(stage)] if bar else [])],
+        logger=_loggers(config, stage, folder) if record else False,
+        profiler=PROFILERS[profiler](filename=profiler) if record and profiler else None,
+        default_root_dir=folder,
+    )
+    return leave_signals_alone(made)
+
+
+def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]:
+    """What turns knobs in this stage, and the configured callbacks, with the direction of what they watch (`with_mode`)."""
+    callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
+    if stage == "intervene":
+        schedule = create(config["schedule"], "schedule")
+        callbacks.append(InterventionSchedule(create_all(config["intervention"], "intervention"), schedule))
+    chosen = {name: node for name, node in config["callbacks"].items() if node is not None}
+    check_targets(chosen, "callbacks")
+    directed = {name: with_mode(node, f"callbacks.{name}", data) for name, node in chosen.items()}
+    for name, made in create_all(directed, "callbacks").items():
+        if not isinstance(made, Callback):
+            raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is not a callback of Lightning")
+        if not getattr(made, "first_stage_only", False) or stage == stage_names(config)[1]:
+            callbacks.append(made)
+    if any(isinstance(callback, EarlyStopping) for callback in callbacks):
+        callbacks.append(StoppingReport())
+    return callbacks
+
+
+def all_callbacks(config: Plain, stage: Stage, data: TaskData) -> list[Callback]:
+    """Those of `build_callbacks`, then the stage's own, which keep the state of all before them."""
+    settings = config["stages"][stage.name]
+    own = stage.callbacks(data, settings["checkpoint_every"], settings["checkpoint_minutes"])
+    return [*build_callbacks(config, stage.name, data), *own]
+
+
+def stage_settings(
+    config: Plain, stage: str, steps: int, data: TaskData, content: str, previous: str | None
+) -> Settings:
+    """Dotted key → value of all that decides the stage's result, and so its fingerprint; content is the data's."""
+    groups = ["model", "optimizer", "scheduler", "callbacks"]
+    if stage != "teacher":
+        groups += ["quantization", "losses", "teacher"]
+    if stage == "intervene":
+        groups += ["intervention", "schedule"]
+    trainer = (
+        "devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+        "limit_val_batches",
+    )  # fmt: skip
+    own = ("lr", "validate_every", "keep", *(["parts"] if stage == "intervene" else []))
+    chosen = {group: config[group] for group in groups} | {
+        "seed": config["seed"],
+        "trainer": {name: config["trainer"][name] for name in trainer},
+        f"stages.{stage}": {name: config["stages"][stage][name] for name in own},
+        "data": {name: value for name, value in config["data"].items() if name not in SAME_CONTENT}
+        | {"content": content},
+        "compile": config["compile"],
+        **({} if stage == "teacher" else {"teacher_precision": config["teacher_precision"]}),
+        "steps": steps,
+        "previous stage": previous,
+    }
+    return {key: value for key, value in _flat(chosen) if not _as_before(key, value)}
+
+
+def _as_before(key: str, value: Any) -> bool:
+    return any(re.fullmatch(name, key) and value == usual for name, usual in AS_BEFORE)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return flat
+
+
+def _without_none(node: Plain) -> Plain:
+    return {name: value for name, value in node.items() if value is not None}
+
+
+def _strategy(name: str, devices: Any) -> Any:
+    """Lightning's, but plain DDP made to fit: an intervention leaves weights without a gradient, and every rank has the
+    same buffers."""
+    several = devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1)
+    if name == "ddp" or (name == "auto" and several):
+        return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    return name
+
+
+def _loggers(config: Plain, stage: str, folder: Path) -> list[Logger]:
+    """The CSV that the report reads (a resumed stage goes on in a file of its own), and the configured ones."""
+    logs, version, part = folder / "logs", stage, 0
+    while (logs / version / "metrics.csv").exists():
+        part += 1
+        version = f"{stage}.{part}"
+    loggers: list[Logger] = [CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=20)]
+    loggers += [
+        build_logger(config, name, stage, folder) for name, node in config["logger"].items() if node is not None
+    ]
+    return loggers
+
+
+def build_logger(config: Plain, name: str, stage: str, folder: Path) -> Logger:
+    """A configured logger; a partial one gets the stage's name and the run folder, where it takes them and has none."""
+    node = config["logger"][name]
+    check_targets(node, f"logger.{name}")
+    offered = {"name": f"{config['experiment']}-{stage}", "save_dir": str(folder)}
+    kind = get_object(node["_target_"])
+    taken = {key: value for key, value in offered.items() if key in inspect.signature(kind).parameters}
+    if issubclass(kind, WandbLogger):
+        taken["group"] = folder.name
+    filled = node if not node.get("_partial_") else taken | node | {"_partial_": False}
+    made: Logger = create(filled, f"logger.{name}")
+    return made

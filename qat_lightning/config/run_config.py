@@ -1,0 +1,111 @@
+"""The configuration of a run that was: what its folder holds, with overrides on top."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from qat_lightning.config.instantiate import suggest
+from qat_lightning.config.schema import ConfigError, Plain, RunConfig, resolve
+from qat_lightning.config.untrusted_yaml import read_foreign
+from qat_lightning.config.validation import check
+from qat_lightning.io.files import check_plain
+
+ONE_PROCESS: Plain = {
+    "trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto", "trainer.profiler": None,
+    "data.num_workers": 0, "teacher_cache": None,
+}  # fmt: skip
+"""What scoring and exporting need. A folder's configuration cannot ask for more; who types the command can."""
+
+
+def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
+    """`config.yaml` of a run folder, typed and checked as a new run's is; keys that are newer than it take their defaults.
+
+    Args:
+        overrides: key=value, as on the command line.
+
+    Raises:
+        ConfigError: no run folder, or an override of a key that the run does not have.
+        SpecialFileError: the folder holds a link or a special file.
+    """
+    check_plain(folder)
+    place = folder / "config.yaml"
+    if not place.is_file():
+        raise ConfigError(f"run={str(folder)!r} holds no config.yaml: give the folder of a run")
+    config = OmegaConf.merge(OmegaConf.structured(RunConfig), read_foreign(place))
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        OmegaConf.update(config, _key(config, override), override.value(), merge=False)
+    plain = resolve(config)  # type: ignore[arg-type]
+    _check_trust(plain, {override.split("=", 1)[0] for override in overrides}, place)
+    check(plain)
+    return plain
+
+
+def located(config: Plain, overrides: Sequence[str] = ()) -> Plain:
+    """Make relative folders absolute that are not here, but in the directory where the run was started.
+
+    Args:
+        overrides: key=value; their folders are relative to the current directory.
+    """
+    started = Path(config["working_directory"] or "")
+    groups: dict[str, Plain] = {"model": dict(config["model"]), "data": dict(config["data"])}
+    for key in {"model.path", "data.path", "data.tokenizer"} - {override.split("=", 1)[0] for override in overrides}:
+        group, _, name = key.partition(".")
+        place = groups[group].get(name)
+        if isinstance(place, str) and not Path(place).exists() and (started / place).exists():
+            groups[group][name] = str(started / place)
+    return config | groups
+
+
+def in_one_process(config: Plain, overrides: Sequence[str] = ()) -> Plain:
+    """The configuration of a run folder without the processes, devices and workers that it asks for.
+
+    Args:
+        overrides: key=value; what they give stays.
+    """
+    typed, limited = {override.split("=", 1)[0] for override in overrides}, copy.deepcopy(config)
+    for key, value in ONE_PROCESS.items():
+        *groups, name = key.split(".")
+        node = limited[groups[0]] if groups else limited
+        if key not in typed and name in node:
+            node[name] = value
+    if "threads" not in typed and limited["threads"] is not None:
+        limited["threads"] = min(limited["threads"], os.cpu_count() or 1)
+    return limited
+
+
+def _key(config: Any, override: Override) -> str:
+    """The key that is given another value, one that the run has."""
+    if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package is not None:
+        raise ConfigError(f"{override.input_line!r}: give key=value, with a key that the run has")
+    full = key = override.key_or_group
+    parent = key.rpartition(".")[0]
+    node = OmegaConf.select(config, parent) if parent else config
+    while not OmegaConf.is_dict(node):  # name the first part that is wrong
+        key, parent = parent, parent.rpartition(".")[0]
+        node = OmegaConf.select(config, parent) if parent else config
+    if key.rpartition(".")[2] not in node:
+        choices = [f"{parent}.{name!s}" if parent else str(name) for name in node]
+        raise ConfigError(f"{key} is no key of this run: {suggest(key, choices)}")
+    if key != full:
+        raise ConfigError(f"{full} is no key of this run: {key} holds no keys, give {key}=… as a whole")
+    return key
+
+
+def _check_trust(config: Plain, typed: set[str], place: Path) -> None:
+    """A flag that lets others' files be more than data counts where it is typed, not where a folder brings it along."""
+    needed = {"trust_remote_code": ("trust_remote_code", "revision"), "pickled_weights": ("pickled_weights",)}
+    for flag, names in needed.items():
+        if config["model"][flag] and (missing := [name for name in names if f"model.{name}" not in typed]):
+            again = " ".join(f"model.{name}={config['model'][name]}" for name in missing)
+            raise ConfigError(
+                f"{place} has model.{flag}=true for model.path={config['model']['path']!r}; whoever wrote the folder wrote"
+                f" that: if you trust both, say so in this command as well, {again}"
+            )

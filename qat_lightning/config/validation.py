@@ -1,0 +1,242 @@
+"""What can be known to be wrong across the fields of a configuration, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from qat_lightning.config.instantiate import check_targets, check_type, create, create_all, names_argument, suggest
+from qat_lightning.config.schema import ConfigError, Plain, RunConfig, Teacher
+from qat_lightning.config.value_ranges import check_bounds
+from qat_lightning.io.documents import read_json
+
+_DATA_TYPES: Mapping[str, Any] = {
+    "path": str | None, "name": str | None, "tokenizer": str | None, "label_column": str, "text_columns": list[str],
+    "batch_size": int, "evaluation_batch_size": int | None, "max_length": int, "num_labels": int, "num_workers": int,
+    "train_limit": int | None, "validation_limit": int | None, "metric": str, "seed": int, "rows": int, "length": int,
+    "size": int, "channels": int, "image_column": str, "stride": int, "n_best": int, "max_question_length": int,
+    "max_answer_length": int, "group_by_length": bool, "reshuffle": bool,
+    "label_names": list[str | int | bool] | None, "unlabelled": list[str | int], "mean": list[float] | None,
+    "std": list[float] | None,
+}  # fmt: skip
+"""The data modules' classes import Lightning, which takes seconds; these types are known without."""
+
+AGAIN = "copy the file again, or give another model.path"
+
+BESIDE_BF16 = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true")
+"""The trainer's precisions that a teacher in bfloat16 goes with."""
+
+
+def check(config: Plain) -> None:
+    """All that can be known to be wrong before data and models are loaded, in a second or two.
+
+    Raises:
+        ConfigError: naming the key and the valid choices.
+    """
+    _check_known(config, RunConfig)
+    _check_values(config)
+    losses = create_all(config["losses"], "losses")
+    interventions = create_all(config["intervention"], "intervention")
+    for group in ("schedule", "scheduler"):
+        if config[group]:
+            create(config[group], group)
+    for group in ("optimizer", "callbacks", "logger"):
+        check_targets(config[group], group)
+    create_all(config["quantization"]["rules"], "quantization.rules")
+    for key, quantizer in _quantizers(config["quantization"]):
+        create(quantizer | {"_partial_": False}, key)
+    _check_losses(losses)
+    _check_teacher(config, losses)
+    _check_schedule(config, interventions)
+    _check_random(config)
+    _check_layers(config)
+    _check_optimizer(config["optimizer"])  # last, as torch takes a second to get ready for it
+
+
+def _check_known(node: Plain, schema: type, prefix: str = "") -> None:
+    """No key that a `+` has added where the schema has them all."""
+    kinds = get_type_hints(schema)
+    for name, child in node.items():
+        if name not in kinds:
+            raise ConfigError(f"unknown key {prefix + str(name)!r}: {suggest(str(name), kinds)}")
+        if is_dataclass(kinds[name]):
+            _check_known(child, kinds[name], f"{prefix}{name}.")
+
+
+def _check_values(config: Plain) -> None:
+    for name, annotation in _DATA_TYPES.items():
+        if name in config["data"]:
+            check_type(config["data"][name], annotation, f"data.{name}")
+    check_bounds(config)
+    if config["compile"] and config["activation_checkpointing"]:
+        raise ConfigError(
+            "compile=true and activation_checkpointing=true do not go together: leave out one of them (a compiled model"
+            " already computes again what is cheap)"
+        )
+    for glob, width in (config["quantization"]["bits"] or {}).items():
+        if type(width) is not int or not 1 <= width <= 8:
+            raise ConfigError(f"quantization.bits gives {glob!r} {width!r}: give a whole number from 1 to 8")
+    for name, stage in config["stages"].items():
+        if stage["checkpoint_minutes"] is not None and not stage["checkpoint_minutes"] > 0:
+            raise ConfigError(
+                f"stages.{name}.checkpoint_minutes={stage['checkpoint_minutes']} must be above 0, or null"
+            )
+        if stage.get("parts") == []:
+            raise ConfigError(f"stages.{name}.parts=[] quantizes nothing: give globs of parts, or null for all")
+        if stage["max_steps"] is None and stage["max_epochs"] is None:
+            raise ConfigError(
+                f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
+            )
+
+
+def _check_optimizer(node: Plain) -> None:
+    """Make one for a matrix and a vector, in two groups as in training, and take a step along a slope of 1 from 0."""
+    import torch
+
+    if node.get("maximize"):
+        raise ConfigError("optimizer.maximize=true makes the loss larger: leave it out")
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]
+    groups = [{"params": [parameter], "weight_decay": node.get("weight_decay", 0.0)} for parameter in parameters]
+    on_a_device = {"capturable": False} if node.get("capturable") and torch.cuda.is_available() else {}
+    given = ", ".join(f"{name}={value}" for name, value in node.items() if not name.startswith("_"))
+    try:
+        optimizer = create(node | on_a_device, "optimizer")(groups)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step(lambda: torch.zeros(()))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever an optimizer raises for arguments that it cannot work with
+        message = " ".join(str(error).split())
+        place = "optimizer." if names_argument(message, node) else f"optimizer ({given}): "
+        raise ConfigError(place + message) from error
+    if not all(((parameter <= 0) & parameter.isfinite()).all() for parameter in parameters):
+        raise ConfigError(f"optimizer ({given}): its first step does not go down the slope of the loss")
+
+
+def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:
+    """Each quantizer node of the rules and the attention, under its key."""
+    for name, rule in quantization["rules"].items():
+        for slot in ("weight", "input") if rule is not None else ():
+            if rule.get(slot):
+                yield f"quantization.rules.{name}.{slot}", rule[slot]
+    for slot in ("query", "key", "probs", "value"):
+        if quantization["attention"] and quantization["attention"].get(slot):
+            yield f"quantization.attention.{slot}", quantization["attention"][slot]
+
+
+def _check_losses(losses: Mapping[str, Any]) -> None:
+    for name, loss in losses.items():
+        if not loss.weight >= 0:
+            raise ConfigError(f"losses.{name}.weight={loss.weight} must be 0 or more")
+    if not any(loss.weight for loss in losses.values()):
+        raise ConfigError("no loss is left: give one of losses a weight above 0, or choose losses=…")
+
+
+def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:
+    _check_frozen(config, losses)
+    if config["teacher"] != Teacher.none.name:
+        return
+    needing = [name for name, loss in losses.items() if loss.weight != 0 and loss.needs_teacher]
+    if needing:
+        raise ConfigError(
+            f"losses.{needing[0]} needs a teacher and teacher=none: choose losses=task, or teacher=full_precision"
+        )
+    if config["intervention"]:
+        raise ConfigError(
+            "intervention needs a teacher and teacher=none: choose intervention=none schedule=none,"
+            " or teacher=full_precision"
+        )
+
+
+def _check_frozen(config: Plain, losses: Mapping[str, Any]) -> None:
+    """What is said of a teacher needs one that is asked, in a precision that goes with the trainer's."""
+    asked = config["intervention"] or any(loss.weight != 0 and loss.needs_teacher for loss in losses.values())
+    without = config["teacher"] == Teacher.none.name
+    for key in ("teacher_precision", "teacher_cache"):
+        if config[key] is not None and (without or not asked):
+            reason = "teacher=none" if without else "no loss or intervention asks the teacher"
+            raise ConfigError(f"{key}={config[key]} and {reason}: leave {key} out")
+    if config["teacher_cache"] is not None and not config["teacher_cache"].strip():
+        raise ConfigError("teacher_cache is empty: give a folder, or null for none")
+    precision = config["trainer"]["precision"]
+    if config["teacher_precision"] is not None and precision not in BESIDE_BF16:
+        raise ConfigError(
+            f"teacher_precision={config['teacher_precision']} goes with trainer.precision={', '.join(BESIDE_BF16)} and not with"
+            f" {precision}: leave teacher_precision out, or choose one of those"
+        )
+
+
+def _check_random(config: Plain) -> None:
+    """A teacher whose weights are random must be trained; with teacher=none nothing is distilled from it."""
+    budget = config["stages"]["teacher"]
+    if config["model"]["pretrained"] or config["teacher"] == Teacher.none.name:
+        return
+    for key in ("max_steps", "max_epochs"):
+        if budget[key] == 0:
+            raise ConfigError(
+                f"stages.teacher.{key}=0 leaves a teacher with random weights (model.pretrained=false): give model.path=… of a"
+                f" fine-tuned model without model.pretrained=false, or stages.teacher.{key}=3"
+            )
+
+
+def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
+    if bool(config["intervention"]) != bool(config["schedule"]):
+        given, other = ("intervention", "schedule") if config["intervention"] else ("schedule", "intervention")
+        raise ConfigError(f"{given} is set and {other} is not: choose {other}=… as well, or {given}=none")
+    if not config["schedule"]:
+        return
+    unknown = [name for name in create(config["schedule"], "schedule").names if name not in interventions]
+    if unknown:
+        raise ConfigError(f"schedule names intervention {unknown[0]!r}: {suggest(unknown[0], interventions)}")
+
+
+def _check_layers(config: Plain) -> None:
+    """Layer pairs of losses and layers of interventions lie within the models' depths, where files tell those."""
+    teacher, kept = _depth(config["model"]), config["model"]["student_layers"]
+    if kept is not None and len(set(kept)) < len(kept):
+        raise ConfigError(f"model.student_layers={kept} names a layer twice: name each layer once")
+    if teacher is None:
+        return
+    if kept is not None and (not kept or not all(0 <= layer < teacher for layer in kept)):
+        raise ConfigError(f"model.student_layers={kept} must name some of the model's layers, 0 to {teacher - 1}")
+    student = teacher if kept is None else len(kept)
+    for name, loss in config["losses"].items():
+        more = 1 if loss and loss.get("site") == "hidden" else 0
+        for own, other in (loss and loss.get("layers")) or []:
+            if not (0 <= own < student + more and 0 <= other < teacher + more):
+                raise ConfigError(
+                    f"losses.{name}.layers holds [{own}, {other}], but the student's can be 0 to {student + more - 1} and"
+                    f" the teacher's 0 to {teacher + more - 1}"
+                )
+    for name, intervention in config["intervention"].items():
+        if beyond := [layer for layer in intervention.get("at") or [] if not 0 <= layer < student]:
+            raise ConfigError(
+                f"intervention.{name}.at holds {beyond[0]}, but the student's layers are 0 to {student - 1}"
+            )
+
+
+def _depth(model: Plain) -> int | None:
+    """The number of layers, from a local folder's config.json or the configured architecture; None where a hub id says it."""
+    place, described = Path(model["path"] or "") / "config.json", model["architecture"]
+    if model["path"] and place.is_file():
+        described = _read_described(place)
+    elif model["pretrained"]:
+        return None
+    key = next((key for key in ("num_hidden_layers", "n_layers", "n_layer") if key in described), None)
+    if key is not None and not (type(described[key]) is int and described[key] > 0):
+        raise ConfigError(f"{str(place)!r} is damaged ({key}={described[key]!r} is not 1 or more layers): {AGAIN}")
+    return described[key] if key else None
+
+
+def _read_described(place: Path) -> Plain:
+    """A model's config.json."""
+    try:
+        described = read_json(place)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{str(place)!r} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
+    if not isinstance(described, dict):
+        raise ConfigError(f"{str(place)!r} is damaged (it holds no JSON object): {AGAIN}")
+    return described

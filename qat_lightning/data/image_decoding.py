@@ -1,0 +1,163 @@
+"""Image files → pixels. They stay encoded until their batch is made: a set need not fit into memory as pixels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
+from PIL import ImageOps
+from torch import Tensor
+
+from qat_lightning.data.base import Row
+from qat_lightning.data.dataset_files import read_split
+from qat_lightning.data.file_formats import Column
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+HIDDEN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
+"""Folders that macOS's archives, network drives and Windows put beside a user's, with images of their own or deleted ones."""
+
+
+class EncodedImages(Sequence[Row]):
+    """One split's labelled rows: "image", the bytes of an image file (L,) uint8, "labels", and their place ("row", "held_out").
+
+    Args:
+        column: of image files: bytes, a path, or {"bytes", "path"} as the `datasets` library keeps an image.
+        labels: of each image; None for one that is left out.
+        held_out: these are validation rows.
+
+    Raises:
+        ValueError: when asked for it, a row that holds no image file.
+    """
+
+    def __init__(self, split: Dataset, column: str, labels: Sequence[int | float | None], held_out: bool) -> None:
+        if isinstance(split.features[column], Image):
+            split = split.cast_column(column, Image(decode=False))
+        self.images, self.column, self.labels, self.held_out = split.select_columns(column), column, labels, held_out
+        self.rows = [row for row, label in enumerate(labels) if label is not None]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Row:  # type: ignore[override]
+        row = self.rows[number]
+        encoded = _bytes(self.images[row][self.column])
+        # all rows in use pass here before a run begins, for the fingerprint: what is no image at all is told then
+        if not _opens(encoded):
+            raise ValueError(
+                f"{self.told(row)} holds no image file in column {self.column!r}: name a column of images with"
+                " data.image_column=…, or take the row out"
+            )
+        # a copy, as torch wants memory that it may write to
+        image = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        return {"image": image, "labels": self.labels[row], "row": row, "held_out": self.held_out}
+
+    def told(self, row: int) -> str:
+        """`row 12 of the train split`, and its file where it lies in one of its own."""
+        value = self.images[row][self.column]
+        file = f" ({value!r})" if isinstance(value, str) else ""
+        return f"row {row} of the {'validation' if self.held_out else 'train'} split{file}"
+
+
+class Scale:
+    """Pixels in [0, 1] → (pixels − mean) / std, each (B, C, H, W) float32.
+
+    Args:
+        mean, std: one for all channels, or one for each.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+        for argument, given in (("mean", mean), ("std", std)):
+            if len(given) not in (1, channels):
+                raise ValueError(
+                    f"data.{argument}={list(given)} must be a list of one number, or of one for each of the"
+                    f" {channels} channels"
+                )
+        if min(std) <= 0:
+            raise ValueError(f"data.std={list(std)} must be above 0")
+        self.mean, self.std = (torch.tensor(list(given), dtype=torch.float32).view(-1, 1, 1) for given in (mean, std))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+
+    def undo(self, scaled: Tensor) -> Tensor:
+        return scaled * self.std.to(scaled.device) + self.mean.to(scaled.device)
+
+    def __repr__(self) -> str:
+        return f"Scale({self.mean.flatten().tolist()}, {self.std.flatten().tolist()})"
+
+
+def read_images(path: str, name: str | None, split: str, image: Column, label: Column) -> Dataset:
+    """The rows of `split` as `read_split` reads them, or from a folder with a folder of image files for each class.
+
+    Args:
+        path: hub id, or folder with train.parquet … or train/cat/1.png …
+
+    Raises:
+        ValueError: as `read_split`, or a folder that holds no image of a class.
+    """
+    folder = Path(path) / split
+    if not folder.is_dir():
+        return read_split(path, name, split, [image, label])
+    classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not _is_hidden(place.name))
+    files = [(file, number) for number, word in enumerate(classes) for file in _image_files(folder / word)]
+    if not files:
+        raise ValueError(
+            f"{str(folder)!r} holds no images: give each class a folder in it ({split}/CLASS/NAME.png, also"
+            f" {', '.join(suffix[1:] for suffix in SUFFIXES[1:])})"
+        )
+    columns = {image.name: [str(file) for file, _ in files], label.name: [number for _, number in files]}
+    return Dataset.from_dict(columns, Features({image.name: Value("string"), label.name: ClassLabel(names=classes)}))
+
+
+def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
+    """The file's bytes (L,) → pixels (channels, size, size) uint8: turned upright, grey or RGB, resized bilinearly.
+
+    Raises:
+        ValueError: not an image, or a damaged one.
+    """
+    try:
+        with Pillow.open(io.BytesIO(encoded.numpy().tobytes())) as file:
+            if file.mode.startswith(("I", "F")):
+                raise ValueError("pixels of more than 8 bits, convert it to 8")
+            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+            if image.size != (size, size):
+                image = image.resize((size, size), Pillow.Resampling.BILINEAR)
+    except Exception as error:  # a damaged file raises whatever its decoder runs into
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    return torch.from_numpy(numpy.array(image)).reshape(size, size, channels).permute(2, 0, 1)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Return the image files in a class's folder and in the folders inside it, except hidden ones."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(file for file in files if not any(map(_is_hidden, file.relative_to(folder).parts)))
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a program has put a file or folder there for itself: .ipynb_checkpoints, ._0.png, or one of `HIDDEN`."""
+    return name.startswith(".") or name in HIDDEN
+
+
+def _bytes(value: Any) -> bytes:
+    """Of a cell: bytes, the path of a file, or a dict with one of them; none for anything else."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and Path(value).is_file():
+        return Path(value).read_bytes()
+    return value if isinstance(value, bytes) else b""
+
+
+def _opens(encoded: bytes) -> bool:
+    """Begins as an image file does; cheap, as no pixel is decoded."""
+    try:
+        with Pillow.open(io.BytesIO(encoded)):
+            return True
+    except Exception:  # whatever a reader of one of the formats raises: it is none of them
+        return False

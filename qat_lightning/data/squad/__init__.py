@@ -1,0 +1,1 @@
+"""Question answering in the manner of SQuAD."""

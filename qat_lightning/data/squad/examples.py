@@ -1,0 +1,114 @@
+"""Questions on a text, in SQuAD's columns; what cannot be trained or scored with is refused with its row."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from qat_lightning.data.file_formats import Column
+
+NAMES = ("context", "question", "answers")
+COLUMNS = [
+    Column(
+        name,
+        f"questions need the columns {', '.join(NAMES)}, as rajpurkar/squad has them; give data.path another data set",
+        text=name != "answers",
+    )
+    for name in NAMES
+]
+"""Those that are read; the hub's sets hold `id` and `title` as well."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the text that it is about, and the accepted answers with their first characters; none: unanswerable."""
+
+    context: str
+    text: str
+    answers: list[str]
+    starts: list[int]
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """First character and one after the last of the first answer, less white space around it; None for none."""
+        if not self.answers:
+            return None
+        answer, start = self.answers[0], self.starts[0]
+        start += len(answer) - len(answer.lstrip())
+        return start, start + len(answer.strip())
+
+
+class MisplacedError(ValueError):
+    """A row's context does not have the answer at `answer_start`."""
+
+
+def read_questions(split: Dataset, name: str, unanswerable: bool) -> tuple[list[Question], list[str]]:
+    """Return the question of each row of the split called `name`, and how many rows with a misplaced answer are left out.
+
+    Args:
+        unanswerable: a question may have no answer.
+
+    Raises:
+        ValueError: a cell that is not a text, answers of another form, no answer, or only misplaced ones.
+    """
+    columns = [split[column][:] for column in NAMES]
+    questions: list[Question] = []
+    misplaced: list[str] = []
+    for row, (context, text, answers) in enumerate(zip(*columns, strict=True)):
+        where = f"row {row} of the {name} split"
+        try:
+            question = _question(context, text, answers, where)
+        except MisplacedError as error:
+            misplaced.append(str(error))
+            continue
+        if not question.answers and not unanswerable:
+            raise ValueError(
+                f"{where} has no answer: choose data=squad_v2 (data.unanswerable=true) for a set with unanswerable questions"
+            )
+        questions.append(question)
+    if misplaced and not questions:
+        raise ValueError(misplaced[0])
+    note = f"{len(misplaced)} of {len(split)} rows of the {name} split have a misplaced answer and are left out: "
+    return questions, [note + misplaced[0]] if misplaced else []
+
+
+def has_words(answer: str) -> bool:
+    """False for punctuation and articles alone: SQuAD 2.0's official script does not accept such an answer."""
+    bare = "".join(character for character in answer.lower() if character not in string.punctuation)
+    return not {"a", "an", "the"}.issuperset(bare.split())
+
+
+def _question(context: Any, text: Any, answers: Any, where: str) -> Question:
+    for column, value in (("context", context), ("question", text)):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{where} has {value!r} for a {column}, which is no text: repair it, or give data.path another"
+            )
+    texts, starts = _answers(answers, where)
+    for answer, start in zip(texts, starts, strict=True):
+        if start < 0 or not context.startswith(answer, start):
+            raise MisplacedError(
+                f"{where} has the answer {answer!r}, but its context reads {context[max(start, 0) :][: len(answer)]!r} at"
+                f" answer_start={start}: repair the row (answer_start counts characters from 0)"
+            )
+    return Question(context, text, texts, starts)
+
+
+def _answers(answers: Any, where: str) -> tuple[list[str], list[int]]:
+    """Return texts and first characters of {"text": […], "answer_start": […]}, or of a list of one such each."""
+    given = answers if isinstance(answers, Mapping) else {}
+    if isinstance(answers, list) and all(isinstance(answer, Mapping) for answer in answers):  # as SQuAD's own files
+        given = {key: [answer.get(key) for answer in answers] for key in ("text", "answer_start")}
+    texts, starts = given.get("text"), given.get("answer_start")
+    if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+        written = all(isinstance(text, str) and text.strip() for text in texts)
+        if written and all(isinstance(start, int) for start in starts):
+            return texts, starts
+    raise ValueError(
+        f"{where} has answers={answers!r}: give it {{'text': [texts], 'answer_start': [first characters]}}, as many of the"
+        " one as of the other, both empty for an unanswerable question"
+    )

@@ -1,0 +1,111 @@
+"""The teacher's signal in place of the student's, and where the gradient stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qat_lightning.distillation.branch_skipping import unread_left_out
+from qat_lightning.models.capture import Signals
+from qat_lightning.models.module_paths import entrances, layer_pairs, layer_paths, site_paths
+from qat_lightning.models.sites import CORE_SITES, INPUT_SITES, check_site
+
+
+class Intervention:
+    """`with intervention.by(teacher, student): student_signals = observe(batch)`.
+
+    Teacher Intervention, arXiv:2302.11812 §3; the points and the gradient stops are those of the released code:
+    TI-O replaces `attention.projection`, TI-C `attention.context` (both stop the gradient into query, key and value),
+    TI-M replaces `attention.probs` (query and key). Stopping means that the input of those projections is detached:
+    their own weights still learn from a loss on the scores, lower layers do not learn through them.
+
+    Args:
+        replace: the sites that take the teacher's signal, in every layer. None of them: no intervention.
+        detach: the sites whose module gets a detached input.
+        at: only these layers (0 is the first); None for all.
+
+    Where the teacher is deeper, each layer takes the signal that `layer_pairs` says.
+
+    Raises:
+        ValueError: an unknown site; a layer that the student does not have; a teacher without that signal or with
+            another shape; a family that computes query, key and value in one layer (GPT-2), for TI-M.
+    """
+
+    def __init__(
+        self, replace: Sequence[str] = (), detach: Sequence[str] = (), at: Sequence[int] | None = None
+    ) -> None:
+        self.replace = tuple(check_site(site) for site in replace)
+        if inputs := INPUT_SITES.intersection(self.replace):
+            raise ValueError(f"site {min(inputs)!r} is an input, which cannot be replaced: choose attention.projection")
+        self.detach = tuple(check_site(site) for site in detach)
+        self.at = None if at is None else tuple(at)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """What the teacher must be asked for."""
+        return self.replace
+
+    @contextmanager
+    def by(self, teacher: Signals, student: nn.Module) -> Iterator[None]:
+        """Within, the student runs so. What nobody reads of it, by a hook, is not computed (`Reading`)."""
+        with ExitStack() as hooks:
+            ours = set()
+            for handle in self._hooks(teacher, student):
+                hooks.callback(handle.remove)
+                ours.add(handle.id)
+            if self.replace:
+                layers = self._layers(len(layer_paths(student)))
+                hooks.enter_context(unread_left_out(student, layers, self.replace, ours))
+            yield
+
+    def _hooks(self, teacher: Signals, student: nn.Module) -> Iterator[RemovableHandle]:
+        for paths in entrances(student, self.detach):
+            for layer in self._layers(len(paths)):
+                yield student.get_submodule(paths[layer]).register_forward_pre_hook(_detach)
+        for site in self.replace:
+            if site not in teacher:
+                raise ValueError(f"the teacher's signals lack {site!r}: observe the teacher with intervention.sites")
+            paths = site_paths(student, site)
+            pairs = layer_pairs(site, len(paths), len(teacher[site]))
+            for layer in self._layers(len(paths)):
+                signal = teacher[site][pairs[layer][1]]
+                yield student.get_submodule(paths[layer]).register_forward_hook(_give(site, signal, layer))
+
+    def check(self, student: nn.Module) -> None:
+        """Whether `student`'s family can do this; attention need not be open.
+
+        Raises:
+            ValueError: in words, if not.
+        """
+        depth = len(layer_paths(student))
+        self._layers(depth)
+        entrances(student, self.detach)
+        for site in self.replace:
+            if site not in CORE_SITES:
+                site_paths(student, site)
+
+    def _layers(self, depth: int) -> Sequence[int]:
+        layers = range(depth) if self.at is None else self.at
+        if beyond := [layer for layer in layers if not 0 <= layer < depth]:
+            raise ValueError(f"intervention at layer {beyond[0]}: the student's layers are 0 to {depth - 1}")
+        return layers
+
+
+def _detach(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _give(site: str, signal: Tensor, layer: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(module: nn.Module, inputs: Any, own: Tensor) -> Tensor:
+        if signal.shape != own.shape:
+            raise ValueError(
+                f"the teacher has no signal of the student's shape {tuple(own.shape)} at {site!r} of layer {layer}, but"
+                f" {tuple(signal.shape)}: an intervention needs a teacher of the student's width"
+            )
+        return signal.detach().to(own.dtype)
+
+    return hook

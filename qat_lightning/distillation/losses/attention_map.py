@@ -1,0 +1,99 @@
+"""Attention maps. Shapes: B batch, H heads, N queries, M keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qat_lightning.distillation.losses.attention_map_blockwise import ELEMENTS, Factors, Settings, divergence
+from qat_lightning.distillation.losses.layer_mapping import (
+    given_pairs,
+    loss_temperature,
+    loss_weight,
+    one_of,
+    pairs_of_layers,
+    wide,
+)
+from qat_lightning.models.capture import Batch, Signals, what_counts
+from qat_lightning.models.sites import FACTORS
+
+SMALLEST = 1e-8
+"""Probabilities are clamped below at this (arXiv:2211.11014, released code)."""
+
+Implementation = Literal["dense", "blockwise"]
+
+
+class AttentionMap:
+    """Σ over layers of mean over samples and heads of (1/n) Σ_i Σ_j P^T_ij · log(P^T_ij / P^S_ij), i and j no padding.
+
+    KL(teacher‖student) of each query's map, averaged over the n valid queries of a sample; the maps are those before
+    dropout and quantization. More padding changes nothing, nor does a constant added to a row of scores. Source: KD-QAT's
+    attention-map loss, arXiv:2211.11014 §4.
+
+    Args:
+        layers: (student layer, teacher layer) pairs; None takes all, as
+            `qat_lightning.models.module_paths.layer_pairs` matches them.
+        temperature: τ, by which the scores of both are divided; 1 in the released code.
+        implementation: "dense" reads the maps; "blockwise" makes them anew from queries, keys and masks, some rows at a
+            time, so that its memory is linear in the length. Both give the same loss and gradient but for rounding; a
+            second derivative has the dense one alone.
+
+    Raises:
+        ValueError: a temperature that is not positive; an unknown implementation; pairs as for `Match`.
+    """
+
+    needs_teacher = True
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        layers: Sequence[Sequence[int]] | None = None,
+        temperature: float = 1.0,
+        implementation: Implementation = "dense",
+    ) -> None:
+        self.weight, self.layers = loss_weight(weight), given_pairs(layers)
+        self.temperature = loss_temperature(temperature)
+        self.implementation = one_of(implementation, Implementation, "implementation")
+        self.sites = FACTORS if implementation == "blockwise" else ("attention.probs",)
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        own, other = student[self.sites[0]], teacher[self.sites[0]]
+        pairs = pairs_of_layers("attention.probs", self.layers, len(own), len(other))
+        if self.implementation == "blockwise":
+            return torch.stack(
+                [self._by_blocks(_factors(student, s), _factors(teacher, t), batch) for s, t in pairs]
+            ).sum()
+        counts = what_counts("attention.probs", batch)
+        return torch.stack([self._divergence(own[s], other[t].detach(), counts) for s, t in pairs]).sum()
+
+    def _by_blocks(self, student: Factors, teacher: Factors, batch: Batch) -> Tensor:
+        """Each query weighs 1/(B·H·n); padded keys have no probability, by the models' own masks."""
+        samples, heads, queries, _ = student.query.shape
+        counts = what_counts("attention.context", batch)  # (B, 1, N, 1)
+        valid = student.query.new_ones(1, 1, queries) if counts is None else counts[..., 0].to(student.query.dtype)
+        weights = valid / (valid.sum(-1, keepdim=True).clamp(min=1) * samples * heads)
+        return divergence(student, teacher, Settings(weights, self.temperature, SMALLEST, ELEMENTS))
+
+    def _divergence(self, student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
+        student, teacher = (self._cooled(wide(maps)).clamp(min=SMALLEST) for maps in (student, teacher))
+        terms = teacher * (teacher / student).log()
+        if counts is None:
+            return terms.sum((-2, -1)).mean() / terms.shape[-2]
+        queries = counts.any(-1).sum(-1).clamp(min=1)  # (B, 1)
+        return ((terms * counts).sum((-2, -1)) / queries).mean()
+
+    def _cooled(self, maps: Tensor) -> Tensor:
+        """softmax(scores / τ) from softmax(scores)."""
+        if self.temperature == 1:
+            return maps
+        # Off zero before the power, whose slope is infinite there: padded keys would turn the gradient into NaN.
+        powers = maps.clamp(min=torch.finfo(maps.dtype).tiny) ** (1 / self.temperature) * (maps > 0)
+        return powers / powers.sum(-1, keepdim=True)
+
+
+def _factors(signals: Signals, layer: int) -> Factors:
+    query, key, mask = (signals[site][layer] for site in FACTORS)
+    return Factors(wide(query), wide(key), mask.detach())

@@ -1,0 +1,127 @@
+"""Losses on what the model's heads say.
+
+Shapes: B batch, N tokens, C classes, V vocabulary. A classifier has one head (B, C); question answering has two, start and
+end, over positions (B, N); a language model has one, (B, N, V), with the next token of each token as labels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qat_lightning.distillation.losses.layer_mapping import loss_temperature, loss_weight, one_of, wide
+from qat_lightning.models.capture import Batch, Signals
+
+IGNORED = -100
+"""The label of a token that has no next one."""
+
+
+class SoftCrossEntropy:
+    """L_pred = −Σ_c p^T_c · log p^S_c, averaged over the batch, or over all tokens that have a next one.
+
+    The sum over start and end for question answering, padding outside both distributions (arXiv:2009.12812 §4.2). A
+    single logit is a regression: then it is MSE(logits), as in the papers for STS-B.
+
+    Args:
+        classes: "sum" adds over classes (arXiv:2211.11014 and 2302.11812, released code); "mean" averages over them, so
+            is C times smaller (arXiv:2009.12812, 2101.05938, released code).
+    """
+
+    sites, needs_teacher = ("logits",), True
+
+    def __init__(self, weight: float = 1.0, classes: Literal["sum", "mean"] = "sum", temperature: float = 1.0) -> None:
+        self.weight, self.temperature = loss_weight(weight), loss_temperature(temperature)
+        self.classes = one_of(classes, Literal["sum", "mean"], "classes")
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        pairs = zip(_heads(student, batch), _heads(teacher, batch), strict=True)
+        return torch.stack([self._of_head(own, other.detach(), batch) for own, other in pairs]).sum()
+
+    def _of_head(self, own: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        if own.shape[-1] == 1:
+            return functional.mse_loss(own, other)
+        entropy = soft_cross_entropy(own / self.temperature, other / self.temperature)
+        if self.classes == "mean":
+            entropy = entropy / (other > PADDED).sum(-1)
+        if own.dim() == 2:
+            return entropy.mean()
+        counts = batch["labels"] != IGNORED
+        return (entropy * counts).sum() / counts.sum().clamp(min=1)
+
+
+class Task:
+    """The ground truth: cross-entropy with `labels`, or MSE where the labels are floating (regression).
+
+    Question answering: the mean of start and end. Language models: the mean over the tokens that have a next one.
+    """
+
+    sites, needs_teacher = ("logits",), False
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = loss_weight(weight)
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        heads, labels = _heads(student, batch), batch["labels"]
+        if labels.is_floating_point():
+            return functional.mse_loss(heads[0].squeeze(-1), labels.to(heads[0].dtype))
+        targets = labels.unbind(-1) if len(heads) > 1 else (labels,)
+        return torch.stack([_cross_entropy(*pair) for pair in zip(heads, targets, strict=True)]).mean()
+
+
+class TokenScaled:
+    """Σ_t w_t · SCE(p^T, p^S)_t with w = softmax over a sequence's tokens of (the teacher's own cross-entropy / 10).
+
+    Tokens that the teacher itself finds hard count more. For language models. Source: TSLD, arXiv:2308.06744 §4.2.
+
+    Args:
+        temperature: the 10.
+        batch: "sum" over the sequences of a batch, as released; "mean" does not depend on how many there are.
+
+    Raises:
+        ValueError: at the first batch, logits that are not (B, N, V).
+    """
+
+    sites, needs_teacher = ("logits",), True
+
+    def __init__(self, weight: float = 1.0, temperature: float = 10.0, batch: Literal["sum", "mean"] = "sum") -> None:
+        self.weight, self.temperature = loss_weight(weight), loss_temperature(temperature)
+        self.batch = one_of(batch, Literal["sum", "mean"], "batch")
+
+    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        own, other = _heads(student, batch)[0], _heads(teacher, batch)[0]
+        if own.dim() != 3:
+            raise ValueError(
+                "the token-scaled loss is for language models, with logits for each token: choose losses=logits"
+            )
+        other, labels = other.detach(), batch["labels"]
+        hardness = functional.cross_entropy(other.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        counts = labels != IGNORED
+        scale = (hardness / self.temperature).masked_fill(~counts, torch.finfo(hardness.dtype).min).softmax(-1)
+        each = (scale * counts * soft_cross_entropy(own, other)).sum(-1)
+        return each.sum() if self.batch == "sum" else each.mean()
+
+
+PADDED = -1e30
+"""The logit of a position that is padding."""
+
+
+def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """−Σ_c softmax(teacher)_c · log softmax(student)_c over the last dimension."""
+    return -(functional.softmax(teacher, -1) * functional.log_softmax(student, -1)).sum(-1)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the labels that count; 0 where none does."""
+    summed = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return summed / (labels != IGNORED).sum().clamp(min=1)
+
+
+def _heads(signals: Signals, batch: Batch) -> list[Tensor]:
+    """The logits of each head; over positions, padding is out of the question."""
+    heads = [wide(head) for head in signals["logits"]]
+    if len(heads) > 1 and "attention_mask" in batch:
+        heads = [head.masked_fill(batch["attention_mask"] == 0, PADDED) for head in heads]
+    return heads

@@ -1,0 +1,98 @@
+"""Activations in an ONNX graph: as 8-bit whole numbers with one scale where their quantizer allows, else in float32."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.exporters.onnx.operators import quantize_linear
+from qat_lightning.quantization.quantizers.base import Quantizer
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
+from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
+
+
+class Integers(NamedTuple):
+    """(codes − zero) · scale; codes uint8 in the shape of what was quantized, scale float32, zero uint8, both scalars."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+class IntegerInput(nn.Module):
+    """x → Integers, by the arithmetic of training: symmetric, one scale for the tensor.
+
+    The zero point is where code 0 of the quantizer lies when its lowest code is put at 0: 127 for 8 symmetric bits, so
+    what lies below the range saturates by itself. What lies above is cut after rounding, in bytes: 8 times less to move
+    than cutting the float32 values first, with the same result.
+
+    Args:
+        low, high: the quantizer's least and largest code.
+        scale: one step; None takes it from the tensor at hand, max|x|/high.
+        clip: the most that max|x| can be; None for no limit.
+        positive: x has no negative values (probabilities), so max|x| = max x.
+    """
+
+    zero: Tensor
+    step: Tensor | None
+
+    def __init__(
+        self, low: float, high: float, scale: Tensor | None, clip: float | None = None, positive: bool = False
+    ) -> None:
+        super().__init__()
+        self.high, self.clip, self.positive = high, clip, positive
+        self.register_buffer("zero", torch.tensor(-int(low), dtype=torch.uint8))
+        self.top = int(high - low)
+        self.register_buffer("step", None if scale is None else scale.detach().reshape(()).float())
+        within = scale is None and (clip is None or (positive and clip >= 1))
+        self.cut = high - low < 255 and not within
+
+    def forward(self, x: Tensor) -> Integers:
+        scale = self._scale(x) if self.step is None else self.step
+        codes = quantize_linear(x, scale, self.zero)
+        return Integers(codes.clamp(0, self.top) if self.cut else codes, scale, self.zero)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        largest = x.max() if self.positive else x.abs().max()
+        # The floor is the quantizer's: a tensor of zeros stays zeros.
+        floor = torch.finfo(torch.float32).tiny * self.high
+        return largest.clamp(min=floor, max=self.clip) / self.high
+
+
+class Simulated(nn.Module):
+    """x → the nearest values of the quantizer's grid, in float32: every other quantizer, as it says itself."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes, scale, offset = self.quantizer.codes(x)
+        return ((codes - offset) * scale).reshape(x.shape)
+
+
+def at_work(quantizer: nn.Module) -> bool:
+    """Whether there is a quantizer, and it is not switched off."""
+    return isinstance(quantizer, Quantizer) and quantizer.enabled
+
+
+def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput | None:
+    """None where the quantizer has no whole codes with one scale for the tensor."""
+    if not at_work(quantizer) or quantizer.granularity != "tensor":
+        return None
+    if isinstance(quantizer, UniformQuantizer):
+        high = float(2 ** (quantizer.bits - 1) - 1)
+        scale = quantizer.maximum / high if quantizer.static else None
+        return IntegerInput(-high, high, scale, quantizer.clip, positive)
+    if isinstance(quantizer, LSQQuantizer):
+        return IntegerInput(quantizer.low, quantizer.high, quantizer.step)
+    return None
+
+
+def float_input(quantizer: nn.Module) -> nn.Module:
+    """The quantizer's grid in float32; nothing where there is no quantizer."""
+    if not isinstance(quantizer, Quantizer):
+        return quantizer
+    return Simulated(quantizer) if quantizer.enabled else nn.Identity()

@@ -1,0 +1,186 @@
+"""A student → `model.onnx`, checked by the runtime that will load it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.exporters.onnx.layers import replace_layers
+from qat_lightning.exporters.onnx.runtime import INPUTS, OnnxModel
+from qat_lightning.io.files import atomic_write
+from qat_lightning.models.capture import LOGITS
+from qat_lightning.models.module_paths import family
+from qat_lightning.quantization.modules.attention import IMPLEMENTATION
+
+OPSET = 20
+"""The first with Gelu as one operator."""
+
+FOLDED = 16
+"""Constants of so many elements at most are worked out at export; larger ones are packed weights, and stay packed."""
+
+
+class OnnxError(ValueError):
+    """A model that cannot be exported, or a file that the runtime cannot run; the message says which and what to do."""
+
+
+def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> OnnxModel:
+    """Write `model` as ONNX; returns it under the runtime.
+
+    Batches may be of any size, texts of any length that the model has positions for. Weights are stored at 1, 2, 4 or 8
+    bits. Where inputs have whole codes and one scale (`UniformQuantizer`, `LSQQuantizer`) and weights whole codes and a
+    scale for each output at most, products are of whole numbers, with the activations' arithmetic as in training; all
+    else is computed in float32 on the same values. The file appears when the runtime has loaded and run it, not before.
+
+    Args:
+        model: a transformers encoder, quantized or not; it stays as it is.
+        path: of the file.
+        batch: one to run; what the model takes of it becomes the file's inputs.
+
+    Raises:
+        OnnxError: a decoder, or what the exporter or the runtime refuses.
+    """
+    if family(model).causal:
+        raise OnnxError(
+            f"a {model.config.model_type} model generates token by token, and this export is for encoders: take the packed"  # type: ignore[union-attr]
+            " folder (export.onnx=false)"
+        )
+    inputs = _inputs(model, batch)
+    with atomic_write(path) as unfinished:
+        _write(model, inputs, unfinished)
+        return _runnable(unfinished, inputs)
+
+
+def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What both the model and the runtime's wrapper take."""
+    accepted = inspect.signature(model.forward).parameters.keys() & set(INPUTS)
+    inputs = {name: value.detach().cpu() for name, value in batch.items() if name in accepted}
+    if "input_ids" in inputs and "attention_mask" not in inputs:
+        raise OnnxError("the batch has no attention_mask, and a file without one could read no padded texts: give one")
+    return inputs
+
+
+class _Heads(nn.Module):
+    """The logits of each head, in the order of `LOGITS`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        output = self.model(**inputs)
+        return [output[name] for name in LOGITS if name in output]
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    prepared = copy.deepcopy(model).cpu().float().eval()
+    if prepared.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
+        # Plain products and a softmax, which the runtime is faster with than with what the fused attention becomes.
+        prepared.set_attn_implementation("eager")  # type: ignore[operator]
+    return prepared
+
+
+def _write(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
+    from onnxscript import optimizer
+
+    with torch.no_grad(), _quiet():
+        prepared = _prepared(model)
+        answer = prepared(**inputs)
+        try:
+            program = torch.onnx.export(
+                _Heads(replace_layers(prepared)),
+                (dict(inputs), {}),  # a last dictionary would be taken for keywords
+                input_names=list(inputs),
+                output_names=[name for name in LOGITS if name in answer],
+                dynamic_shapes=({name: _axes(name) for name in inputs},),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise OnnxError(f"torch cannot export this model: {_reason(error)}") from error
+        assert program is not None
+        optimizer.optimize(program.model, input_size_limit=FOLDED)
+        _sum_before_normalization(program.model.graph)
+        _forget_sources(program.model)
+        program.save(path, external_data=False)
+
+
+def _sum_before_normalization(graph: Any) -> None:
+    """x + residual as Sum instead of Add, in front of a LayerNormalization.
+
+    onnxruntime would fuse Add and LayerNormalization to one operator that, on a CPU, takes four times as long as the two.
+    """
+    for node in graph:
+        if node.op_type == "LayerNormalization":
+            added = node.inputs[0].producer()
+            if added is not None and added.op_type == "Add":
+                added.op_type = "Sum"
+
+
+def _forget_sources(model: Any) -> None:
+    """The exporter notes at each node the lines of Python that it came from: megabytes, and paths of this machine.
+
+    Names of nodes, and shapes in between, are worked out by the runtime; in a small model they outweigh the codes.
+    """
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    kept = {id(value) for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values())}
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.name = None
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
+                if id(value) not in kept:
+                    value.shape = value.type = None
+
+
+def _axes(name: str) -> dict[int, Any]:
+    """The sizes that may change: the batch, and of texts the length."""
+    free = torch.export.Dim.DYNAMIC
+    return {0: free} if name == "pixel_values" else {0: free, 1: free}
+
+
+def _runnable(path: Path, inputs: Mapping[str, Tensor]) -> OnnxModel:
+    try:
+        runnable = OnnxModel(path)
+        runnable(**inputs)
+    except Exception as error:  # of onnxruntime, whose errors have no common ancestor but this
+        raise OnnxError(
+            f"the installed onnxruntime cannot run this model: {_reason(error)}; a newer one may"
+            " (pip install --upgrade onnxruntime)"
+        ) from error
+    return runnable
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes on torchvision and on names of axes say nothing to a user."""
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what was at the bottom of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

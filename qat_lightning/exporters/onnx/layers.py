@@ -1,0 +1,131 @@
+"""Layers and attention as an ONNX graph computes them, in place of those of training.
+
+Shapes: … leading dimensions, K inputs, N outputs; of attention as in `qat_lightning.quantization.modules.attention`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qat_lightning.exporters.onnx.activations import IntegerInput, at_work, float_input, integer_input
+from qat_lightning.exporters.onnx.operators import multiply_integers
+from qat_lightning.exporters.onnx.weights import FloatWeight, IntegerWeight, is_integer
+from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
+from qat_lightning.quantization.packing.stored_weight import Stored, stored
+
+
+class IntegerLinear(nn.Module):
+    """y = (codes of x · codes of W) · both scales + b: a product of whole numbers, exact in int32."""
+
+    def __init__(self, inputs: IntegerInput, weight: IntegerWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.inputs, self.weight, self.bias = inputs, weight, bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        codes, scale, zero = self.inputs(input)
+        product = multiply_integers(codes, self.weight(), zero, self.weight.zero).float()
+        scaled = product * (scale * self.weight.scale)
+        return scaled if self.bias is None else scaled + self.bias
+
+
+class FloatLinear(nn.Module):
+    """y = x̂ Ŵᵀ + b in float32, Ŵ unpacked when the runtime loads it."""
+
+    def __init__(self, inputs: nn.Module, weight: nn.Module, bias: Tensor | None) -> None:
+        super().__init__()
+        self.inputs, self.weight, self.bias = inputs, weight, bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(self.inputs(input), self.weight(), self.bias)
+
+
+class PackedEmbedding(nn.Module):
+    """Rows of a packed table, unpacked as they are looked up."""
+
+    def __init__(self, weight: FloatWeight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.weight(input)
+
+
+class Product(nn.Module):
+    """left · right · factor, or left · rightᵀ: of whole numbers where both operands' quantizers allow, else in float32."""
+
+    def __init__(self, left: nn.Module, right: nn.Module, positive: bool = False, transposed: bool = False) -> None:
+        super().__init__()
+        self.transposed = transposed
+        whole = integer_input(left, positive), integer_input(right)
+        self.whole = None not in whole
+        self.left = whole[0] if self.whole else float_input(left)
+        self.right = whole[1] if self.whole else float_input(right)
+
+    def forward(self, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
+        if not self.whole:
+            right = self.right(right)  # type: ignore[misc]
+            return self.left(left) @ (right.mT if self.transposed else right) * factor  # type: ignore[misc]
+        # With one scale for the tensor it may be transposed first: the runtime makes one of this and that of the heads.
+        first, second = self.left(left), self.right(right.mT if self.transposed else right)  # type: ignore[misc]
+        product = multiply_integers(first.codes, second.codes, first.zero, second.zero).float()
+        return product * (first.scale * second.scale * factor)
+
+
+class PackedCore(nn.Module):
+    """The opened attention without ports: softmax(Q(q) Q(k)ᵀ·s + mask), Q(·) Q(v)."""
+
+    def __init__(self, core: AttentionCore) -> None:
+        super().__init__()
+        self.scores = Product(core.query_quantizer, core.key_quantizer, transposed=True)
+        self.context = Product(core.probs_quantizer, core.value_quantizer, positive=True)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        scores = self.scores(query, key, scaling)
+        probs = functional.softmax(scores if mask is None else scores + mask, dim=-1)
+        return self.context(probs, value).transpose(1, 2).contiguous(), probs
+
+
+class _Given(nn.Module):
+    """A weight in full precision."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+def replace_layers(model: nn.Module) -> nn.Module:
+    """Put what an ONNX graph computes in the place of every layer that quantizes, in place (hand over a copy)."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear):
+            model.set_submodule(path, _linear(module))
+        elif isinstance(module, QuantEmbedding) and at_work(module.weight_quantizer):
+            model.set_submodule(path, PackedEmbedding(FloatWeight(_kept(module))))
+        elif isinstance(module, AttentionCore):
+            model.set_submodule(path, PackedCore(module))
+    return model
+
+
+def _linear(layer: QuantLinear) -> nn.Module:
+    if not at_work(layer.weight_quantizer):
+        return FloatLinear(float_input(layer.input_quantizer), _Given(_passed(layer)), layer.bias)
+    kept, whole = _kept(layer), integer_input(layer.input_quantizer)
+    if whole is not None and is_integer(kept):
+        return IntegerLinear(whole, IntegerWeight(kept), layer.bias)
+    return FloatLinear(float_input(layer.input_quantizer), FloatWeight(kept), layer.bias)
+
+
+def _passed(layer: QuantLinear) -> nn.Parameter:
+    with torch.no_grad():
+        return nn.Parameter(layer.weight_quantizer(layer.weight).detach(), requires_grad=False)
+
+
+def _kept(layer: nn.Module) -> Stored:
+    return stored(layer.quantized_weight, layer.weight_quantizer)  # type: ignore[arg-type]

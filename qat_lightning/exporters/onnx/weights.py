@@ -1,0 +1,133 @@
+"""Weights in an ONNX file: packed bytes in a uint8 initializer, which the runtime unpacks once, when it loads the file.
+
+Shapes: R rows, C columns, P codes a byte, S scales a row; K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qat_lightning.quantization.packing.bit_packing import pack
+from qat_lightning.quantization.packing.stored_weight import Stored
+
+WIDTHS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
+"""Width of a code → its width in the file: the next that divides a byte, so that standard operators can unpack it."""
+
+SAFE = 64
+"""Largest |weight| of int8 beside uint8 activations: 2 · 255 · 64 fits into the 16 bits in which processors without VNNI
+add two products; beyond, uint8 weights, for which the runtime takes the longer way."""
+
+
+class PackedRows(nn.Module):
+    """Codes (R, C) as bytes (R, ⌈C/P⌉) and a table (256, P) from a byte to the values of its codes.
+
+    Looking a byte up is Cast, Gather, Reshape: operators of every runtime, which it folds when it loads.
+
+    Args:
+        codes: uint8 (R, C).
+        bits: their width.
+        values: (2^bits,) what each code stands for; its type is that of what comes out.
+    """
+
+    packed: Tensor
+    table: Tensor
+
+    def __init__(self, codes: Tensor, bits: int, values: Tensor) -> None:
+        super().__init__()
+        width = WIDTHS[bits]
+        places = 8 // width
+        self.columns, self.padding = codes.shape[1], -codes.shape[1] % places
+        self.register_buffer("packed", pack(functional.pad(codes, (0, self.padding)), width).view(len(codes), -1))
+        digits = torch.arange(256)[:, None] >> width * torch.arange(places) & 2**width - 1
+        self.register_buffer("table", values[digits.clamp(max=len(values) - 1)])
+
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """All rows (R, C), or those of the given numbers (…) → (…, C)."""
+        chosen = self.packed if rows is None else functional.embedding(rows, self.packed)
+        values = functional.embedding(chosen.int(), self.table).flatten(-2)
+        return values[..., : self.columns] if self.padding else values
+
+
+class IntegerWeight(nn.Module):
+    """A weight (N, K) as whole numbers (K, N), int8 or uint8 with `zero`; its scale multiplies the product.
+
+    Raises:
+        ValueError: a weight that `is_integer` refuses.
+    """
+
+    zero: Tensor
+    scale: Tensor
+
+    def __init__(self, kept: Stored) -> None:
+        super().__init__()
+        if not is_integer(kept):
+            raise ValueError("codes with an offset of their own, or a scale for each group, are no whole numbers")
+        whole, times = _whole(kept)
+        signed = _largest(whole, kept.codes) <= SAFE
+        within = whole.clamp(-128, 127)  # what lies beyond belongs to codes that are not in use
+        values = within.to(torch.int8) if signed else (within + 128).to(torch.uint8)
+        self.register_buffer("zero", torch.tensor(0 if signed else 128, dtype=values.dtype))
+        self.register_buffer("scale", (kept.scale / times).reshape(-1 if kept.scale.numel() > 1 else ()))
+        self.rows = PackedRows(kept.codes.t().contiguous(), kept.bits, values)
+
+    def forward(self) -> Tensor:
+        return self.rows()
+
+
+class FloatWeight(nn.Module):
+    """Any weight (R, C) in float32, (codes − offset) · scale: all of it, folded when the runtime loads it, or some rows."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, kept: Stored) -> None:
+        super().__init__()
+        values = torch.arange(2.0**kept.bits)
+        self.single, self.moved = kept.scale.numel() == 1, isinstance(kept.offset, Tensor)
+        if isinstance(kept.offset, Tensor):
+            self.register_buffer("offset", kept.offset.expand(kept.scale.shape).flatten(1))
+        else:
+            values = values - kept.offset
+        if self.single:
+            values = values * kept.scale.reshape(())
+        else:
+            self.register_buffer("scale", kept.scale.flatten(1))
+        self.rows = PackedRows(kept.codes.flatten(1), kept.bits, values)
+
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        values = self.rows(rows)
+        if self.single:
+            return values
+        values = values.unflatten(-1, (self.scale.shape[1], -1))
+        if self.moved:
+            values = values - self._of(self.offset, rows)
+        return (values * self._of(self.scale, rows)).flatten(-2)
+
+    @staticmethod
+    def _of(table: Tensor, rows: Tensor | None) -> Tensor:
+        """(…, S, 1)."""
+        return (table if rows is None else functional.embedding(rows, table)).unsqueeze(-1)
+
+
+def is_integer(kept: Stored) -> bool:
+    """Whether the codes less their offset, or twice that, are whole numbers of 8 bits with a scale for each output at most."""
+    if isinstance(kept.offset, Tensor) or kept.codes.dim() != 2:
+        return False
+    whole, _ = _whole(kept)
+    low, high = (float(whole[int(end)]) for end in kept.codes.aminmax())
+    return low.is_integer() and low >= -128 and high <= 127
+
+
+def _whole(kept: Stored) -> tuple[Tensor, int]:
+    """What each code stands for, and what that was multiplied by: 2 for ±½, ±1½, …"""
+    assert isinstance(kept.offset, float)
+    times = 1 if kept.offset.is_integer() else 2
+    return (torch.arange(2.0**kept.bits) - kept.offset) * times, times
+
+
+def _largest(whole: Tensor, codes: Tensor) -> float:
+    """Of the codes in use: three ternary values leave a fourth code unused."""
+    low, high = codes.aminmax()
+    return float(torch.stack([whole[int(low)], whole[int(high)]]).abs().max())

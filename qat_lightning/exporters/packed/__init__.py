@@ -1,0 +1,1 @@
+"""The packed export: codes at their true width in safetensors."""

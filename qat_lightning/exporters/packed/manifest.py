@@ -1,0 +1,158 @@
+"""manifest.json: what a packed folder holds, with a checksum of every tensor and every file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qat_lightning.exporters.packed.untrusted_files import (
+    KINDS,
+    LARGEST_JSON,
+    REMEDY,
+    Entry,
+    PackedError,
+    read_bytes,
+    read_header,
+    read_json,
+    sha256,
+)
+from qat_lightning.models.packed_state import Packed
+from qat_lightning.models.size import Size
+
+FORMAT = 1
+MANIFEST, WEIGHTS, CONFIG = "manifest.json", "packed.safetensors", "config.json"
+"""Not model.safetensors: `from_pretrained` would take that, find none of its names, and go on with random weights."""
+GENERATION = "generation_config.json"
+"""Of a language model: how it generates where nothing else is asked for."""
+PARTS = (".weight.codes", ".weight.scale", ".weight.offset")
+
+Plain = dict[str, Any]
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    """The same bytes for the same content."""
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def make_manifest(packed: Packed, size: Size, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Plain:
+    """The manifest of a folder with these tensors and these other files."""
+    entries = {name: _tensor_entry(name, tensor, packed) for name, tensor in packed.tensors.items()}
+    content = {
+        "format": FORMAT,
+        "tensors": entries,
+        "files": {name: sha256(data) for name, data in files.items()},
+        "bytes": _totals(entries, size, packed),
+        "facts": json.loads(canonical(facts)),  # so that they are now what they will be when they are read
+    }
+    return content | {"sha256": sha256(canonical(content))}
+
+
+def names_code(name: str, data: bytes) -> bool:
+    """Whether a configuration of a model, tokenizer or image processor names classes that lie beside it."""
+    return name.endswith("config.json") and "auto_map" in read_json(data, name)
+
+
+def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, Entry], memoryview]:
+    """config.json, generation_config.json if there is one, and the tensors' entries and bytes, once all that the manifest
+    says has been found true.
+
+    Raises:
+        PackedError: a file or a tensor that is missing, one too many, or another than was written.
+    """
+    if not folder.is_dir():
+        raise PackedError(f"{folder} is no folder: give the folder that an export has written")
+    written = read_bytes(folder, CONFIG)
+    config = read_json(written, f"{folder}: {CONFIG}")
+    if "quantization_config" not in config:
+        raise PackedError(
+            f"{folder} is a plain transformers folder, not a packed one: read it with AutoModel….from_pretrained, or"
+            " export a trained run"
+        )
+    manifest, generation = _read_manifest(folder), None
+    for name, digest in manifest["files"].items():
+        data = written if name == CONFIG else read_bytes(folder, name)
+        if sha256(data) != digest:
+            raise PackedError(f"{folder}: {name} is not the file that was exported (its SHA-256 differs): {REMEDY}")
+        if names_code(name, data):
+            raise PackedError(
+                f"{folder}: {name} names code of its own (auto_map), which is never run: export without it"
+            )
+        if name == GENERATION:
+            generation = read_json(data, f"{folder}: {name}")
+    if CONFIG not in manifest["files"]:
+        raise PackedError(f"{folder}: {MANIFEST} does not know {CONFIG}: {REMEDY}")
+    weights = read_bytes(folder, WEIGHTS, LARGEST_JSON + _count(manifest["tensors"]))
+    entries, body = read_header(weights, f"{folder}: {WEIGHTS}")
+    _compare(folder, manifest["tensors"], entries, body)
+    return config, generation, entries, body
+
+
+def _read_manifest(folder: Path) -> Plain:
+    manifest = read_json(read_bytes(folder, MANIFEST), f"{folder}: {MANIFEST}")
+    if type(manifest.get("format")) is int and manifest["format"] > FORMAT:
+        raise PackedError(
+            f"{folder} was written by a later version (format {manifest['format']}): update qat-lightning"
+        )
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    if manifest.get("sha256") != sha256(canonical(content)):
+        raise PackedError(f"{folder}: {MANIFEST} was changed after the export (its own SHA-256 differs): {REMEDY}")
+    if not all(isinstance(content.get(name), dict) for name in ("tensors", "files")):
+        raise PackedError(f"{folder}: {MANIFEST} lists no tensors and files: {REMEDY}")
+    return manifest
+
+
+def _count(told: Plain) -> int:
+    """The bytes of the tensors as the manifest lists them; what it says is compared with the file later."""
+    counts = [entry.get("bytes") for entry in told.values() if isinstance(entry, dict)]
+    return sum(count for count in counts if type(count) is int and count > 0)
+
+
+def _compare(folder: Path, told: Plain, entries: Mapping[str, Entry], body: memoryview) -> None:
+    if missing := sorted(told.keys() - entries.keys()):
+        raise PackedError(f"{folder}: {WEIGHTS} lacks the tensor {missing[0]}, which {MANIFEST} lists: {REMEDY}")
+    if extra := sorted(entries.keys() - told.keys()):
+        raise PackedError(f"{folder}: {WEIGHTS} has the tensor {extra[0]}, which {MANIFEST} does not list: {REMEDY}")
+    for name, entry in entries.items():
+        if not isinstance(told[name], dict) or told[name].get("shape") != list(entry.shape):
+            raise PackedError(f"{folder}: {name} has the shape {list(entry.shape)}, not as {MANIFEST} says: {REMEDY}")
+        if told[name].get("dtype") != entry.kind or told[name].get("bytes") != entry.end - entry.begin:
+            raise PackedError(f"{folder}: {name} is {entry.kind}, not as {MANIFEST} says: {REMEDY}")
+        if told[name].get("sha256") != sha256(body[entry.begin : entry.end]):
+            raise PackedError(f"{folder}: the bytes of {name} are not those exported (SHA-256): {REMEDY}")
+
+
+def _tensor_entry(name: str, tensor: Tensor, packed: Packed) -> Plain:
+    codes = packed.weights.get(name.removesuffix(".weight.codes")) if name.endswith(".weight.codes") else None
+    return {
+        "shape": list(tensor.shape),
+        "dtype": _kind(name, tensor),
+        "bits": codes.bits if codes else 8 * tensor.element_size(),
+        "bytes": tensor.numel() * tensor.element_size(),
+        "sha256": sha256(tensor.numpy()),
+    }
+
+
+def _kind(name: str, tensor: Tensor) -> str:
+    for kind, dtype in KINDS.items():
+        if dtype == tensor.dtype:
+            return kind
+    raise ValueError(f"{name} is of {tensor.dtype}; a packed folder has {', '.join(map(str, KINDS.values()))}")
+
+
+def _totals(entries: Mapping[str, Plain], size: Size, packed: Packed) -> Plain:
+    """Bytes; bits a weight count the codes, scales and offsets of the weights that are quantized."""
+    of_weights = {f"{path}{part}" for path in packed.weights for part in PARTS}
+    quantized = sum(entry["bytes"] for name, entry in entries.items() if name in of_weights)
+    count = sum(math.prod(weight.shape) for weight in packed.weights.values())
+    return {
+        "float32": size.float32,
+        "packed": size.packed,
+        "ratio": round(size.ratio, 3),
+        "bits_per_weight": round(8 * quantized / count, 4) if count else 32,
+        "full_precision": size.packed - quantized,
+    }

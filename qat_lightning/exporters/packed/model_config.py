@@ -1,0 +1,122 @@
+"""config.json: the model's configuration, fields of its class alone, and the block that says what is quantized."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from qat_lightning.exporters.packed.manifest import Plain
+from qat_lightning.exporters.packed.quantization_config import Block, make_block, read_block
+from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line
+from qat_lightning.models.families import FAMILIES
+from qat_lightning.models.packed_state import Packed
+
+BESIDES = ("model_type", "quantization_config")
+"""Keys of config.json that are no field of a configuration's class."""
+
+COMPILED = {"compile_config", "continuous_batching_config"}
+"""Fields of generation_config.json that choose what compiles or serves the model; they are neither written nor read."""
+
+
+def model_class(model_type: object, architecture: object) -> Any:
+    """The class of transformers of that name for that family; nothing is imported by a name.
+
+    Raises:
+        ValueError: a family without a table, or a class that is none of its base model or heads.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto import modeling_auto as auto
+
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"the model family {model_type!r} has no table of parts; known: {', '.join(FAMILIES)}")
+    found: list[Any] = []
+    for mapping in (
+        auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_MAPPING,
+    ):
+        known = mapping.get(CONFIG_MAPPING[model_type], ())
+        found += known if isinstance(known, (tuple, list)) else [known]
+    for candidate in found:
+        if candidate.__name__ == architecture:
+            return candidate
+    names = ", ".join(sorted({candidate.__name__ for candidate in found}))
+    raise ValueError(f"{architecture!r} is no model of the family {model_type}; known: {names}")
+
+
+def make_config(model: Any, packed: Packed) -> Plain:
+    """config.json of a student; what could name code or a kernel is no field, and so left out.
+
+    Raises:
+        ValueError: a model, or a quantizer, that could not be read again.
+    """
+    config, kind = model.config, type(model)
+    if model_class(config.model_type, kind.__name__) is not kind:
+        raise ValueError(f"{kind.__module__}.{kind.__name__} is not transformers' own class of that name")
+    fields = {each.name for each in dataclasses.fields(config)} | {"model_type"}
+    told = {name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name in fields}
+    told |= {"architectures": [kind.__name__], "dtype": "float32", "quantization_config": make_block(model, packed)}
+    if getattr(model, "_tied_weights_keys", None) and not packed.tied:
+        told["tie_word_embeddings"] = False
+    return told
+
+
+def read_config(told: Plain) -> tuple[Any, Any, Block]:
+    """The model's class, its configuration, and the block.
+
+    Raises:
+        PackedError: another method or format; a key that is no field of the configuration's class; a value that the class
+            refuses.
+    """
+    from transformers import CONFIG_MAPPING
+
+    try:
+        architectures = told.get("architectures")
+        named = architectures[0] if isinstance(architectures, list) and architectures else None
+        kind = model_class(told.get("model_type"), named)
+        block = read_block(told["quantization_config"])
+        config_class = CONFIG_MAPPING[told["model_type"]]
+        fields = {each.name for each in dataclasses.fields(config_class)}
+        if unknown := sorted(told.keys() - fields - set(BESIDES)):
+            raise ValueError(f"{unknown[0]!r} is no field of {config_class.__name__}, and is not honoured: remove it")
+        if told.get("dtype") != "float32":
+            raise ValueError(f"dtype={told.get('dtype')!r} where a packed model is float32")
+        config = config_class(**{name: value for name, value in told.items() if name not in BESIDES})
+    except PackedError:
+        raise
+    except Exception as error:  # transformers' checks of values raise classes of their own
+        raise PackedError(f"config.json cannot be read: {in_a_line(error)}: {REMEDY}") from error
+    return kind, config, block
+
+
+def make_generation(model: Any) -> Plain | None:
+    """generation_config.json of a language model; None for other models."""
+    if not model.can_generate():
+        return None
+    told = json.loads(model.generation_config.to_json_string())
+    return {name: value for name, value in told.items() if name in _generation_fields()}
+
+
+def read_generation(told: Plain) -> Any:
+    """How the model generates.
+
+    Raises:
+        PackedError: a key that is no field of transformers' own class, or a value that it refuses.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        if unknown := sorted(told.keys() - _generation_fields()):
+            raise ValueError(f"{unknown[0]!r} is not a field that is read: remove it")
+        return GenerationConfig(**told)
+    except Exception as error:  # transformers' checks of values raise classes of their own
+        raise PackedError(f"generation_config.json cannot be read: {in_a_line(error)}: {REMEDY}") from error
+
+
+def _generation_fields() -> set[str]:
+    from transformers import GenerationConfig
+
+    return GenerationConfig().to_dict().keys() - COMPILED

@@ -1,0 +1,161 @@
+"""A packed folder → a plain transformers model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.exporters.packed.manifest import PARTS, verify
+from qat_lightning.exporters.packed.model_config import read_config, read_generation
+from qat_lightning.exporters.packed.quantization_config import Block, Weight
+from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line, tensors
+from qat_lightning.models.convert import quantize
+from qat_lightning.quantization.packing.bit_packing import unpack, unpack_trits
+from qat_lightning.quantization.packing.stored_weight import dequantized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_packed(folder: str | os.PathLike[str], *, activations: bool = True) -> PreTrainedModel:
+    """The model of a packed folder in evaluation mode: transformers' own class with float32 weights.
+
+    It predicts exactly what the student predicted. Nothing is downloaded and no code of the folder is run; its files are
+    read only if they are, byte for byte, those that were written.
+
+    Args:
+        activations: False leaves out the quantizers of inputs and attention operands: a model of plain layers alone, whose
+            predictions differ a little from the student's.
+
+    Raises:
+        PackedError: a folder that is damaged, or no packed one; names the tensor or the file.
+    """
+    config, generation, entries, body = verify(Path(folder))
+    kind, configuration, block = read_config(config)
+    state = _restored(dict(tensors(entries, body)), block)
+    blank = _blank(kind, configuration)
+    own = _compared(blank, state, block)
+    model = _built(kind, configuration, {name: _wide(tensor) for name, tensor in state.items() if name in own})
+    if generation is not None:
+        model.generation_config = read_generation(generation)
+    if activations:
+        if block.eager:  # as the student was; opened attention is bitwise eager attention
+            model.set_attn_implementation("eager")
+        _quantize(model, block)
+        model.load_state_dict({name: tensor for name, tensor in state.items() if name not in own}, strict=False)
+    return model.eval()
+
+
+def _restored(stored: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
+    """The model's own tensors by their own names, quantized weights made whole."""
+    for name, tensor in stored.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise PackedError(f"{name} is not finite: {REMEDY}")
+    weights = {f"{path}.weight": _weight(f"{path}.weight", weight, stored) for path, weight in block.weights.items()}
+    for name in stored:
+        if name.endswith(PARTS) or name in weights:
+            raise PackedError(f"{name} belongs to no weight that config.json describes: {REMEDY}")
+    return stored | weights
+
+
+def _weight(name: str, told: Weight, stored: dict[str, Tensor]) -> Tensor:
+    """Takes codes, scale and offset out of `stored`."""
+    try:
+        packed, scale = stored.pop(f"{name}.codes"), stored.pop(f"{name}.scale")
+        offset = stored.pop(f"{name}.offset") if told.offset is None else told.offset
+    except KeyError as error:
+        raise PackedError(f"the tensor {error.args[0]} is missing: {REMEDY}") from error
+    for part in (scale, offset):
+        if isinstance(part, Tensor) and part.dtype != torch.float32:
+            raise PackedError(f"{name} has a scale or an offset of {part.dtype} where float32 is written: {REMEDY}")
+    group = told.group_size
+    shape = told.shape if group is None else (*told.shape[:-1], told.shape[-1] // group, group)
+    try:
+        count = torch.Size(shape).numel()
+        codes = unpack_trits(packed, count) if told.packing == "trits" else unpack(packed, int(told.bits), count)
+        if torch.broadcast_shapes(shape, scale.shape, getattr(offset, "shape", ())) != torch.Size(shape):
+            raise ValueError(f"a scale of shape {tuple(scale.shape)} for codes of shape {tuple(shape)}")
+        weight = dequantized(codes.view(shape), scale, offset, told.shape)
+    except (RuntimeError, ValueError) as error:
+        raise PackedError(f"{name}: {error}: {REMEDY}") from error
+    return weight.t().contiguous() if told.transposed else weight
+
+
+def _blank(kind: Any, configuration: Any) -> nn.Module:
+    """The model without memory, to hold the tensors' names and shapes against."""
+    try:
+        with torch.device("meta"):
+            return kind(copy.deepcopy(configuration))  # opening attention writes into it
+    except Exception as error:
+        raise PackedError(f"config.json describes no {kind.__name__}: {in_a_line(error)}: {REMEDY}") from error
+
+
+def _quantize(model: nn.Module, block: Block) -> None:
+    """Quantizers of activations alone; weights are on their grids already."""
+    if block.rules or block.attention:
+        try:
+            quantize(model, block.rules, block.attention)
+        except ValueError as error:
+            raise PackedError(
+                f"config.json describes quantizers that do not fit the model: {error}: {REMEDY}"
+            ) from error
+
+
+def _compared(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set[str]:
+    """The names of the plain model's own tensors; the others are what its activations' quantizers know.
+
+    Raises:
+        PackedError: a tensor that is missing, one too many, or one of another shape.
+    """
+    own: dict[str, Tensor] = {}
+    for name, tensor in blank.state_dict(keep_vars=True).items():
+        if not any(tensor is other for other in own.values()):  # tied weights are in the file once
+            own[name] = tensor
+    plain = set(blank.state_dict())
+    _quantize(blank, block)
+    wanted = own | {name: tensor for name, tensor in blank.state_dict().items() if name not in plain}
+    for name in sorted(wanted.keys() ^ state.keys()):
+        wrong = "is missing" if name in wanted else f"is no tensor of a {type(blank).__name__}"
+        raise PackedError(f"{name} {wrong}: {REMEDY}")
+    for name, tensor in wanted.items():
+        if tensor.shape != state[name].shape or tensor.is_floating_point() != state[name].is_floating_point():
+            raise PackedError(f"{name} is {_told(state[name])} where the model has {_told(tensor)}: {REMEDY}")
+    return set(own)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _built(kind: Any, configuration: Any, state: dict[str, Tensor]) -> PreTrainedModel:
+    """transformers' own way from a state dict: no weight is drawn at random first, and no file is looked for."""
+    from transformers.utils import logging
+
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, report = kind.from_pretrained(
+            None,
+            config=configuration,
+            state_dict=state,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+    if wrong := [str(name) for names in report.values() for name in names]:
+        raise PackedError(f"{wrong[0]} does not fit a {kind.__name__} of this version of transformers: {REMEDY}")
+    return model

@@ -1,0 +1,1 @@
+"""Read untrusted files within limits, write files atomically, and print text safely."""

@@ -1,0 +1,1 @@
+"""Hugging Face models: where their signals and modules are, capturing, quantizing, and what they take."""

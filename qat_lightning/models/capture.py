@@ -1,0 +1,91 @@
+"""Run a model on a batch and return the signals that passed its sites."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qat_lightning.models.module_paths import site_paths
+from qat_lightning.models.sites import AXES, INPUT_SITES
+
+Batch = Mapping[str, Tensor]
+Signals = dict[str, list[Tensor]]
+"""Site → one tensor for each layer; "logits" → one for each head of the model: [logits], or [start, end] positions."""
+
+LOGITS = ("logits", "start_logits", "end_logits")
+"""What transformers calls the outputs of its heads."""
+
+
+class Observed:
+    """`Observed(model, sites)(batch)` → Signals.
+
+    Hooks live only while the model runs, so a model can be copied, saved or watched twice. A signal that an
+    intervention replaces is returned as the model itself made it. The batch's `labels` never reach the model, and a language
+    model keeps no cache of keys and values.
+
+    Raises:
+        ValueError: at construction, for a site that the model does not have; for a compiled model that is trained with
+            activation checkpointing.
+    """
+
+    def __init__(self, model: nn.Module, sites: Iterable[str] = ("logits",)) -> None:
+        self.model = model
+        self.paths = {site: site_paths(model, site) for site in sites if site != "logits"}
+        self.inputs = [name for name in inspect.signature(model.forward).parameters if name != "labels"]
+        self.without: dict[str, Any] = {"use_cache": False} if "use_cache" in self.inputs else {}
+
+    def __call__(self, batch: Batch) -> Signals:
+        signals: Signals = {site: [] for site in self.paths}
+        with ExitStack() as hooks:
+            if getattr(self.model, "_compiled_call_impl", None) is not None:
+                _refuse_checkpointing(self.model)
+                # else a graph compiled under one set of hooks would be run under another
+                hooks.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
+            for site, paths in self.paths.items():
+                for path in paths:
+                    hooks.callback(_watch(self.model.get_submodule(path), site, signals[site]).remove)
+            output = self.model(**{name: batch[name] for name in self.inputs if name in batch}, **self.without)
+        return signals | {"logits": [output[name] for name in LOGITS if name in output]}
+
+
+def what_counts(site: str, batch: Batch) -> Tensor | None:
+    """What is not padding, boolean, broadcastable to the site's signal; None where nothing is padded or no token axis."""
+    mask, axes = batch.get("attention_mask"), AXES[site]
+    if mask is None or "N" not in axes:
+        return None
+    tokens = mask.bool()
+    queries = tokens.reshape(tokens.shape[0], *(tokens.shape[1] if axis == "N" else 1 for axis in axes[1:]))
+    return queries & tokens[:, None, None, :] if axes.endswith("M") else queries
+
+
+def _refuse_checkpointing(model: nn.Module) -> None:
+    """What torch compiles of a checkpointed layer knows nothing of the hooks that it ran with."""
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ValueError(
+            "the model is compiled and has activation checkpointing, which do not go together: leave out one of them"
+            " (a compiled model already computes again what is cheap)"
+        )
+
+
+def _watch(module: nn.Module, site: str, captured: list[Tensor]) -> RemovableHandle:
+    """prepend: see the model's own signal, before an intervention puts the teacher's in its place."""
+
+    def keep(module: nn.Module, inputs: Any, output: Any = None) -> None:
+        signal = inputs if site in INPUT_SITES else output
+        captured.append(signal[0] if isinstance(signal, tuple) else signal)
+
+    keep.in_recomputation = _keep_nothing  # type: ignore[attr-defined]
+    if site in INPUT_SITES:
+        return module.register_forward_pre_hook(keep, prepend=True)
+    return module.register_forward_hook(keep, prepend=True)
+
+
+def _keep_nothing(module: nn.Module, inputs: Any, output: Any = None) -> None:
+    """Where activations are computed again (`qat_lightning.quantization.modules.activation_checkpointing`), the signal is
+    known; a watched port stays so."""

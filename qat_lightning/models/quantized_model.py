@@ -1,0 +1,116 @@
+"""What can be done with a model that has quantizers: calibrate them, switch parts of them off, find what they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.models.capture import Batch, Observed
+from qat_lightning.models.module_paths import attention_paths, part_paths
+from qat_lightning.models.size import quantized_weights
+from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.quantizers.base import Quantizer
+from qat_lightning.quantization.quantizers.reuse import evaluation
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Show each quantizer its weight, or what passes it on these batches; in evaluation mode, earlier ones already on."""
+    observe = Observed(model)
+    with ExitStack() as hooks:
+        hooks.callback(model.train, model.training)
+        model.eval()
+        for weight, quantizer in quantized_weights(model):
+            quantizer.calibrate(weight)
+        weights = {quantizer for _, quantizer in quantized_weights(model)}
+        for module in model.modules():
+            if isinstance(module, Quantizer) and module not in weights:
+                hooks.callback(module.register_forward_pre_hook(_show).remove)
+        for batch in batches:
+            observe(batch)
+
+
+@contextmanager
+def weights_held(model: nn.Module) -> Iterator[None]:
+    """Within, each weight is quantized once, however many batches pass, and what several layers read as well: for evaluation,
+    where no weight changes. One that does change is quantized anew."""
+    quantized = (
+        module for module in model.modules() if isinstance(getattr(module, "weight_quantizer", None), Quantizer)
+    )
+    layers = [layer for layer in quantized if not getattr(layer, "by_rows", False)]
+    try:
+        for layer in layers:
+            layer.weight_quantizer.keep(layer.quantized_weight)  # type: ignore[operator, union-attr]
+        with evaluation():
+            yield
+    finally:
+        for layer in layers:
+            layer.weight_quantizer.release()  # type: ignore[operator, union-attr]
+
+
+def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:
+    """Only the quantizers of these parts work, in all other places values pass in full precision; None for all.
+
+    Part-wise quantization of Teacher Intervention's first step, "either FFN or SA-PROP" (arXiv:2302.11812 §4).
+
+    Args:
+        parts: globs over part names, to which the operands of the attention products belong too:
+            `layers.*.feedforward.*`; `layers.*.attention.value`, `layers.*.attention.probs`.
+
+    Raises:
+        ValueError: a glob that names no quantizer.
+    """
+    quantizers = list(_by_part(model))
+    for glob in parts or ():
+        if not any(fnmatchcase(part, glob) for part, _ in quantizers):
+            named = ", ".join(dict.fromkeys(part for part, _ in quantizers if not part.startswith("layers.")))
+            raise ValueError(f"no quantizer in parts {glob!r}: try layers.*, layers.*.feedforward.*, {named}")
+    for part, quantizer in quantizers:
+        quantizer.enabled = parts is None or any(fnmatchcase(part, glob) for glob in parts)
+
+
+def step_sizes(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """What the quantizers of "weights", and those of "activations", learn; empty lists where nothing is learned."""
+    found: dict[str, list[nn.Parameter]] = {"weights": [], "activations": []}
+    weights = {quantizer for _, quantizer in quantized_weights(model)}
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            found["weights" if module in weights else "activations"] += module.parameters()
+    return found
+
+
+@torch.no_grad()
+def mean_step_sizes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """ "weights", "activations" → layer ("layers.0", …), "embeddings" or "pooler" → geometric mean of what is learned there."""
+    logarithms: dict[str, dict[str, list[Tensor]]] = {"weights": {}, "activations": {}}
+    weights = {quantizer for _, quantizer in quantized_weights(model)}
+    for part, quantizer in _by_part(model):
+        pieces = part.split(".")
+        place = ".".join(pieces[:2]) if pieces[0] == "layers" else pieces[0]
+        kind = logarithms["weights" if quantizer in weights else "activations"]
+        kind.setdefault(place, []).extend(learned.log().mean() for learned in quantizer.parameters())
+    return {
+        kind: {place: torch.stack(values).mean().exp() for place, values in places.items() if values}
+        for kind, places in logarithms.items()
+    }
+
+
+def _by_part(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    for part, path in part_paths(model).items():
+        for slot in ("weight_quantizer", "input_quantizer"):
+            if isinstance(quantizer := getattr(model.get_submodule(path), slot, None), Quantizer):
+                yield part, quantizer
+    for layer, path in enumerate(attention_paths(model)):
+        core = getattr(model.get_submodule(path), "core", None)
+        for slot in AttentionCore.QUANTIZED if core is not None else ():
+            if isinstance(quantizer := getattr(core, f"{slot}_quantizer"), Quantizer):
+                yield f"layers.{layer}.attention.{slot}", quantizer
+
+
+def _show(quantizer: Any, inputs: tuple[Tensor, ...]) -> None:
+    quantizer.calibrate(inputs[0])

@@ -1,0 +1,1 @@
+"""Quantizers, the modules that use them, and the packing of their codes into bytes."""

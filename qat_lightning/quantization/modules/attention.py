@@ -1,0 +1,184 @@
+"""The opened attention: softmax(q kᵀ·s + mask) v in which every intermediate tensor is the output of a named child.
+
+Shapes: B batch, H heads, G key/value heads (G divides H), N queries, M keys, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qat_lightning.quantization.modules.fused_attention import additive_mask, fused_attention
+from qat_lightning.quantization.modules.unread import unread
+
+IMPLEMENTATION = "qat_core"
+"""The name under which transformers knows the opened attention."""
+
+HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "sliding_window",
+            "is_causal", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
+"""Keywords of the attention call that change nothing here: the mask already says what they say."""
+
+Reads = Callable[[str], bool]
+"""Name of a port → whether anybody reads what this core itself would let pass there."""
+
+
+def all_read(port: str) -> bool:
+    """Nothing is left out."""
+    return True
+
+
+class AttentionCore(nn.Module):
+    """softmax(Q(q) Q(k)ᵀ·s + mask) → dropout → Q(·) Q(v), with ports on all that passes.
+
+    Ports (identity children; watch and replace by hooks): `query`, `key`, `value`, `scores` (masked, before softmax),
+    `probs` (before dropout and quantization), `context`. Quantizer slots: `query_quantizer`, `key_quantizer`,
+    `probs_quantizer`, `value_quantizer`. Without quantizers the result is bitwise transformers' eager attention.
+
+    Ports to watch only, as what they return is not used: what the scores are made of, `query_factor` = Q(q)·s in float32
+    at least, `key_factor` = Q(k), and `mask` (zeros where there is none): scores = query_factor · key_factorᵀ + mask.
+
+    A `lean` core makes no map where none is needed, that is without a hook on `scores` and `probs` and without a quantizer
+    of the latter: torch's fused attention computes the context, equal but for rounding. It has no second derivative.
+    """
+
+    PORTS = ("query", "key", "value", "scores", "probs", "context")
+    WATCHED = ("query_factor", "key_factor", "mask")
+    QUANTIZED = ("query", "key", "probs", "value")
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    scores: nn.Module
+    probs: nn.Module
+    context: nn.Module
+    query_factor: nn.Module
+    key_factor: nn.Module
+    mask: nn.Module
+    query_quantizer: nn.Module
+    key_quantizer: nn.Module
+    value_quantizer: nn.Module
+    probs_quantizer: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lean = False
+        for port in self.PORTS + self.WATCHED:
+            self.add_module(port, nn.Identity())
+        for slot in self.QUANTIZED:
+            self.add_module(f"{slot}_quantizer", nn.Identity())
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        dropout: float,
+        reads: Reads = all_read,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(context (B, N, H, D), probs or, of a lean core, None).
+
+        Args:
+            query: (B, H, N, D).
+            key, value: (B, G, M, D).
+            mask: additive (B or 1, 1 or H, N or 1, M).
+            reads: what is not read is not computed; `unread` zeros pass its port, to be replaced there.
+        """
+        query, key, value = self.query(query), self.key(key), self.value(value)
+        key = self.key_quantizer(key) if reads("key_factor") else key
+        value = self.value_quantizer(value) if reads("context") else value
+        query = self.query_quantizer(query) if reads("query_factor") else query
+        self._show_factors(query, key, mask, scaling)
+        dropout = dropout if self.training else 0.0
+        probs = None if self.lean and not self._needs_map() else self._map(query, key, mask, scaling, reads)
+        if not reads("context"):
+            context = unread(value, (*query.shape[:3], value.shape[-1]))
+        elif probs is None:
+            context = fused_attention(query, for_heads(key, query), for_heads(value, query), mask, scaling, dropout)
+        else:
+            kept = self.probs_quantizer(functional.dropout(probs, p=dropout))
+            context = torch.matmul(kept.to(value.dtype), for_heads(value, query))
+        return self.context(context).transpose(1, 2).contiguous(), probs
+
+    def _map(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, reads: Reads) -> Tensor:
+        """The probabilities (B, H, N, M)."""
+        if reads("scores"):
+            scores = torch.matmul(query, for_heads(key, query).transpose(2, 3)) * scaling
+        else:
+            scores = unread(query, (*query.shape[:3], key.shape[2]))
+        scores = self.scores(scores if mask is None or not reads("scores") else scores + mask)
+        # Wide until the product, whatever autocast says: a map in bfloat16 has 3 digits, too few to compare or quantize.
+        if reads("probs"):
+            return self.probs(functional.softmax(scores, dim=-1, dtype=wide(scores)))
+        return self.probs(scores.new_zeros((), dtype=wide(scores)).expand(scores.shape))
+
+    def _show_factors(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        if has_hooks(self.query_factor):
+            self.query_factor(query.to(wide(query)) * scaling)
+        if has_hooks(self.key_factor):
+            self.key_factor(key)
+        if has_hooks(self.mask):
+            self.mask(query.new_zeros(len(query), 1, 1, 1) if mask is None else mask)
+
+    def _needs_map(self) -> bool:
+        return has_hooks(self.scores) or has_hooks(self.probs) or type(self.probs_quantizer) is not nn.Identity
+
+
+def for_heads(x: Tensor, query: Tensor) -> Tensor:
+    """Keys or values (B, G, M, D), each for all the heads that share it: (B, H, M, D)."""
+    shared = query.shape[1] // x.shape[1]
+    return x.repeat_interleave(shared, dim=1) if shared > 1 else x
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def has_hooks(port: nn.Module) -> bool:
+    """Whether anybody watches or replaces what passes."""
+    return bool(port._forward_hooks or port._forward_pre_hooks)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **keywords: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers calls; hands over to `module.core`.
+
+    Raises:
+        ValueError: a keyword that would change the result and that the core does not know (softcap, s_aux, …).
+    """
+    unknown = sorted(name for name, given in keywords.items() if given is not None and name not in HARMLESS)
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} asks its attention for {', '.join(unknown)}, which the opened attention does not"
+            " compute; use a loss and an intervention without attention sites, and no attention quantizers"
+        )
+    return module.core(  # type: ignore[operator]
+        query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, dropout
+    )
+
+
+def register() -> str:
+    """Make the opened attention known to transformers; returns its name. Idempotent.
+
+    A function and not an effect of importing: transformers takes seconds to import, and a mistake in a configuration
+    must be told before.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(IMPLEMENTATION, attend)
+    # Without a mask function of the same name transformers drops the mask silently.
+    AttentionMaskInterface.register(IMPLEMENTATION, additive_mask)
+    return IMPLEMENTATION

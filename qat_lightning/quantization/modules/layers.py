@@ -1,0 +1,104 @@
+"""Linear and embedding layers whose weights, and inputs, pass through a quantizer. Any module will do as a quantizer.
+
+`quantized_weight` is the weight as its quantizer sees it: one row for each output channel, or for each token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qat_lightning.quantization.modules.compressed_activations import as_autocast, asked_for, saved_as_codes
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x · weightᵀ + bias; what is quantized is saved for the backward pass as codes."""
+    if torch.compiler.is_compiling():  # a compiler decides itself what is saved
+        return functional.linear(x, weight, bias)
+    x, weight = as_autocast(x), as_autocast(weight)
+    with saved_as_codes(x, weight):
+        return functional.linear(x, weight, bias)
+
+
+class QuantLinear(nn.Linear):
+    """y = Q_input(x) · Q_weight(W)ᵀ + b, over the very parameters of `linear`.
+
+    Args:
+        linear: the layer to take over; its parameters are shared, not copied.
+        weight_quantizer, input_quantizer: None leaves that tensor in full precision.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, weight_quantizer: nn.Module | None = None, input_quantizer: nn.Module | None = None
+    ) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.weight_quantizer = weight_quantizer or nn.Identity()
+        self.input_quantizer = input_quantizer or nn.Identity()
+        asked_for(self.weight_quantizer, self.input_quantizer)
+        self.train(linear.training)
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+
+
+class QuantConv1D(nn.Module):
+    """The same for GPT-2's Conv1D, a linear layer that keeps its weight transposed, (inputs, outputs).
+
+    Args:
+        conv: the layer to take over; its parameters are shared, not copied.
+    """
+
+    def __init__(
+        self, conv: nn.Module, weight_quantizer: nn.Module | None = None, input_quantizer: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias, self.nf = conv.weight, conv.bias, conv.nf
+        self.weight_quantizer = weight_quantizer or nn.Identity()
+        self.input_quantizer = input_quantizer or nn.Identity()
+        asked_for(self.weight_quantizer, self.input_quantizer)
+        self.train(conv.training)
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.weight.t()  # type: ignore[operator]
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight_quantizer(self.quantized_weight)
+        return linear(self.input_quantizer(input), weight, self.bias)  # type: ignore[arg-type]
+
+
+class QuantEmbedding(nn.Embedding):
+    """Rows of a quantized table, over the very parameters of `embedding`.
+
+    A quantizer to which each row is a world of its own sees only the rows of the batch: the same result as quantizing
+    the whole table (BERT's has 30,522 rows) and then looking up.
+    """
+
+    def __init__(self, embedding: nn.Embedding, weight_quantizer: nn.Module) -> None:
+        super().__init__(
+            embedding.num_embeddings, embedding.embedding_dim, padding_idx=embedding.padding_idx, device="meta"
+        )
+        self.weight = embedding.weight
+        self.weight_quantizer = weight_quantizer
+        self.train(embedding.training)
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.weight
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether the quantizer sees the batch's rows alone."""
+        quantizer = self.weight_quantizer
+        return getattr(quantizer, "rows_are_independent", False) and quantizer.granularity != "tensor"
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.by_rows:
+            return self.weight_quantizer(functional.embedding(input, self.weight, self.padding_idx))
+        return functional.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)

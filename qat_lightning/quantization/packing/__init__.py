@@ -1,0 +1,1 @@
+"""Codes of quantized weights, packed into bytes."""

@@ -1,0 +1,92 @@
+"""All 2^bits levels between two ends: asymmetric activations, and 4-bit weights that really have 16 levels."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, Scale, is_static
+
+Range = Literal["minmax", "symmetric", "mean"]
+
+
+class AffineQuantizer(Quantizer):
+    """x̂ = round((x − low)/s)·s + low with s = (high − low)/(2^bits − 1), x clamped to low … high first.
+
+    With scale="dynamic" the ends are those of the tensor at hand; zero is then on the grid only by chance, but a tensor of
+    zeros stays zeros. With "static" they are those that `calibrate` has seen, or ∓clip before that, the grid is moved so
+    that zero is on it, and a sample's result does not depend on its batch.
+
+    Args:
+        range: "minmax": low = min x, high = max x, the asymmetric quantizer that TernaryBERT's text argues for
+            (arXiv:2009.12812 §3.2; its released code uses the symmetric one) · "symmetric": ∓max|x| · "mean": ∓T, T the
+            mean of |x| over |x| > mean|x|, KD-QAT's 4-bit weights (arXiv:2211.11014, released code, whose rounding made
+            17 levels of it; here it has 16).
+    """
+
+    bits_range, code_type = (2, 8), torch.uint8
+    ends: Tensor
+
+    def __init__(
+        self,
+        bits: int = 8,
+        granularity: Granularity = "tensor",
+        clip: float | None = 2.5,
+        range: Range = "minmax",
+        scale: Scale = "dynamic",
+        group_size: int | None = None,
+    ) -> None:
+        super().__init__(bits, granularity, clip, group_size)
+        self.scale = scale
+        self.static, self.calibrated = is_static(scale, granularity, clip), False
+        self.alike = not self.static
+        if self.static and clip is not None:
+            self.register_buffer("ends", torch.tensor([-float(clip), float(clip)]))
+        if range not in get_args(Range):
+            raise ValueError(f"range={range!r} is unknown: choose one of {', '.join(get_args(Range))}")
+        self.range = range
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        if self.static:
+            low, high = (end.flatten()[0].to(self.ends) for end in self._ends(self.prepared(x)))
+            if self.calibrated:
+                low, high = torch.minimum(low, self.ends[0]), torch.maximum(high, self.ends[1])
+            self.ends.copy_(torch.stack([low, high]))
+            self.calibrated = True
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.prepared(x)
+        low, high = self.ends.to(x.dtype) if self.static else self._ends(x)
+        levels, tiny = 2**self.bits - 1, torch.finfo(x.dtype).tiny
+        step = (high - low) / levels
+        # Where all values are one: code 0 with scale |low| and offset ∓1 is that value, and zeros stay zeros.
+        step = torch.where(step > tiny, step, low.abs())
+        floored = step.clamp(min=tiny)
+        if self.static:
+            offset = (-low / floored).round()
+        elif self.range == "minmax":
+            offset = -low / floored
+        else:
+            offset = torch.full_like(low, levels / 2)  # zero lies in the middle, whatever the division would round to
+        codes = (x / floored).round() + offset if self.static else ((x - low) / floored).round()
+        return codes.clamp(0, levels), step, offset
+
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shared = self.shared(x)
+        if self.range == "minmax":
+            return x.amin(shared, keepdim=True), x.amax(shared, keepdim=True)
+        magnitude = x.abs()
+        if self.range == "symmetric":
+            end = magnitude.amax(shared, keepdim=True)
+        else:
+            large = magnitude > magnitude.mean(shared, keepdim=True)
+            # Where all magnitudes are equal none is above the mean: then T is the mean itself.
+            kept = large | ~large.any(-1, keepdim=True) if shared == [-1] else large | ~large.any()
+            end = (magnitude * kept).sum(shared, keepdim=True) / kept.sum(shared, keepdim=True)
+        return -end, end
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, range={self.range}"

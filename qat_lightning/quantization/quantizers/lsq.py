@@ -1,0 +1,161 @@
+"""Learned step sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.quantization.quantizers.base import Granularity, Quantizer
+from qat_lightning.quantization.quantizers.initialization import INITIALIZATIONS, Initialization
+from qat_lightning.quantization.quantizers.reuse import with_codes
+from qat_lightning.quantization.quantizers.straight_through import learned_step
+
+Form = Literal["threshold", "step"]
+GradientScale = Literal["none", "elements", "features"]
+
+SMALLEST, LARGEST = 1e-5, 1e30
+"""The learned parameter never falls below; BinaryBERT's floor of the step (arXiv:2012.15701, released code)."""
+
+
+class LSQQuantizer(Quantizer):
+    """x̂ = s·round(clip(x/s, −Q_N, Q_P)), with the step s, or a threshold that gives it, trained by gradient.
+
+    form="threshold" learns α = s·Q, Q_N = Q_P = 2^(bits−1) − 1, so 2 bits are ternary: KDLSQ-BERT's released form,
+    x̂ = α·round(clip(x/α, −1, 1)·Q)/Q (arXiv:2101.05938). form="step" learns s itself over all 2^bits codes,
+    Q_N = 2^(bits−1), Q_P = 2^(bits−1) − 1 (arXiv:1902.08153 §2). Unsigned: 0 … 2^bits − 1 in both.
+
+    Args:
+        granularity: "row" and "group" have a step for each and are for weights only, as their shape must stay.
+        clip_gradient: outside the range no gradient reaches x (LSQ; KDLSQ's activations). False lets it pass everywhere
+            (KDLSQ's weights, released code).
+        gradient_scale: factor 1/√(N·Q_P) on the step's gradient: "elements", N = all elements that share the step
+            (LSQ's weights); "features", N = those of one sample (LSQ's activations); "none" as KDLSQ's release.
+        initialization: "percentile", "kl", "lsq" or "minmax", see `qat_lightning.quantization.quantizers.initialization`.
+        tail: γ of the percentile initialization; γ/2 of the values lie beyond the threshold on either side.
+
+    Attributes:
+        learned: α or s, one for the tensor, a row or a group; always positive and finite.
+        following: a knob; in training, `learned` is measured anew on each tensor and gets no gradient.
+        join: a knob; (a tensor of this process) → all processes' values, before they are measured.
+
+    Raises:
+        ValueError: bits outside 2…8; an unknown option; a tensor with another number of rows than the first one.
+    """
+
+    bits_range, has_offset = (2, 8), False
+    rows_are_independent = False
+
+    def __init__(
+        self,
+        bits: int = 8,
+        granularity: Granularity = "tensor",
+        form: Form = "threshold",
+        signed: bool = True,
+        clip_gradient: bool = True,
+        gradient_scale: GradientScale = "none",
+        initialization: Initialization = "percentile",
+        tail: float = 0.05,
+        group_size: int | None = None,
+    ) -> None:
+        super().__init__(bits, granularity, None, group_size)
+        _check(form, Form, "form")
+        _check(gradient_scale, GradientScale, "gradient_scale")
+        _check(initialization, Initialization, "initialization")
+        if not 0 <= tail < 1:
+            raise ValueError(f"tail={tail} is a share of the values: 0 or more, less than 1")
+        self.code_type = torch.int8 if signed else torch.uint8
+        self.form, self.signed, self.clip_gradient = form, signed, clip_gradient
+        self.gradient_scale, self.initialization, self.tail = gradient_scale, initialization, tail
+        half = 2 ** (bits - 1)
+        self.high = float(half - 1 if signed else 2**bits - 1)
+        self.low = 0.0 if not signed else -self.high if form == "threshold" else -float(half)
+        self.learned = nn.Parameter(torch.tensor(1.0))
+        self.measured = 0
+        self.following = False
+        self.join: Callable[[Tensor], Tensor] = _alone
+
+    @property
+    def step(self) -> Tensor:
+        """s, with the gradient of `learned`."""
+        return self.learned / self.high if self.form == "threshold" else self.learned
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
+        if (kept := self.kept(x)) is not None:
+            return kept
+        if self.following and self.training:
+            self._set(self.measure(self.join(x.detach())))
+        wide = self.grouped(x.to(torch.promote_types(x.dtype, torch.float32)))
+        step, keeping = (self.step.detach() if self.following else self.step).to(wide.dtype), torch.is_grad_enabled()
+        with torch.no_grad():
+            codes, scale, offset = self.codes(x)
+            held = self.held(codes, scale, offset, x) if keeping else None
+            codes.mul_(scale)
+        quantized = learned_step(wide, step, codes, self.low, self.high, self.clip_gradient, self._factor(x))
+        return with_codes(quantized.reshape(x.shape).to(x.dtype), held)
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, step = self.prepared(x), self.step.detach()
+        step = step.to(x.dtype)
+        return (x / step).round_().clamp_(self.low, self.high), step, torch.zeros_like(step)
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> Tensor:
+        """`learned` as the initialization takes it from x, in the shape of `learned`."""
+        x = self.prepared(x)
+        rows = x.reshape(1, -1) if self.granularity == "tensor" else x.flatten(0, -2)
+        threshold = INITIALIZATIONS[self.initialization](rows, self.bits, self.high, self.tail)
+        value = threshold if self.form == "threshold" else threshold / self.high
+        value = value.clamp(SMALLEST, LARGEST)
+        return value.squeeze() if self.granularity == "tensor" else value.reshape(*x.shape[:-1], 1)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """The mean of what `measure` says of each tensor shown."""
+        measured, self.measured = self.measure(x), self.measured + 1
+        if self.measured == 1:
+            self._set(measured)
+        elif measured.shape == self.learned.shape:
+            self.learned.add_((measured - self.learned) / self.measured)
+        else:
+            raise ValueError(
+                f"granularity={self.granularity} has a learned step for each and is for weights: inputs change their"
+                " number of rows; give activations granularity=tensor"
+            )
+
+    @torch.no_grad()
+    def keep_positive(self) -> None:
+        """After an optimizer's step: SMALLEST … LARGEST; SMALLEST too where a momentum that has overflowed makes it no number."""
+        top = min(LARGEST, torch.finfo(self.learned.dtype).max)
+        self.learned.nan_to_num_(nan=SMALLEST, posinf=top, neginf=SMALLEST).clamp_(SMALLEST, top)
+
+    def _set(self, value: Tensor) -> None:
+        with torch.no_grad():
+            if value.shape == self.learned.shape:
+                self.learned.copy_(value)
+            else:
+                self.learned = nn.Parameter(value.to(self.learned))
+
+    def _factor(self, x: Tensor) -> float:
+        if self.gradient_scale == "none":
+            return 1.0
+        sharing = x.numel() // self.scales(x.shape)
+        if self.gradient_scale == "features":
+            sharing = max(1, sharing // x.shape[0])
+        return float((sharing * self.high) ** -0.5)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, form={self.form}, initialization={self.initialization}"
+
+
+def _check(value: str, choices: object, name: str) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(get_args(choices))}")
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x

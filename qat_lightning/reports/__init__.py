@@ -1,0 +1,1 @@
+"""What a run shows: report.md, plots, tables and model cards."""

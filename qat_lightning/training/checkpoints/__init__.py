@@ -1,0 +1,1 @@
+"""Checkpoints to resume from, the best weights, and the results of finished stages."""

@@ -1,0 +1,125 @@
+"""What a finished stage leaves: `checkpoints/<stage>.safetensors`, and `<stage>.json` with its figures and its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from qat_lightning.io.documents import read_json
+from qat_lightning.io.files import atomic_write, write_json
+
+Settings = dict[str, Any]
+"""Dotted key → value: all that decides a stage's result."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The figures of a finished stage.
+
+    Args:
+        score: the kept weights' own validation metric; last_score: that of the last step.
+        assisted: the last score with the teacher's signals in place, None where no intervention was at work: not the
+            student's own. A score that is not a finite number is None, "undefined".
+        stage, sha256: of the file of weights; empty until it is written.
+    """
+
+    steps: int
+    seconds: float
+    score: float | None
+    last_score: float | None
+    assisted: float | None
+    checkpoint_bytes: int
+    settings: Settings = field(repr=False)
+    stage: str = ""
+    sha256: str = ""
+
+
+def weights_of(stage: str, folder: Path) -> Path:
+    """The file of weights of a stage of a run folder."""
+    return folder / "checkpoints" / f"{stage}.safetensors"
+
+
+def read_outcome(stage: str, folder: Path) -> Outcome | None:
+    """The record of a stage; None where the stage is not finished.
+
+    Raises:
+        ValueError: it is damaged, or the record of another stage.
+    """
+    record = weights_of(stage, folder).with_suffix(".json")
+    if not record.is_file():
+        return None
+    try:
+        outcome = TypeAdapter(Outcome).validate_python(read_json(record))
+    except ValueError as error:
+        raise ValueError(f"{record} is damaged: {train_again(stage)}") from error
+    if outcome.stage != stage:
+        raise ValueError(f"{record} is the record of stage {outcome.stage!r}: {train_again(stage)}")
+    return outcome
+
+
+def check_finished(stages: Sequence[str], folder: Path) -> None:
+    """Raise ValueError unless each stage has its record and its weights, unchanged."""
+    for stage in stages:
+        _verified(stage, folder)
+
+
+def write_stage(stage: str, folder: Path, model: nn.Module, outcome: Outcome) -> None:
+    """Write the weights, then the record: a stage with a record is a finished stage."""
+    weights = weights_of(stage, folder)
+    with atomic_write(weights) as temporary:
+        save_model(model, str(temporary))  # a tied weight once
+        sha256 = _sha256(temporary)
+    write_json(weights.with_suffix(".json"), asdict(replace(outcome, stage=stage, sha256=sha256)))
+
+
+def load_stage(stage: str, folder: Path, model: nn.Module) -> None:
+    """Load the weights of a finished stage into the model, once their checksum has been found right.
+
+    Raises:
+        ValueError: the stage is not finished; its weights are missing, damaged, or not those that it wrote.
+    """
+    weights = _verified(stage, folder)
+    try:
+        load_model(model, weights)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = textwrap.shorten(str(error), 240, placeholder=" …")
+        raise ValueError(f"{weights} is of another model than configured ({reason}): {train_again(stage)}") from error
+
+
+def _verified(stage: str, folder: Path) -> Path:
+    weights, outcome = weights_of(stage, folder), read_outcome(stage, folder)
+    if outcome is None:
+        raise ValueError(
+            f"{weights.with_suffix('.json')} is not there: the run has not finished its {stage} stage, or was moved in"
+            f" part; the run's own command with hydra.run.dir={folder} trains what is missing"
+        )
+    try:
+        same = _sha256(weights) == outcome.sha256
+    except OSError as error:
+        raise ValueError(f"{weights} is not there, or cannot be read ({error}): {train_again(stage)}") from error
+    if not same:
+        raise ValueError(
+            f"{weights} is not the file that stage {stage!r} wrote (its SHA-256 differs from that in {stage}.json):"
+            f" {train_again(stage)}"
+        )
+    return weights
+
+
+def train_again(stage: str) -> str:
+    """What to do about a damaged stage."""
+    names = f"{stage}.json and {stage}.safetensors beside it, and the run's metrics.json,"
+    return f"copy it again, or remove {names} and the run's own command trains stage {stage!r} again"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,83 @@
+"""What goes together: two models (quantizers, shared weights, numbers of classes, vocabulary), interventions and losses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from qat_lightning.data.class_names import plain
+from qat_lightning.models.sites import FACTORS
+from qat_lightning.quantization.quantizers.base import Quantizer
+
+
+def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
+    """Whether one can teach the other.
+
+    Raises:
+        ValueError: a quantized teacher, one that shares weights with the student, that numbers the classes otherwise, or
+            that has another vocabulary.
+    """
+    for name, part in teacher.named_modules():
+        if isinstance(part, Quantizer):
+            raise ValueError(f"the teacher is quantized ({name}): hand over the model in full precision")
+    own = {id(parameter) for parameter in student.parameters()}
+    if shared := [name for name, parameter in teacher.named_parameters() if id(parameter) in own]:
+        raise ValueError(f"teacher and student share {shared[0]}: hand over a copy.deepcopy for one of them")
+    if (told := other_order(label_names(teacher), label_names(student))) is not None:
+        raise ValueError(
+            f"the teacher numbers the classes otherwise than the student: {told}: reorder the teacher's classes, its head with"
+            " its config.id2label"
+        )
+    sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (teacher, student)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the teacher knows {sizes[0]} tokens and the student {sizes[1]}: both must have one vocabulary, so take a teacher"
+            " with the student's tokenizer"
+        )
+
+
+def check_interventions(interventions: Iterable[Any], losses: Mapping[str, Any]) -> None:
+    """Whether the losses see what the interventions replace.
+
+    Raises:
+        ValueError: scores are replaced, and a loss makes its own from queries and keys.
+    """
+    replaced = {site for intervention in interventions for site in intervention.sites}
+    blind = [name for name, loss in losses.items() if loss.weight != 0 and set(FACTORS).intersection(loss.sites)]
+    if "attention.scores" in replaced and blind:
+        raise ValueError(
+            f"an intervention replaces attention.scores, which losses.{blind[0]} makes anew from queries and keys, so it would"
+            " not see that: give it implementation=dense"
+        )
+
+
+def label_names(model: nn.Module) -> list[str] | None:
+    """The classes of a model by their numbers; None where they have no names but LABEL_0, LABEL_1, …"""
+    return names_of(getattr(model, "config", None))
+
+
+def names_of(configuration: Any) -> list[str] | None:
+    """The same, as the model's configuration has them: in `id2label`, or in `label2id` alone."""
+    given: Mapping[Any, str] = getattr(configuration, "id2label", None) or {}
+    names = [str(name) for _, name in sorted(given.items(), key=lambda entry: int(entry[0]))]
+    if not all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return names
+    numbers = {int(number): str(name) for name, number in (getattr(configuration, "label2id", None) or {}).items()}
+    if sorted(numbers) != list(range(len(names))) or all(re.fullmatch(r"LABEL_\d+", name) for name in numbers.values()):
+        return None
+    return [numbers[number] for number in range(len(names))]
+
+
+def other_order(names: Sequence[str] | None, expected: Sequence[str] | None) -> str | None:
+    """A class that both know, with its two numbers, where these differ: "'neutral' is 1 and not 2"; None where none does.
+
+    Names are compared without regard to case, spaces and hyphens. Names that only one of them has say nothing.
+    """
+    numbers = {plain(name): number for number, name in enumerate(expected or ())}
+    for number, name in enumerate(names or ()):
+        if numbers.get(plain(name), number) != number:
+            return f"{name!r} is {number} and not {numbers[plain(name)]}"
+    return None

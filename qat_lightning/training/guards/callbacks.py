@@ -1,0 +1,197 @@
+"""What ends a run before it is worth nothing: numbers that are not finite, and a teacher that is not what it was.
+
+`QATModule` brings these callbacks itself, so that who trains it with a Trainer of their own has them too. What two models
+alone can tell (`compatible.check_teacher`), its constructor refuses; what needs the data,
+`qat_lightning.commands.train.preflight`; what only time can show, the callbacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from qat_lightning.io.external_errors import another_folder
+from qat_lightning.training.guards.diagnosis import Seen
+from qat_lightning.training.guards.divergence_report import NonFiniteError, check_weights, explained, largest
+from qat_lightning.training.guards.module_protocol import DistillationModule
+
+
+class TeacherGuard(Callback):
+    """The teacher that ends a stage is bit for bit the one that began it, or that its checkpoint was made with.
+
+    Looked at before each checkpoint too, so that nothing is left to go on from that a changed teacher has taught.
+
+    Raises:
+        ValueError: a changed teacher, or one in training mode.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, str] = {}
+        self.kept: str | None = None  # of the checkpoint that the stage goes on from
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": _joined(self.before)} if self.before else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state.get("teacher")
+
+    def on_fit_start(self, trainer: Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+        self.before = {} if module.teacher is None else _fingerprints(module.teacher)
+        if self.kept is not None and self.before and self.kept != _joined(self.before):
+            raise ValueError(
+                f"stage {module.stage}: its checkpoint was made with another teacher: give that one, or"
+                f" {another_folder()} to start anew"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, module: DistillationModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        training = (name for name, part in module.teacher.named_modules() if part.training) if module.teacher else ()
+        if (name := next(iter(training), None)) is not None:
+            raise ValueError(
+                f"the teacher is in training mode ({name or 'all of it'}), so its dropout would teach noise: call"
+                " teacher.eval()"
+            )
+
+    def on_save_checkpoint(self, trainer: Trainer, module: DistillationModule, checkpoint: Any) -> None:  # type: ignore[override]
+        self._check(module)
+
+    def on_train_end(self, trainer: Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+        self._check(module)
+
+    def _check(self, module: DistillationModule) -> None:
+        after = {} if module.teacher is None else _fingerprints(module.teacher)
+        names = [*self.before, *(name for name in after if name not in self.before)]
+        changed = [name for name in names if after.get(name) != self.before.get(name)] if self.before else []
+        if changed:
+            raise ValueError(
+                f"stage {module.stage} has changed its teacher, which must stay as it is: {changed[0]} first, {len(changed)}"
+                f" of {len(names)} tensors in all; look for a callback that writes to it, or for weights that it shares"
+                " with the student, and hand over a copy.deepcopy"
+            )
+
+
+class NumbersGuard(Callback):
+    """A loss or a gradient that is not finite ends the run at that step, before the weights are touched by it.
+
+    Where gradients are scaled (16-mixed), infinite ones are in order: the scaler leaves that step out, and only the loss is
+    looked at. Processes agree on each step, so all end at the same one. On a CPU, and wherever the optimizer cannot leave
+    a step out by itself, the host waits for the answer. On CUDA with a fused optimizer it does not: the kernel leaves
+    out that step and all after it, and the answer is read when it has arrived, a step or two later, and before any
+    checkpoint is written.
+
+    Raises:
+        NonFiniteError: with what was found when the batch was run once more (`diverged.explained`).
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+        self.answers: list[_Answer] = []
+        self.stopped: Tensor | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, module: DistillationModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        while self.answers and self.answers[0].arrived():
+            self._hear(trainer, module)
+        # After a callback that seeds each batch, initial_seed is what brings the same dropout again.
+        self.seen.append(Seen(batch, torch.initial_seed(), module.intervention))
+
+    def on_before_backward(self, trainer: Trainer, module: DistillationModule, loss: Tensor) -> None:  # type: ignore[override]
+        self.seen[-1].terms = module.terms  # and not `loss`, which is scaled
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: DistillationModule, optimizer: Optimizer) -> None:  # type: ignore[override]
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        bad, step = _agreed(self._bad(module, gradients=not scaled), trainer), trainer.global_step + 1
+        seen, self.seen = self.seen, []
+        if scaled or not _leaves_out_by_itself(optimizer):
+            self.answers.append(_Answer(step, seen, bad, lambda: True))
+            self._hear(trainer, module)
+            return
+        self.stopped = bad if self.stopped is None else self.stopped | bad
+        optimizer.found_inf = self.stopped.float()  # type: ignore[attr-defined]
+        self.answers.append(_Answer(step, seen, *_on_its_way(self.stopped)))
+
+    def on_save_checkpoint(self, trainer: Trainer, module: DistillationModule, checkpoint: Any) -> None:  # type: ignore[override]
+        self._hear_all(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+        self._hear_all(trainer, module)
+        check_weights(module, trainer)
+        for optimizer in trainer.optimizers:
+            if self.stopped is not None:
+                del optimizer.found_inf  # type: ignore[attr-defined]
+        self.stopped, self.seen = None, []
+
+    def _bad(self, module: DistillationModule, gradients: bool) -> Tensor:
+        """Whether this process has found something in this step, on its device."""
+        totals = [torch.stack(list(one.terms.values())).sum() for one in self.seen if one.terms]
+        found = [parameter.grad for parameter in module.student.parameters() if parameter.grad is not None]
+        if gradients and found:
+            totals.append(largest(found))
+        return ~torch.stack([total.float() for total in totals]).isfinite().all() if totals else torch.tensor(False)
+
+    def _hear_all(self, trainer: Trainer, module: DistillationModule) -> None:
+        while self.answers:
+            self._hear(trainer, module)
+
+    def _hear(self, trainer: Trainer, module: DistillationModule) -> None:
+        answer = self.answers.pop(0)
+        if answer.bad():
+            self.answers = []
+            raise NonFiniteError(explained(trainer, module, answer.step, answer.seen))
+
+
+@dataclass
+class _Answer:
+    """Whether a step was bad, which may still be under way from the device."""
+
+    step: int
+    seen: Sequence[Seen]
+    flag: Tensor
+    arrived: Callable[[], bool]
+
+    def bad(self) -> bool:
+        while not self.arrived():
+            torch.cuda.current_stream().synchronize()
+        return bool(self.flag)
+
+
+def _fingerprints(model: nn.Module) -> dict[str, str]:
+    """Name → SHA-256 of each tensor of a model's state."""
+    return {
+        name: hashlib.sha256(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _joined(fingerprints: Mapping[str, str]) -> str:
+    return hashlib.sha256("".join(f"{name} {one}\n" for name, one in sorted(fingerprints.items())).encode()).hexdigest()
+
+
+def _agreed(bad: Tensor, trainer: Trainer) -> Tensor:
+    """Whether any process has found something."""
+    if trainer.world_size == 1:
+        return bad
+    found = bad.float()
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return found > 0
+
+
+def _leaves_out_by_itself(optimizer: Optimizer) -> bool:
+    """Whether `optimizer.found_inf`, on the device, keeps its kernel from a step: torch's fused ones (BertAdam's is none)."""
+    groups = optimizer.param_groups
+    return all(group.get("fused") and group["params"][0].is_cuda for group in groups if group["params"])
+
+
+def _on_its_way(flag: Tensor) -> tuple[Tensor, Callable[[], bool]]:
+    """A copy of the flag for the host, and whether it has arrived; nobody waits."""
+    copy, sent = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+    copy.copy_(flag, non_blocking=True)
+    sent.record()
+    return copy, sent.query

@@ -1,0 +1,1 @@
+"""Signals, the watchdog and the supervision of several processes."""

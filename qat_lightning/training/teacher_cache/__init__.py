@@ -1,0 +1,1 @@
+"""The teacher's signals, computed once and read from files in later epochs."""

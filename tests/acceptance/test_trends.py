@@ -1,0 +1,121 @@
+"""What the papers saw with BERT on GLUE, looked for on MiniLM and small real data; minutes each.
+
+One seed and a few hundred steps: trends of losses and maps, not of scores.
+"""
+
+import copy
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_model
+
+from qat_lightning.analysis.attention_comparison import compare_maps
+from qat_lightning.config.builders.models import build_data, build_model, build_student
+from qat_lightning.config.schema import resolve
+from qat_lightning.models.capture import Observed
+from qat_lightning.models.convert import open_attention
+from tests.acceptance.test_real_data import DATA, GLUE, MODEL, needs_shared, whole_run
+from tests.training.runs import CONF, compose, initialize_config_dir
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_shared]
+COMMON = (
+    "model=minilm_l6", f"model.path={MODEL}", "stages.teacher.lr=1e-4", "trainer.enable_progress_bar=false", "threads=2",
+    "export.packed=false", "export.onnx=false",
+)  # fmt: skip
+COLA = (
+    *GLUE["cola"], "data.validation_limit=200", "data.batch_size=16", "data.max_length=32", "stages.teacher.max_epochs=1",
+    "stages.train.max_epochs=1", "stages.train.keep=last", "optimizer=bert_adam", "optimizer.lr=2e-4",
+    "trainer.log_every_n_steps=1",
+)  # fmt: skip
+
+
+def after(first: Path, folder: Path) -> Path:
+    """A run folder with the teacher that the first run has trained."""
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(first / "config.yaml", folder)
+    for suffix in ("safetensors", "json"):
+        shutil.copy(first / "checkpoints" / f"teacher.{suffix}", folder / "checkpoints")
+    return folder
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def logged(folder: Path, stage: str, column: str) -> list[float]:
+    with (folder / "logs" / stage / "metrics.csv").open() as rows:
+        return [float(row[column]) for row in csv.DictReader(rows) if row.get(column)]
+
+
+@torch.no_grad()
+def distances(folder: Path, *overrides: str) -> dict[str, tuple[float, float]]:
+    """Measure → (quantized without training, trained), means over layers and heads."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolve(compose("config", overrides=list(overrides)))
+    data = build_data(config)
+    data.load()
+    teacher = build_model(config, data)
+    load_model(teacher, folder / "checkpoints" / "teacher.safetensors")
+    student = build_student(config, copy.deepcopy(teacher), data)
+    batch, site = data.example_batch(64), ["attention.probs"]
+    other = Observed(open_attention(teacher).eval(), site)(batch)
+    untrained = compare_maps(Observed(open_attention(student).eval(), site)(batch), other, batch)
+    load_model(student, folder / "checkpoints" / "train.safetensors")
+    trained = compare_maps(Observed(student, site)(batch), other, batch)
+    return {name: (mean(untrained[name]), mean(trained[name])) for name in trained}
+
+
+def test_map_loss_brings_maps_closer_than_score_loss(tmp_path):
+    """arXiv:2211.11014 §3: the ranking of a row's keys, which scores matched by MSE lose."""
+    measured = {}
+    for losses in ("ternarybert", "attention_map"):
+        words = ("+experiment=kdqat_bert_base", f"losses={losses}", *COMMON, *COLA, "data.train_limit=2400")
+        folder = tmp_path / losses if losses == "ternarybert" else after(tmp_path / "ternarybert", tmp_path / losses)
+        whole_run(folder, *words)
+        measured[losses] = distances(folder, *words)
+    print(measured)
+    for name in ("ranking_loss", "map_divergence"):
+        untrained, by_scores = measured["ternarybert"][name]
+        by_maps = measured["attention_map"][name][1]
+        assert by_maps < by_scores < untrained, name
+
+
+def test_intervention_lowers_the_loss(tmp_path):
+    """arXiv:2302.11812 Fig. 4a and 2b: below the baseline while intervening, up at the switch, lower at the end."""
+    method = ("+experiment=ti_minilm_l6", *COMMON, *COLA, "data.train_limit=2400", "stages.intervene.max_steps=48")
+    whole_run(tmp_path / "intervention", *method)
+    alone = ("intervention=none", "schedule=none")
+    whole_run(after(tmp_path / "intervention", tmp_path / "baseline"), *method, *alone)
+    column = "train/loss_hidden"
+    first, then = (logged(tmp_path / "intervention", stage, column) for stage in ("intervene", "train"))
+    baseline = logged(tmp_path / "baseline", "train", column)
+    assert len(first) + len(then) == len(baseline) == 150
+    print(mean(first), mean(baseline[:48]), mean(first[-8:]), mean(then[:4]), mean(then[-20:]), mean(baseline[-20:]))
+    assert mean(first) < mean(baseline[:48])
+    assert mean(then[:4]) > mean(first[-8:])
+    assert mean(then[-20:]) < mean(baseline[-20:])
+
+
+def test_distillation_beats_learned_steps_alone(tmp_path):
+    """arXiv:2101.05938, on average over 2 and 3 bits; scores of sentence pairs, Pearson correlation."""
+    sick = (
+        "data=text_regression", f"data.path={DATA / 'sick'}", "data.text_columns=[sentence1,sentence2]",
+        "data.label_column=relatedness_score", "data.train_limit=1600", "data.max_length=48", "optimizer.lr=1e-4",
+        "stages.teacher.max_epochs=2", "stages.train.max_epochs=2",
+    )  # fmt: skip
+    scores: dict[str, list[float]] = {}
+    for bits in (2, 3):
+        for name, method in {
+            "alone": ("losses=task", "teacher=none"),
+            "distilled": ("losses=kdlsq_task", "~losses.logits"),
+        }.items():
+            folder = tmp_path / f"{name}_{bits}"
+            if scores:
+                after(tmp_path / "alone_2", folder)
+            words = ("+experiment=kdlsq_bert_base", *COMMON, *sick, *method, f"quantization=lsq_w{bits}a8")
+            scores.setdefault(name, []).append(whole_run(folder, *words)["student"])
+    print(scores)
+    assert mean(scores["distilled"]) > mean(scores["alone"])

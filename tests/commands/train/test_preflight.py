@@ -1,0 +1,237 @@
+"""What cannot work is told before anything is trained, with the remedy."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from qat_lightning.commands.train import trainer_checks
+from qat_lightning.commands.train.trainer_checks import check_stages
+from qat_lightning.config.builders import training
+from qat_lightning.config.builders.models import build_data
+from qat_lightning.config.schema import ConfigError
+from tests.training.runs import composed, saved_tiny, small_run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A teacher that needs no stage of its own."""
+    return saved_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("model=tiny_gpt2", "data=random_tokens", "intervention=map", "schedule=map", "losses=logits"),
+            "gpt2 model computes query, key and value in one layer.*choose intervention=output or context",
+        ),
+        (
+            ("model=tiny_gpt2", "data=random_tokens", "losses.output.site=attention.query", "intervention=output",
+             "schedule=output"),
+            "a gpt2 model has no site 'attention.query'",
+        ),
+        (("losses.unified.first.layers=[[0,7]]", "losses=unified_gamma"), r"losses\.unified: .*layers holds \[0, 7\]"),
+        (("losses=token_scaled", "intervention=none", "schedule=none"), r"losses\.tokens: .*language models"),
+        (("data.vocabulary_size=300",), "the data holds token [12].., and the model knows 0 to 127: give the model's own"),
+        (("+quantization.rules.more={_target_:qat_lightning.models.convert.Rule,parts:cellar.*}",), "rule 'cellar.*' matches no"),
+        (("stages.intervene.parts=[layers.*.cellar]",), "no quantizer in parts 'layers.*.cellar'"),
+        (("model=tiny_vit", "data=random_images", "data.size=32"), "data.size=32, but the model takes images of 16 pixels"),
+        (("model.student_layers=[0,1,2]",), r"model\.student_layers=\[0, 1, 2\] must name some .* 0 to 1"),
+    ],
+)  # fmt: skip
+def test_refused_before_training(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_sequence_longer_than_the_models_positions(tmp_path):
+    with pytest.raises(ConfigError, match=r"rows of 77 tokens are beyond .* 64 positions: give data\.max_length=64"):
+        small_run(tmp_path / "run", "model=tiny_llama", "data=random_tokens", "data.length=80", "losses=logits",
+                  "intervention=none", "schedule=none")  # fmt: skip
+
+
+def test_a_rehearsal_leaves_no_trace(tmp_path):
+    """The run goes the same way with it: nothing is drawn, the model's attention stays as it was."""
+    from qat_lightning.commands.train.preflight import rehearse
+    from qat_lightning.config.builders.models import build_model
+
+    config = composed()
+    data = build_data(config)
+    data.load()
+    model = build_model(config, data)
+    before, drawn = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    rehearse(config, data, model)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert model.config._attn_implementation != "qat_core"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("quantization=lsq_w2a8", "quantization.activation.granularity=row"),
+            "part .*for weights, whose rows stay; give",
+        ),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={layers.*:8,layers.1.*:3}"),
+            "to which no part falls that an earlier",
+        ),
+        (("quantization.weight.granularity=group", "quantization.weight.group_size=5"), "group_size=5 does not divide"),
+        (("callbacks=analysis", "callbacks.analysis.k=0"), r"callbacks\.analysis\.k=0 must be 1 or more"),
+        (
+            ("+callbacks.odd={_target_:qat_lightning.quantization.quantizers.LSQQuantizer}",),
+            r"callbacks\.odd is a LSQQuantizer, which is",
+        ),
+        (("data=random_tokens", "losses=logits"), "a bert model reads in both directions and predicts no next token"),
+        (("model=tiny_vit", "data=random_images", "data.size=16", "data.channels=1"), "give data.channels=3"),
+        (("losses=unified_gamma", "losses.unified.first.layers=[[0]]"), r"must name \[student, teacher\] pairs"),
+        (("data.length=1",), r"data\.length=1 must be 2 or more"),
+        (
+            ("trainer.limit_val_batches=0.001",),
+            r"limit_val_batches=0.001 of 2 validation batches is none: give 1 for one",
+        ),
+        (("data.metrics.accuracy.average=null",), r"data\.metrics\.accuracy gives .* must give one number: .* macro"),
+        (
+            ("+data.metrics.other={_target_: torchmetrics.text.Perplexity}",),
+            r"data\.metrics\.other: Input tensor `preds` is expected to have 3 dimensions",
+        ),
+        (("+model.architecture.hidden_act=glue",), r"hidden_act='glue' is unknown: did you mean 'gelu'"),
+        (("+model.architecture.initializer_range=x",), r"model\.architecture: .*'initializer_range' expected float"),
+        (("model.architecture.vocab_size=null",), r"model\.architecture: .*'vocab_size' expected int"),
+        (("+model.architecture.num_labels=3",), r"model\.architecture: .*'num_labels'"),
+        (("losses=attention_map", "losses.map.temperature=1e-30"), r"losses\.map is nan for two rows of the data"),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={pooler:1}"),
+            "the table of bits gives 'pooler' 1: bits=1 is outside the range of LSQQuantizer: choose 2 to 8",
+        ),
+        (
+            ("callbacks=hessian", "callbacks.hessian.top=101"),
+            r"callbacks\.hessian\.top=101 must be 1 or more, at most 100",
+        ),
+        (
+            ("data.validation_limit=1", "trainer.devices=2", "trainer.strategy=ddp"),
+            r"trainer\.devices and trainer\.num_nodes make 2 processes, and the validation rows are 1",
+        ),
+    ],
+)
+def test_refused_without_a_trace(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small_run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def callback(name: str, **arguments: str) -> str:
+    """The override that adds one of Lightning's."""
+    given = "".join(f", {key}: {value}" for key, value in arguments.items())
+    return f"+callbacks.{name}={{_target_: lightning.pytorch.callbacks.{name}{given}}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            (callback("EarlyStopping", monitor="nope"),),
+            r"callbacks\.EarlyStopping\.monitor='nope' is not logged in the teacher stage: choices: lr, train/loss,"
+            " train/loss_task, val/accuracy",
+        ),
+        ((callback("ModelCheckpoint", monitor="val/acuracy"),), "did you mean 'val/accuracy'?"),
+        ((callback("EarlyStopping", monitor="train/loss_hidden"),), "is not logged in the teacher stage"),
+        (
+            (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0", "losses=logits"),
+            "is not logged in the intervene stage: .* val_assisted/accuracy",
+        ),
+        (
+            (callback("EarlyStopping", monitor="val_assisted/accuracy"), "stages.teacher.max_steps=0"),
+            "is not logged in the train stage",
+        ),
+        ((callback("EarlyStopping", monitor="lr-AdamW"),), "is not logged in the teacher stage"),
+        (
+            (callback("Timer", duration="soon"),),
+            r"callbacks\.Timer: `Timer\(duration='soon'\)` is not a valid duration",
+        ),
+        ((callback("RichProgressBar"),), r"callbacks\.RichProgressBar: .*`enable_progress_bar=False` but found"),
+        (
+            (callback("ModelCheckpoint"), "+callbacks.again=${callbacks.ModelCheckpoint}"),
+            r"callbacks\.ModelCheckpoint, callbacks\.again: Found more than one stateful callback",
+        ),
+        ((callback("BatchSizeFinder"),), r"callbacks\.BatchSizeFinder would change .* give data\.batch_size=…"),
+        ((callback("LearningRateFinder"),), r"callbacks\.LearningRateFinder would change .* give optimizer\.lr=…"),
+    ],
+)
+def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, tiny, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        small_run(tmp_path / "run", f"model.path={tiny}", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (callback("EarlyStopping", monitor="train/loss"),),
+        (callback("EarlyStopping", monitor="nope", strict="false", mode="max"),),
+        (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0"),
+        (callback("EarlyStopping", monitor="lr-AdamW/pg1", mode="min"), callback("LearningRateMonitor")),
+        ("callbacks=early_stopping",),
+        (callback("Timer", duration="'00:00:01:00'"),),
+    ],
+)
+def test_what_is_logged_can_be_watched(tiny, overrides):
+    """Each stage of a whole run gives its callbacks these names: `test_names_that_can_be_watched_are_those_logged`."""
+    config = composed(f"model.path={tiny}", *overrides)
+    data = build_data(config)
+    data.load()
+    check_stages(config, data)
+
+
+def test_names_that_can_be_watched_are_those_logged(tmp_path, monkeypatch):
+    seen: dict[str, set[str]] = {}
+
+    class Watching(Callback):
+        def on_validation_end(self, trainer, module):
+            if trainer.state.fn == "fit":
+                seen.setdefault(module.stage, set(trainer.callback_metrics)).intersection_update(
+                    trainer.callback_metrics
+                )
+
+    build = training.build_callbacks
+    monkeypatch.setattr(training, "build_callbacks", lambda *given: [*build(*given), Watching()])
+    config, names = composed(), {}
+    small_run(tmp_path, "stages.teacher.validate_every=1", "stages.train.validate_every=1")
+    data = build_data(config)
+    for stage in ("teacher", "intervene", "train"):
+        names[stage] = set(trainer_checks._logged(config, stage, data))
+    assert seen == names
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("losses=logits", "losses.logits.weight=0"), "no loss is left: give one of losses a weight above 0"),
+        (("losses.scores.weight=-1",), r"losses\.scores\.weight=-1.* must be 0 or more"),
+        (
+            ("quantization=lsq_w2a8", "quantization.learned.weights.lr=-1"),
+            r"learned\.weights\.lr=-1.* must be 0 or more",
+        ),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={pooler:'4'}"),
+            "gives 'pooler' '4': give a whole number from 1 to 8",
+        ),
+        (
+            ("quantization=lsq_w2a8", "quantization.bits={pooler:9}"),
+            "gives 'pooler' 9: give a whole number from 1 to 8",
+        ),
+    ],
+)
+def test_refused_before_data_is_read(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        composed(*overrides)
+
+
+def test_a_refused_command_leaves_a_finished_folder_as_it_was(tmp_path):
+    small_run(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"made with other settings .*losses\.hidden\.weight"):
+        small_run(tmp_path, "losses.hidden.weight=0.5")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -1,0 +1,166 @@
+"""What is missing is said at once, all of it, and never for something that is there."""
+
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from qat_lightning.data import hub
+from qat_lightning.data.hub import Unreachable, require_hub
+
+BOTH = {"model.path": "google-bert/bert-base-uncased", "data.path": "nyu-mll/glue"}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Empty caches, and a hub at a local port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+
+
+@contextmanager
+def answering(monkeypatch, status: int) -> Iterator[list[str]]:
+    """A hub on this machine; yields the requests that it gets."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    try:
+        yield asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def cache(root, *parts):
+    file = root.joinpath(*parts)
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+
+
+def test_one_message_names_everything_and_both_overrides_within_seconds():
+    began = time.monotonic()
+    with pytest.raises(Unreachable) as error:
+        require_hub(BOTH)
+    assert time.monotonic() - began < 8
+    assert str(error.value) == (
+        "model.path='google-bert/bert-base-uncased', data.path='nyu-mll/glue': neither a local folder nor cached, and"
+        " the hub cannot be reached: give model.path=FOLDER data.path=FOLDER"
+    )
+
+
+def test_it_is_a_value_error():
+    assert issubclass(Unreachable, ValueError)
+
+
+def test_folders_need_no_hub_and_ask_none(tmp_path, monkeypatch):
+    with answering(monkeypatch, 200) as asked:
+        require_hub({"model.path": str(tmp_path), "data.path": str(tmp_path)})
+    assert not asked
+
+
+def test_only_what_is_missing_is_named(tmp_path):
+    with pytest.raises(Unreachable) as error:
+        require_hub(BOTH | {"model.path": str(tmp_path)})
+    assert "model.path" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["/no/such/folder", "./nowhere", "../data/glue/cola", "~/data", "data/glue/cola"])
+def test_a_path_that_is_no_folder_is_named_as_such_beside_the_rest(place):
+    with pytest.raises(Unreachable) as error:
+        require_hub({"model.path": place, "data.path": "nyu-mll/glue"})
+    assert str(error.value).startswith(f"model.path={place!r} is no folder; data.path='nyu-mll/glue': neither")
+    assert str(error.value).endswith("give model.path=FOLDER data.path=FOLDER")
+
+
+def test_a_path_that_is_no_folder_is_refused_though_the_hub_answers(monkeypatch):
+    with (
+        answering(monkeypatch, 200),
+        pytest.raises(Unreachable, match=r"'/no/such' is no folder: give data\.path=FOLDER"),
+    ):
+        require_hub(BOTH | {"data.path": "/no/such"})
+
+
+def test_cached_models_and_data_sets_need_no_hub(tmp_path):
+    cache(tmp_path, "hub", "models--google-bert--bert-base-uncased", "snapshots", "abc", "config.json")
+    cache(tmp_path, "hub", "datasets--nyu-mll--glue", "snapshots", "abc", "README.md")
+    require_hub(BOTH)
+
+
+def test_a_cached_model_is_no_cached_data_set(tmp_path):
+    cache(tmp_path, "hub", "models--nyu-mll--glue", "snapshots", "abc", "config.json")
+    with pytest.raises(Unreachable, match=r"^data\.path="):
+        require_hub({"data.path": "nyu-mll/glue"})
+
+
+def test_a_cache_without_a_file_is_not_cached(tmp_path):
+    (tmp_path / "hub" / "datasets--nyu-mll--glue" / "snapshots" / "abc").mkdir(parents=True)
+    with pytest.raises(Unreachable):
+        require_hub({"data.path": "nyu-mll/glue"})
+
+
+def test_a_data_set_that_was_built_before_needs_no_hub(tmp_path):
+    cache(tmp_path, "datasets", "nyu-mll___glue", "cola", "dataset_info.json")
+    require_hub({"data.path": "nyu-mll/glue"})
+
+
+def test_a_hub_that_answers_is_asked_once(monkeypatch):
+    with answering(monkeypatch, 200) as asked:
+        require_hub(BOTH)
+    assert len(asked) == 1
+
+
+def test_a_hub_that_is_down_does_not_count_as_reached(monkeypatch):
+    with answering(monkeypatch, 503), pytest.raises(Unreachable):
+        require_hub(BOTH)
+
+
+def test_offline_mode_asks_nobody(monkeypatch):
+    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "get_session", lambda: asked.append("session"))
+    with pytest.raises(Unreachable):
+        require_hub(BOTH)
+    assert not asked
+
+
+def test_a_request_that_hangs_is_given_up(monkeypatch):
+    """As the look-up of a name can, which no time limit of the request covers."""
+
+    class Hanging:
+        def head(self, *_, **__):
+            time.sleep(60)
+
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    monkeypatch.setattr(hub, "get_session", Hanging)
+    began = time.monotonic()
+    with pytest.raises(Unreachable):
+        require_hub(BOTH)
+    assert time.monotonic() - began < 5
+
+
+def test_the_cache_of_data_sets_is_where_the_library_keeps_it(monkeypatch):
+    from datasets import config
+
+    monkeypatch.delenv("HF_DATASETS_CACHE")
+    assert hub._built() == Path(config.HF_DATASETS_CACHE)

@@ -1,0 +1,429 @@
+"""The digits, and any set of image files: pixels by hand, every way to read them, every refusal."""
+
+import io
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from hydra import compose, initialize_config_dir
+from PIL import Image as Pillow
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from qat_lightning.config.instantiate import create
+from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.data.augmentation import Crop, Flip
+from qat_lightning.data.image_classification import Digits, ImageData
+
+COMMON = {"batch_size": 2, "metrics": {"a": MulticlassAccuracy(2)}, "metric": "a"}
+RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (102, 102, 102)
+
+
+def digits(**changed):
+    return Digits(**COMMON | {"batch_size": 32, "num_labels": 10} | changed)
+
+
+def images(folder, **changed):
+    """Two pixels high and wide, the numbers left as they are: pixel_values are pixels / 255."""
+    return ImageData(
+        **COMMON | {"path": str(folder), "num_labels": 2, "size": 2, "mean": [0.0], "std": [1.0]} | changed
+    )
+
+
+def file(pixels, kind="PNG", **saving):
+    """The bytes of an image file of these rows of pixels."""
+    written = io.BytesIO()
+    Pillow.fromarray(numpy.array(pixels, dtype=numpy.uint8)).save(written, kind, **saving)
+    return written.getvalue()
+
+
+COLORS = [file([[RED, GREEN], [BLUE, GREY]]), file([[GREY, GREY], [GREY, RED]])]
+
+
+def parquet(folder, encoded=COLORS, labels=(0, 1), features=None, **renamed):
+    """The same rows for both splits."""
+    columns = {renamed.get("image", "image"): list(encoded), renamed.get("label", "label"): list(labels)}
+    for split in ("train", "validation"):
+        Dataset.from_dict(columns, features).to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+def test_a_batch():
+    batch = digits().example_batch(5)
+    assert batch["pixel_values"].shape == (5, 1, 8, 8)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["labels"].dtype == torch.int64
+
+
+def test_pixels_fill_minus_one_to_one():
+    data = digits()
+    data.load()
+    pixels = torch.stack([row["pixel_values"] for row in data.train_rows])
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+
+
+def test_a_fifth_is_held_out_stratified_and_disjoint():
+    data = digits()
+    data.load()
+    assert (len(data.train_rows), len(data.validation_rows)) == (1437, 360)
+    counts = torch.bincount(torch.tensor([row["labels"] for row in data.validation_rows]))
+    assert counts.min() >= 35
+    assert counts.max() <= 37
+    seen = {(row["labels"], tuple(row["pixel_values"].flatten().tolist())) for row in data.train_rows}
+    held = {(row["labels"], tuple(row["pixel_values"].flatten().tolist())) for row in data.validation_rows}
+    assert not seen & held
+
+
+def test_the_split_is_the_same_for_every_seed():
+    assert digits(seed=0).fingerprint() == digits(seed=9).fingerprint()
+
+
+def test_labels_belong_to_their_images():
+    """Images of a class are nearer to their own mean than to the others': a shuffle of either would end that."""
+    data = digits()
+    data.load()
+    pixels = torch.stack([row["pixel_values"].flatten() for row in data.train_rows])
+    labels = torch.tensor([row["labels"] for row in data.train_rows])
+    means = torch.stack([pixels[labels == label].mean(0) for label in range(10)])
+    nearest = torch.cdist(pixels, means).argmin(1)
+    assert (nearest == labels).float().mean() > 0.85
+
+
+def test_every_pixel_comes_to_its_place_and_is_scaled_by_its_channel(tmp_path):
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 2.0]
+    batch = images(parquet(tmp_path), mean=mean, std=std).example_batch(2)
+    pixels = numpy.array([[[RED, GREEN], [BLUE, GREY]], [[GREY, GREY], [GREY, RED]]], dtype=numpy.float64)
+    expected = ((pixels / 255 - mean) / std).transpose(0, 3, 1, 2)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["pixel_values"].is_contiguous()
+    numpy.testing.assert_allclose(batch["pixel_values"], expected, rtol=1e-6, atol=1e-6)
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["labels"].dtype == torch.int64
+
+
+def test_pixels_are_scaled_to_minus_one_to_one_unless_told_otherwise(tmp_path):
+    data = ImageData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2)
+    assert data.example_batch(1)["pixel_values"][0, 0].tolist() == [[1, -1], [-1, pytest.approx(0.4 * 2 - 1)]]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "notes"),
+    [
+        ({}, (1 - 0.4) / 0.2, 0),
+        ({"mean": [0.4, 0.4, 0.4]}, (1 - 0.4) / 0.2, 0),
+        ({"mean": [0.5]}, (1 - 0.5) / 0.2, 1),
+        ({"mean": [0.5], "std": [0.5]}, (1 - 0.5) / 0.5, 2),
+    ],
+)
+def test_the_models_mean_and_deviation_hold_unless_others_are_given(tmp_path, given, expected, notes):
+    data = ImageData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2, **given)
+    data.follow_statistics([0.4], [0.2, 0.2, 0.2])
+    assert data.example_batch(1)["pixel_values"][0, 0, 0, 0].item() == pytest.approx(expected)  # of a red of 255
+    assert len([note for note in data.notes if "is not the model's" in note]) == notes
+
+
+def test_colors_become_grey_by_luminance_and_grey_becomes_three_equal_channels(tmp_path):
+    grey = images(parquet(tmp_path), channels=1).example_batch(1)["pixel_values"] * 255
+    # ITU-R 601: 0.299 red, 0.587 green, 0.114 blue
+    assert grey.shape == (1, 1, 2, 2)
+    assert grey.flatten().tolist() == pytest.approx([76.245, 149.685, 29.07, 102], abs=0.5)
+    parquet(tmp_path, [file([[0, 51], [102, 255]])] * 2)
+    colored = images(tmp_path).example_batch(1)["pixel_values"] * 255
+    assert torch.equal(colored[0, 0].round(), torch.tensor([[0.0, 51.0], [102.0, 255.0]]))
+    assert torch.equal(colored, colored[:, :1].expand(1, 3, 2, 2))
+
+
+def test_another_size_is_resized_bilinearly(tmp_path):
+    parquet(tmp_path, [file([[0, 100], [0, 100]])] * 2)
+    pixels = images(tmp_path, size=4, channels=1).example_batch(1)["pixel_values"] * 255
+    # the centres of four pixels lie at −1/4, 1/4, 3/4 and 5/4 of the two that are given
+    assert pixels.shape == (1, 1, 4, 4)
+    assert pixels[0, 0].round().tolist() == [[0, 25, 75, 100]] * 4
+
+
+def test_a_file_that_says_it_lies_on_its_side_is_turned_upright(tmp_path):
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # "the first row is the right side, the first column the top" (TIFF 6.0, Orientation)
+    stored = numpy.zeros((16, 16), dtype=numpy.uint8)
+    stored[:8] = 255
+    parquet(tmp_path, [file(stored, "JPEG", exif=exif)] * 2)
+    pixels = images(tmp_path, size=16, channels=1).example_batch(1)["pixel_values"][0, 0]
+    assert pixels[:, 8:].mean() > 0.95
+    assert pixels[:, :8].mean() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["image", "struct", "bytes"])
+def test_every_way_to_keep_an_image_in_a_table(tmp_path, kind):
+    struct = {"bytes": Value("binary"), "path": Value("string")}
+    features = Features({
+        "image": {"image": Image(), "struct": struct, "bytes": Value("binary")}[kind],
+        "label": ClassLabel(names=["cat", "dog"]),
+    })  # fmt: skip
+    encoded = COLORS if kind == "bytes" else [{"bytes": each, "path": None} for each in COLORS]
+    data = images(parquet(tmp_path, encoded, features=features))
+    batch = data.example_batch(2)
+    assert batch["pixel_values"][0, :, 0, 1].tolist() == [0, 1, 0]
+    assert data.label_names == ["cat", "dog"]
+
+
+def test_a_folder_for_each_class_of_each_split(tmp_path):
+    for split, place, color in (
+        ("train", "dog/1.png", RED), ("train", "dog/far/away/2.JFIF", RED), ("train", "cat/1.png", GREEN),
+        ("validation", "cat/9.png", BLUE), ("validation", "dog/3.webp", RED),
+    ):  # fmt: skip
+        path = tmp_path / split / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Pillow.new("RGB", (2, 2), color).save(path)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / ".cache").mkdir()
+    data = images(tmp_path)
+    held = data.example_batch(9)
+    assert data.label_names == ["cat", "dog"]
+    assert [row["labels"] for row in data.train_rows] == [0, 1, 1]
+    assert held["labels"].tolist() == [0, 1]
+    assert held["pixel_values"][:, :, 0, 0].round().tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints/1-checkpoint.png", "._1.png", "far/.cache/1.png", "__MACOSX/1.png"]
+)
+def test_hidden_files_are_not_images_of_a_class(tmp_path, hidden):
+    for split in ("train", "validation"):
+        for place in ("cat/1.png", "dog/1.png", f"cat/{hidden}"):
+            path = tmp_path / split / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Pillow.new("RGB", (2, 2), RED).save(path)
+        (tmp_path / split / "__MACOSX").mkdir()
+    data = images(tmp_path)
+    assert [row["labels"] for row in data.read()[0]] == [0, 1]
+    assert data.label_names == ["cat", "dog"]
+
+
+def test_labels_of_words_and_columns_of_other_names(tmp_path):
+    parquet(tmp_path, labels=["dog", "cat"], image="img", label="fine_label")
+    data = images(tmp_path, image_column="img", label_column="fine_label")
+    assert data.example_batch(2)["labels"].tolist() == [1, 0]
+    assert data.label_names == ["cat", "dog"]
+
+
+def test_scores_for_a_regression(tmp_path):
+    labels = images(parquet(tmp_path, labels=[0.5, 2]), num_labels=1).example_batch(2)["labels"]
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [0.5, 2]
+
+
+def test_rows_stay_encoded_until_their_batch_is_made(tmp_path):
+    data = images(parquet(tmp_path), size=512, train_limit=1)
+    data.load()
+    assert data.train_rows[0]["image"].numpy().tobytes() in COLORS
+    assert next(iter(data.train_dataloader()))["pixel_values"].shape == (1, 3, 512, 512)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": 3}, {"channels": 1}, {"mean": [0.5]}, {"std": [0.5]}, {"validation_limit": 1},
+        {"augmentation": {"flip": Flip()}}, {"augmentation": {"flip": Flip(0.25)}}, {"augmentation": {"crop": Crop()}},
+        {"augmentation": {"crop": Crop(), "flip": Flip()}}, {"augmentation": {"flip": Flip(), "crop": Crop()}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fingerprint_sees_what_changes_the_pixels(tmp_path, changed):
+    before = images(parquet(tmp_path)).fingerprint()
+    assert images(tmp_path, **changed).fingerprint() != before
+    assert images(tmp_path, **changed).fingerprint() == images(tmp_path, **changed).fingerprint()
+
+
+def test_fingerprint_tells_augmentations_apart(tmp_path):
+    parquet(tmp_path)
+    chosen = [{"f": Flip()}, {"f": Flip(0.25)}, {"f": Crop()}, {"f": Crop(0.25)}, {"f": Flip(), "c": Crop()}]
+    chosen.append({"c": Crop(), "f": Flip()})
+    assert len({images(tmp_path, augmentation=each).fingerprint() for each in chosen}) == len(chosen)
+
+
+def test_fingerprint_sees_the_files_but_not_where_they_lie(tmp_path):
+    before = images(parquet(tmp_path)).fingerprint()
+    (other := tmp_path / "other").mkdir()
+    assert images(parquet(other), batch_size=1, seed=7).fingerprint() == before
+    assert images(parquet(other, COLORS[::-1])).fingerprint() != before
+    assert images(parquet(other, labels=(1, 0))).fingerprint() != before
+
+
+def cut(encoded):
+    return encoded[: len(encoded) // 2]
+
+
+@pytest.mark.parametrize(
+    ("written", "changed", "words"),
+    [
+        ({}, {"image_column": "img"}, r"train split .* no column 'img', it has image, label: .* data\.image_column=…"),
+        ({}, {"label_column": "y"}, r"train split .* no column 'y', it has image, label: .* data\.label_column=…"),
+        ({}, {"image_column": "label"}, r"row 0 of the train split holds no image file in column 'label'"),
+        (
+            {"encoded": [COLORS[0], b"no"]},
+            {},
+            r"row 1 of the train split holds no image .* data\.image_column=…, or take",
+        ),
+        ({"encoded": [COLORS[0], None]}, {}, r"row 1 of the train split holds no image file"),
+        ({"labels": [0, 2]}, {}, r"row 1 of the train split has label 2, outside 0…1"),
+        ({"labels": ["a", "b"]}, {"num_labels": 3}, r"data\.num_labels=3, but column 'label' has 2 classes"),
+        ({}, {"size": 0}, r"data\.size=0 must be 1 or more"),
+        ({}, {"channels": 4}, r"data\.channels=4 must be 3 for RGB, or 1 for grey"),
+        ({}, {"mean": [0.5, 0.5]}, r"data\.mean=\[0\.5, 0\.5\] must be a list of one number, or of one .* 3 channels"),
+        ({}, {"channels": 1, "std": [1.0] * 3}, r"data\.std=.* each of the 1 channels"),
+        ({}, {"std": [0.0]}, r"data\.std=\[0\.0\] must be above 0"),
+        (
+            {},
+            {"augmentation": {"flip": max}},
+            r"data\.augmentation\.flip is no torch module: .* ~data\.augmentation\.flip",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_used_is_refused_in_words_before_the_run(tmp_path, written, changed, words):
+    parquet(tmp_path, **written)
+    with pytest.raises(ValueError, match=words) as error:
+        images(tmp_path, **changed).fingerprint()
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    encoded = file(numpy.random.default_rng(0).integers(0, 256, (32, 32, 3)))
+    parquet(tmp_path, [encoded, cut(encoded)])
+    with pytest.raises(
+        ValueError, match=r"row 1 of the validation split of data\.path=.* cannot be read \(.*: repair it"
+    ):
+        images(tmp_path).example_batch(2)
+
+
+def test_a_damaged_file_of_a_folder_is_named_by_its_path(tmp_path):
+    for place in ("train/a", "train/b", "validation/a", "validation/b"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.png").write_bytes(COLORS[0][:-30])
+    with pytest.raises(
+        ValueError, match=r"row 0 of the validation split \('.*validation/a/1\.png'\) .* cannot be read"
+    ):
+        images(tmp_path).example_batch(1)
+
+
+def test_an_image_of_sixteen_bits_is_refused_as_it_would_be_cut_to_white(tmp_path):
+    written = io.BytesIO()
+    Pillow.fromarray(numpy.full((2, 2), 1000, dtype=numpy.uint16)).save(written, "PNG")
+    parquet(tmp_path, [written.getvalue()] * 2)
+    with pytest.raises(ValueError, match=r"cannot be read \(pixels of more than 8 bits, convert it to 8\)"):
+        images(tmp_path).example_batch(1)
+
+
+def test_a_folder_without_images_of_a_class_says_where_they_belong(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.png").write_bytes(COLORS[0])
+    with pytest.raises(
+        ValueError, match=r"train' holds no images: give each class a folder in it \(train/CLASS/NAME\.png"
+    ):
+        images(tmp_path).load()
+
+
+def test_a_validation_split_may_lack_a_class_of_train(tmp_path):
+    for place in ("train/cat", "train/dog", "validation/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.png").write_bytes(COLORS[0])
+    data = images(tmp_path)
+    assert data.example_batch(1)["labels"].tolist() == [1]
+    assert data.notes == ["the validation split has no row of class 'cat'"]
+
+
+def test_an_image_without_a_label_is_left_out_and_rows_keep_their_place(tmp_path):
+    parquet(tmp_path, [COLORS[0], b"no image", COLORS[1]], labels=[0, -1, 1])
+    data = images(tmp_path)
+    assert data.example_batch(9)["labels"].tolist() == [0, 1]
+    assert [row["row"] for row in data.train_rows] == [0, 2]
+
+
+def test_augmentation_that_changes_the_shape_is_refused(tmp_path):
+    data = images(parquet(tmp_path), augmentation={"pool": nn.AvgPool2d(2)})
+    with pytest.raises(ValueError, match=r"data\.augmentation\.pool made \(2, 3, 1, 1\) of \(2, 3, 2, 2\)"):
+        data.augment(data.example_batch(2), 0)
+
+
+def test_reading_writes_nothing_beside_the_files(tmp_path):
+    def held() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    parquet(tmp_path)
+    before = held()
+    images(tmp_path).fingerprint()
+    assert held() == before
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("choice", "path", "columns", "classes", "augmentation"),
+    [
+        ("cifar10", "uoft-cs/cifar10", ("img", "label"), 10, ["crop", "flip"]),
+        ("cifar100", "uoft-cs/cifar100", ("img", "fine_label"), 100, ["crop", "flip"]),
+        ("mnist", "ylecun/mnist", ("image", "label"), 10, ["crop"]),
+    ],
+)
+def test_a_configured_set_is_as_the_hub_holds_it(choice, path, columns, classes, augmentation):
+    data = create(composed(f"data={choice}", "model=vit_small")["data"], "data")
+    assert (data.path, (data.image_column, data.label_column), data.num_labels) == (path, columns, classes)
+    assert data.splits == {"train": "train", "validation": "test"}
+    assert list(data.augmentation) == augmentation
+    assert data.higher_is_better
+
+
+@pytest.mark.parametrize("choice", ["none", "crop", "crop_flip", "trivial_augment"])
+def test_a_configured_augmentation_is_made_and_runs(tmp_path, choice):
+    chosen = ("data=images", f"data.path={parquet(tmp_path)}", "data.num_labels=2", "model=tiny_vit")
+    data = create(composed(*chosen, f"data/augmentation={choice}")["data"], "data")
+    batch = data.example_batch(2)
+    assert batch["pixel_values"].shape == data.augment(batch, 0)["pixel_values"].shape == (2, 3, 16, 16)
+    assert bool(data.augmentation) == (choice != "none")
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "channels", "parameters"),
+    [
+        # patches (P²C + 1)W, [CLS] W, positions (N + 1)W, layers L(4W² + 4W + 2WF + F + W + 4W), norm 2W, head 10W + 10
+        ("vit_base", 224, 3, 85_806_346), ("deit_small", 224, 3, 21_669_514), ("vit_small", 32, 3, 2_693_578),
+        ("tiny_vit", 16, 3, 19_626), ("vit_digits", 8, 1, 119_730), ("tiny", 224, 3, None),
+    ],
+)  # fmt: skip
+def test_images_come_in_the_size_that_the_model_wants(model, size, channels, parameters):
+    config = composed("data=images", "data.path=x", "data.num_labels=10", f"model={model}")
+    assert (config["data"]["size"], config["data"]["channels"]) == (size, channels)
+    if parameters is not None:
+        with torch.device("meta"):
+            described = AutoConfig.for_model(**config["model"]["architecture"], num_labels=10)
+            built = AutoModelForImageClassification.from_config(described)
+        assert built.num_parameters() == parameters
+
+
+# --- what is handed over ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 5], ids=["as it is", "resized"])
+@pytest.mark.parametrize("kept", ["RGB", "L"])
+def test_the_image_processor_makes_of_a_file_what_the_data_makes_of_it(tmp_path, size, kept):
+    """So that who has the packed folder alone feeds the model what it was trained on."""
+    scales = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "size": size}
+    encoded = [file(numpy.arange(27).reshape(3, 3, 3) * 9 if kept == "RGB" else [[0, 90], [180, 250]])] * 2
+    data = images(parquet(tmp_path, encoded), **scales)
+    data.processor.save_pretrained(tmp_path / "kept")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "kept", use_fast=False)
+    made = processor(Pillow.open(io.BytesIO(encoded[0])), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(made[0], data.example_batch(1)["pixel_values"][0], atol=1e-6, rtol=1e-6)
+
+
+def test_the_processor_of_digits_takes_their_sixteen_shades():
+    data = digits()
+    shades = (data.example_batch(3)["pixel_values"] + 1) * 8
+    made = data.processor([shade.numpy().astype(numpy.uint8) for shade in shades], input_data_format="channels_first")
+    torch.testing.assert_close(torch.tensor(numpy.stack(made["pixel_values"])).float(), shades / 8 - 1)

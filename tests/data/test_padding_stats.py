@@ -1,0 +1,193 @@
+"""Padding counted by replaying the sampler is that of the batches themselves; what cannot be grouped is refused."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassAccuracy
+
+from qat_lightning.config.instantiate import create
+from qat_lightning.data.image_classification import Digits
+from qat_lightning.data.language_modeling import LanguageModelData
+from qat_lightning.data.padding_stats import check_padding, count_padding
+from qat_lightning.data.squad.datamodule import SquadData
+from qat_lightning.data.squad.metric import AnswerScore
+from qat_lightning.data.synthetic import RandomQuestions, RandomText, RandomTokens
+from tests.data.test_base import Numbered, attached
+from tests.data.test_configurations import composed
+
+COMMON = {"metrics": {"accuracy": MulticlassAccuracy(2)}, "metric": "accuracy"}
+
+
+class Rows(RandomText):
+    """Rows of the given lengths, all of them for training."""
+
+    def __init__(self, lengths, batch_size=2, max_length=None, padding=None, **given):
+        super().__init__(num_labels=2, batch_size=batch_size, **COMMON, **given)
+        self.given = lengths
+        if max_length is not None:
+            self.max_length, self.padding = max_length, padding or "longest"
+
+    def read(self):
+        rows = [{"input_ids": torch.ones(length, dtype=torch.long), "labels": 0} for length in self.given]
+        return rows, rows[:1]
+
+
+def seen(data, steps, world_size=1, accumulate=1):
+    """Tokens and padding of the batches that the loaders of all ranks give, counted in the batches."""
+    tokens = padding = 0
+    for rank in range(world_size):
+        for batch in attached(data, rank, world_size, steps, accumulate).train_dataloader():
+            tokens += int(batch["attention_mask"].sum())
+            padding += int((batch["attention_mask"] == 0).sum())
+    data.trainer = None
+    return {"tokens": tokens, "padding": padding}
+
+
+def own(counted):
+    return {name: counted[name] for name in ("tokens", "padding")}
+
+
+def test_by_hand():
+    """One batch of three rows: 4 + 2 + 1 tokens, 3 · 4 − 7 = 5 of padding; to 6 tokens 3 · 6 − 7 = 11."""
+    assert count_padding(Rows([2, 4, 1], 3, max_length=6), 1) == {
+        "tokens": 7, "padding": 5, "longest": 5, "max_length": 11,
+    }  # fmt: skip
+    assert count_padding(Rows([2, 4, 1], 3, max_length=6, padding="max_length"), 2) == {
+        "tokens": 14, "padding": 22, "longest": 10, "max_length": 22,
+    }  # fmt: skip
+    assert count_padding(Rows([2, 4, 1], 3), 1) == {"tokens": 7, "padding": 5, "longest": 5}  # no length for all
+
+
+def test_grouping_by_hand():
+    """Lengths 9 2 9 2 9 2 9 2 in batches of 4, one window of both: four of 9 and four of 2, nothing padded."""
+    lengths = [9, 2] * 4
+    grouped, mixed = (count_padding(Rows(lengths, 4, group_by_length=on), 2) for on in (True, False))
+    assert grouped is not None
+    assert own(grouped) == {"tokens": 44, "padding": 0}
+    assert mixed is not None
+    assert grouped["longest"] == mixed["longest"] == mixed["padding"] == 72 - 44  # both batches hold a row of 9
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=40),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 12),
+    st.booleans(),
+    st.booleans(),
+)
+def test_it_is_the_padding_of_the_batches_themselves(lengths, batch_size, world_size, steps, grouped, reshuffle):
+    data = Rows(lengths, batch_size, group_by_length=grouped, reshuffle=reshuffle, seed=3)
+    counted = count_padding(data, 2 * steps, world_size)
+    expected = seen(data, steps, world_size, accumulate=2)
+    mixed = seen(Rows(lengths, batch_size, reshuffle=reshuffle, seed=3), steps, world_size, accumulate=2)["padding"]
+    if expected["padding"] or mixed:
+        assert counted == expected | {"longest": mixed}
+    else:
+        assert counted is None
+
+
+def test_more_batches_than_are_counted_at_once(monkeypatch):
+    data = Rows([3, 1, 2, 5, 4, 1, 1], group_by_length=True)
+    whole = count_padding(data, 23, 2)
+    monkeypatch.setattr("qat_lightning.data.padding_stats.CHUNK", 3)
+    assert count_padding(data, 23, 2) == whole
+
+
+@pytest.mark.parametrize("choice", [RandomText, RandomQuestions, RandomTokens])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_of_random_rows(choice, grouped):
+    classes = {"num_labels": 2} if choice is RandomText else {}
+    data = choice(rows=50, length=9, batch_size=4, group_by_length=grouped, **classes, **COMMON)
+    assert own(count_padding(data, 20)) == seen(data, 20)
+
+
+@pytest.mark.parametrize("padding", ["longest", "max_length"])
+def test_of_texts(text, write, padding):
+    write("sentence,label\n" + "".join(f"{'the ' * (row % 5)}cat,{row % 2}\n" for row in range(11)))
+    data = text(padding=padding)
+    counted = count_padding(data, 9)
+    assert own(counted) == seen(data, 9)
+    assert counted["longest"] == seen(text(), 9)["padding"]
+    assert counted["max_length"] == seen(text(padding="max_length"), 9)["padding"]
+    grouped = text(group_by_length=True)
+    assert own(count_padding(grouped, 9)) == seen(grouped, 9)
+    assert seen(grouped, 9)["padding"] < counted["longest"]
+
+
+def test_of_questions(tokenizer, tmp_path):
+    rows = [
+        {"context": "a dog ran " * count, "question": "is", "answers": {"text": ["dog"], "answer_start": [2]}}
+        for count in (1, 2, 1, 3, 2, 1, 2)
+    ]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"path": str(tmp_path), "tokenizer": tokenizer, "max_length": 12, "stride": 2, "max_question_length": 4}
+    data = SquadData(**given, batch_size=2, metrics={"f1": AnswerScore("f1")}, metric="f1", group_by_length=True)
+    counted = count_padding(data, 8)
+    assert own(counted) == seen(data, 8)
+    assert counted["padding"] < counted["longest"] < counted["max_length"]
+
+
+def language(tokenizer, folder, **changed):
+    for split in ("train", "validation"):
+        lines = (json.dumps({"text": "the cat " * (row % 4 + 1)}) for row in range(12))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    given = {"path": str(folder), "tokenizer": tokenizer, "max_length": 8, "batch_size": 2, **COMMON}
+    return LanguageModelData(**given | changed)
+
+
+def test_of_texts_for_a_language_model(tokenizer, tmp_path):
+    data = language(tokenizer, tmp_path, packing=False, group_by_length=True)
+    assert own(count_padding(data, 12)) == seen(data, 12)
+
+
+def test_images_have_none():
+    assert count_padding(Numbered(), 5) is None
+    assert Numbered().train_lengths() is None
+
+
+def test_rows_of_one_length_have_none():
+    assert count_padding(Rows([4] * 6), 5) is None
+    assert count_padding(Rows([4] * 6, max_length=4), 5) is None
+    assert count_padding(Rows([4] * 6, max_length=5), 1) == {"tokens": 8, "padding": 0, "longest": 0, "max_length": 2}
+
+
+def test_lengths_are_those_of_the_rows_in_use():
+    data = Rows([3, 1, 2, 5, 4], train_limit=3)
+    assert data.train_lengths().tolist() == [len(row["input_ids"]) for row in data.train_rows]
+    assert len(data.train_lengths()) == 3
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda tokenizer, folder: Numbered(group_by_length=True).load(), "rows of numbers are no tokens"),
+        (
+            lambda tokenizer, folder: Digits(batch_size=2, num_labels=10, **COMMON, group_by_length=True).load(),
+            "rows of digits are no tokens and all of one size: leave it out",
+        ),
+        (lambda tokenizer, folder: language(tokenizer, folder, group_by_length=True), r"give data\.packing=false"),
+        (
+            lambda tokenizer, folder: language(
+                tokenizer, folder, packing=False, padding="max_length", group_by_length=True
+            ),
+            r"saves nothing: give data\.padding=longest",
+        ),
+        (lambda tokenizer, folder: check_padding("shortest", False), "choose longest or max_length"),
+    ],
+)
+def test_what_cannot_be_grouped_is_refused(tokenizer, tmp_path, made, message):
+    with pytest.raises(ValueError, match=message):
+        made(tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("choice", ["text", "squad", "language"])
+def test_grouping_rows_that_are_all_padded_alike_is_refused_everywhere(choice):
+    places = ("data.path=x", "model.path=x", "data.padding=max_length", "data.group_by_length=true")
+    more = {"text": ("data.text_columns=[a]", "data.num_labels=2"), "language": ("data.packing=false",)}
+    with pytest.raises(ValueError, match=r"data\.padding=max_length pads all rows alike"):
+        create(composed(f"data={choice}", *places, *more.get(choice, ())), "data")

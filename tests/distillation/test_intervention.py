@@ -1,0 +1,230 @@
+"""The teacher's signal in place of the student's. The papers' modes are in golden/test_teacher_intervention.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.convert import open_attention
+from qat_lightning.models.module_paths import site_paths
+from qat_lightning.models.sites import AXES
+from tests.tiny_models import FAMILIES, LAYERS, tiny_batch, tiny_model
+
+CORE = ["attention.projection", "attention.context", "attention.probs"]
+QKV = ["attention.query", "attention.key", "attention.value"]
+
+
+def observe(model: nn.Module, family: str = "bert") -> Signals:
+    return Observed(model, AXES)(tiny_batch(family))
+
+
+def teacher_signals(family: str = "bert", **changes: object) -> Signals:
+    with torch.no_grad():
+        return observe(open_attention(tiny_model(family, seed=1, **changes)), family)
+
+
+def student_model(family: str = "bert") -> nn.Module:
+    return open_attention(tiny_model(family, seed=2))
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("site", CORE)
+def test_the_model_goes_on_with_the_teachers_signal(family: str, site: str) -> None:
+    """What follows the replaced site is computed from the teacher's tensor, in every layer."""
+    teacher, student = teacher_signals(family), student_model(family)
+    with Intervention([site]).by(teacher, student):
+        received = observe(student, family)
+    for layer in range(LAYERS):
+        value = received["attention.value"][layer].unflatten(-1, (4, -1)).transpose(1, 2)
+        probs = (teacher if site == "attention.probs" else received)["attention.probs"][layer]
+        assert torch.equal(received["attention.context"][layer], probs @ value)
+        context = (teacher if site == "attention.context" else received)["attention.context"][layer]
+        project = student.get_submodule(site_paths(student, "attention.projection")[layer])
+        assert torch.equal(received["attention.projection"][layer], project(context.transpose(1, 2).flatten(2)))
+        projection = (teacher if site == "attention.projection" else received)["attention.projection"][layer]
+        module = student.get_submodule(site_paths(student, "attention.output")[layer])
+        norm = getattr(module, "LayerNorm", module)
+        assert torch.equal(received["attention.output"][layer], norm(projection + received["hidden"][layer]))
+
+
+@pytest.mark.parametrize("site", QKV)
+def test_any_site_can_be_replaced(site: str) -> None:
+    teacher, student = teacher_signals(), student_model()
+    plain = observe(student)
+    with Intervention([site]).by(teacher, student):
+        received = observe(student)
+    assert torch.equal(received[site][0], plain[site][0])
+    assert not torch.equal(received["attention.context"][0], plain["attention.context"][0])
+
+
+def test_only_the_layers_asked_for() -> None:
+    teacher, student = teacher_signals(), student_model()
+    plain = observe(student)
+    with Intervention(["attention.projection"], at=[1]).by(teacher, student):
+        received = observe(student)
+    assert torch.equal(received["attention.output"][0], plain["attention.output"][0])
+    assert not torch.equal(received["attention.output"][1], plain["attention.output"][1])
+
+
+def test_nothing_to_replace_changes_nothing() -> None:
+    student = student_model()
+    plain = observe(student)["logits"][0]
+    with Intervention().by({}, student):
+        assert hooks_of(student) == 0
+        assert torch.equal(observe(student)["logits"][0], plain)
+    assert Intervention().sites == ()
+
+
+def test_the_gradient_stops_before_the_detached_module_and_not_at_it() -> None:
+    student = student_model()
+    hidden = "bert.embeddings.word_embeddings.weight"
+    for detach, reaches in ((QKV, False), (QKV[:2], True), ([], True)):
+        student.zero_grad()
+        with Intervention(detach=detach).by({}, student):
+            signals = observe(student)
+        (
+            signals["attention.context"][0].sum() + signals["attention.scores"][0].clamp(min=-99).square().sum()
+        ).backward()
+        assert student.get_parameter("bert.encoder.layer.0.attention.self.query.weight").grad.any()
+        assert student.get_parameter("bert.encoder.layer.0.attention.self.value.weight").grad.any()
+        gradient = student.get_parameter(hidden).grad
+        assert (gradient is not None and bool(gradient.any())) is reaches, detach
+
+
+def test_values_are_untouched_by_detaching() -> None:
+    student = student_model()
+    plain = observe(student)["logits"][0]
+    with Intervention(detach=QKV).by({}, student):
+        assert torch.equal(observe(student)["logits"][0], plain)
+
+
+def test_the_teachers_signal_carries_no_gradient_of_the_students_sites() -> None:
+    teacher, student = teacher_signals(), student_model()
+    with Intervention(["attention.projection"]).by(teacher, student):
+        observe(student)["attention.output"][0].sum().backward()
+    assert student.get_parameter("bert.encoder.layer.0.attention.output.dense.weight").grad is None
+    assert student.get_parameter("bert.embeddings.LayerNorm.bias").grad.any()
+
+
+def test_the_teacher_learns_nothing_even_if_it_was_run_with_gradients() -> None:
+    teacher_model, student = open_attention(tiny_model("bert", seed=1)), student_model()
+    with Intervention(["attention.projection"]).by(observe(teacher_model), student):
+        observe(student)["logits"][0].sum().backward()
+    assert all(parameter.grad is None for parameter in teacher_model.parameters())
+
+
+def test_hooks_are_gone_afterwards() -> None:
+    teacher, student = teacher_signals(), student_model()
+    before = observe(student)["logits"][0]
+    with Intervention(CORE, QKV).by(teacher, student):
+        assert hooks_of(student) == LAYERS * (len(CORE) + len(QKV))
+        assert not torch.equal(observe(student)["logits"][0], before)
+    assert hooks_of(student) == 0
+    assert torch.equal(observe(student)["logits"][0], before)
+
+
+def test_hooks_are_gone_after_an_exception() -> None:
+    teacher, student = teacher_signals(), student_model()
+    with pytest.raises(KeyError, match="inside"), Intervention(CORE, QKV).by(teacher, student):
+        raise KeyError("inside")
+    assert hooks_of(student) == 0
+
+
+def test_hooks_are_gone_after_a_refusal() -> None:
+    teacher, student = teacher_signals(), student_model()
+    del teacher["attention.context"]
+    message = "the teacher's signals lack 'attention.context': observe the teacher with intervention.sites"
+    with pytest.raises(ValueError, match=message), Intervention(CORE, QKV).by(teacher, student):
+        raise AssertionError("must refuse before it runs the block")
+    assert hooks_of(student) == 0
+
+
+def test_it_says_what_the_teacher_must_be_asked_for() -> None:
+    assert Intervention(["attention.probs"], QKV).sites == ("attention.probs",)
+
+
+def test_the_teachers_signal_takes_the_students_dtype() -> None:
+    teacher, student = teacher_signals(), student_model().double()
+    with Intervention(["attention.probs"]).by(teacher, student):
+        assert observe(student)["logits"][0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("arguments", [{"replace": ["attention.out"]}, {"detach": ["attention.out"]}])
+def test_an_unknown_site_is_refused_at_once(arguments: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match=r"unknown site 'attention\.out'; sites: .*attention\.output"):
+        Intervention(**arguments)
+
+
+@pytest.mark.parametrize("layer", [LAYERS, -1])
+def test_a_layer_beyond_the_depth_names_the_range(layer: int) -> None:
+    message = rf"intervention at layer {layer}: the student's layers are 0 to {LAYERS - 1}"
+    with (
+        pytest.raises(ValueError, match=message),
+        Intervention(["attention.projection"], at=[layer]).by(teacher_signals(), student_model()),
+    ):
+        raise AssertionError("must refuse before it runs the block")
+
+
+def refuse(teacher: Signals, site: str, message: str) -> None:
+    student = student_model()
+    with pytest.raises(ValueError, match=message), Intervention([site]).by(teacher, student):
+        observe(student)
+    assert hooks_of(student) == 0
+
+
+def test_a_shallower_teacher_is_refused() -> None:
+    teacher = {site: tensors[:1] for site, tensors in teacher_signals().items()}
+    refuse(
+        teacher, "attention.probs", "the student has 2 signals and the teacher 1, .*an intervention needs a multiple"
+    )
+
+
+def test_a_narrower_teacher_is_refused() -> None:
+    teacher = teacher_signals(num_attention_heads=2)
+    refuse(
+        teacher, "attention.probs", r"no signal of the student's shape \(3, 4, 9, 9\) at 'attention.probs' of layer 0"
+    )
+
+
+def test_closed_attention_is_refused_with_the_remedy() -> None:
+    student = tiny_model("bert")
+    with (
+        pytest.raises(ValueError, match=r"call open_attention\(model\) first"),
+        Intervention(["attention.probs"]).by(teacher_signals(), student),
+    ):
+        raise AssertionError("must refuse before it runs the block")
+
+
+REPLACED = {
+    "none": Intervention(),
+    "output": Intervention(["attention.projection"], ["attention.query", "attention.key", "attention.value"]),
+    "context": Intervention(["attention.context"], ["attention.query", "attention.key", "attention.value"]),
+    "map": Intervention(["attention.probs"], ["attention.query", "attention.key"]),
+}
+
+
+def test_switching_works_in_a_compiled_student() -> None:
+    """Nothing of the student changes when the intervention does; a compiled graph says 0 where eager mode says none."""
+    sites = ["hidden", "attention.output", "attention.probs", "attention.context"]
+    taught, batch = teacher_signals(), tiny_batch("bert")
+
+    def gradients(student: nn.Module, intervention: Intervention) -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        with intervention.by(taught, student):
+            signals = Observed(student, sites)(batch)
+        torch.stack([tensor.square().mean() for layers in signals.values() for tensor in layers]).sum().backward()
+        return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+
+    eager, compiled = student_model(), student_model()
+    compiled.compile(backend="aot_eager")
+    for name, intervention in REPLACED.items():
+        own, expected = gradients(compiled, intervention), gradients(eager, intervention)
+        assert own.keys() == expected.keys(), name
+        torch.testing.assert_close(own, expected)

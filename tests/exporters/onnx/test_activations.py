@@ -1,0 +1,248 @@
+"""Activations as whole numbers: onnxruntime's codes are those of the quantizer that was trained.
+
+Q largest code; a value that lies between two codes to within float32's rounding may go to either.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from qat_lightning.exporters.onnx.activations import IntegerInput, Simulated, float_input, integer_input
+from qat_lightning.quantization.quantizers.affine import AffineQuantizer
+from qat_lightning.quantization.quantizers.base import Quantizer
+from qat_lightning.quantization.quantizers.binary import BinaryQuantizer
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
+from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
+from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
+from tests.exporters.onnx.graphs import Graph
+from tests.quantization.quantizers.cases import QUANTIZERS, STATELESS
+
+
+def _learned(value: float, **options: object) -> LSQQuantizer:
+    quantizer = LSQQuantizer(**options)  # type: ignore[arg-type]
+    nn.init.constant_(quantizer.learned, value)
+    return quantizer
+
+
+def _static(maximum: float, **options: object) -> UniformQuantizer:
+    quantizer = UniformQuantizer(scale="static", **options)  # type: ignore[arg-type]
+    quantizer.calibrate(torch.tensor([0.1, -maximum]))
+    return quantizer
+
+
+ANY: dict[str, Quantizer] = {
+    "8 bits": UniformQuantizer(),
+    "8 bits, wide clip": UniformQuantizer(clip=100.0),
+    "8 bits without clip": UniformQuantizer(clip=None),
+    "4 bits": UniformQuantizer(bits=4),
+    "4 bits without clip": UniformQuantizer(bits=4, clip=None),
+    "2 bits": UniformQuantizer(bits=2),
+    "8 bits static": _static(1.7),
+    "5 bits static": _static(1.7, bits=5),
+    "static, not calibrated": UniformQuantizer(scale="static"),
+    "threshold 8 bits": _learned(1.3),
+    "threshold 3 bits": _learned(1.3, bits=3),
+    "step 8 bits": _learned(0.013, form="step"),
+    "step 4 bits": _learned(0.13, form="step", bits=4),
+    "unsigned step 8 bits": _learned(0.013, form="step", signed=False),
+    "unsigned threshold 4 bits": _learned(1.3, bits=4, signed=False),
+}
+PROBABILITIES: dict[str, Quantizer] = {
+    "8 bits": UniformQuantizer(),
+    "3 bits": UniformQuantizer(bits=3),
+    "8 bits, narrow clip": UniformQuantizer(clip=0.4),
+    "8 bits without clip": UniformQuantizer(clip=None),
+}
+ENDS = {"step 8 bits": (-128, 127), "step 4 bits": (-8, 7), "unsigned step 8 bits": (0, 255),
+        "unsigned threshold 4 bits": (0, 15)}  # fmt: skip
+"""Where there are not as many codes below zero as above."""
+
+
+class _Codes(nn.Module):
+    """(x, probabilities) → codes, scale and zero of each quantizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = nn.ModuleList(integer_input(quantizer) for quantizer in ANY.values())
+        self.probabilities = nn.ModuleList(integer_input(quantizer, True) for quantizer in PROBABILITIES.values())
+
+    def forward(self, x: Tensor, probabilities: Tensor) -> list[Tensor]:
+        outputs = [output for inputs in self.any for output in inputs(x)]
+        return outputs + [output for inputs in self.probabilities for output in inputs(probabilities)]
+
+
+Answer = dict[str, tuple[Tensor, float, int]]
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return Graph(_Codes(), torch.randn(5), torch.rand(5), free=([0], [0]))
+
+
+def _run(graph: Graph, x: Tensor, probabilities: Tensor) -> tuple[Answer, Answer]:
+    outputs = iter(graph(x, probabilities))
+    answers = [
+        {name: (next(outputs), next(outputs), next(outputs)) for name in names} for names in (ANY, PROBABILITIES)
+    ]
+    for answer in answers:
+        for codes, scale, zero in answer.values():
+            assert codes.dtype == zero.dtype == torch.uint8
+            assert scale.dtype == torch.float32
+            assert scale.shape == zero.shape == ()
+    return tuple({name: (c, float(s), int(z)) for name, (c, s, z) in answer.items()} for answer in answers)  # type: ignore[return-value]
+
+
+def _expected(name: str, quantizer: Quantizer, x: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
+    """Codes, unrounded codes and scale in float64, from the formulas alone."""
+    values = x.double().numpy()
+    half = 2 ** (quantizer.bits - 1) - 1
+    low, high = ENDS.get(name, (-half, half))
+    if isinstance(quantizer, LSQQuantizer):
+        learned = quantizer.learned.item()
+        scale = learned / high if quantizer.form == "threshold" else learned
+    else:
+        values = values if quantizer.clip is None else np.clip(values, -quantizer.clip, quantizer.clip)
+        largest = float(quantizer.maximum) if quantizer.static else np.abs(values).max()  # type: ignore[union-attr]
+        scale = max(float(largest) / high, float(torch.finfo(torch.float32).tiny))
+    unrounded = np.clip(values / scale, low, high)
+    return np.round(unrounded), unrounded, scale
+
+
+def _check(answer: Answer, quantizers: dict[str, Quantizer], x: Tensor) -> None:
+    for name, quantizer in quantizers.items():
+        codes, scale, zero = answer[name]
+        expected, unrounded, true_scale = _expected(name, quantizer, x)
+        assert scale == pytest.approx(true_scale, rel=3e-7), name
+        signed = codes.numpy().astype(int) - zero
+        tie = np.abs(unrounded - np.floor(unrounded) - 0.5) < 1e-6 * (1 + np.abs(unrounded))
+        np.testing.assert_array_equal(signed[~tie], expected[~tie], err_msg=name)
+        assert np.abs(signed - unrounded).max() <= 0.5 + 1e-4, name
+        trained = quantizer.codes(x)[0].numpy()
+        np.testing.assert_array_equal(signed[~tie], trained[~tie], err_msg=name)
+
+
+_NUMBERS = st.floats(-300, 300, width=32) | st.floats(-3, 3, width=32) | st.floats(-(2**-7), 2**-7, width=32)
+
+
+@given(st.lists(_NUMBERS, min_size=1, max_size=30), st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30))
+def test_codes_are_the_quantizers(graph: Graph, numbers: list[float], probabilities: list[float]) -> None:
+    x, p = torch.tensor(numbers), torch.tensor(probabilities)
+    whole, positive = _run(graph, x, p)
+    _check(whole, ANY, x)
+    _check(positive, PROBABILITIES, p)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [0.0, -0.0, 0.0],
+        [2.5, -2.5, 2.4999998, -2.5000002],
+        [-1e30, 0.5, 1e-30],
+        [3.4e38, -3.4e38, 1.0],
+        [-7.0],
+        [7.0],
+        [1e-40, -1e-42, 0.0],
+        [1e-38, 2e-38, -3e-36],
+    ],
+    ids=str,
+)
+def test_extremes(graph: Graph, numbers: list[float]) -> None:
+    x = torch.tensor(numbers)
+    p = (x.abs() / x.abs().max().clamp(min=1)).clamp(max=1)
+    whole, positive = _run(graph, x, p)
+    _check(whole, ANY, x)
+    _check(positive, PROBABILITIES, p)
+
+
+def test_zeros_are_the_zero_point(graph: Graph) -> None:
+    for answer in _run(graph, torch.zeros(4), torch.zeros(4)):
+        for name, (codes, scale, zero) in answer.items():
+            assert codes.tolist() == [zero] * 4, name
+            assert 0 < scale < float("inf"), name
+
+
+def test_symmetric_8_bits_have_no_minus_128(graph: Graph) -> None:
+    """Nor 128: beyond the clip, and at it, codes are ∓127."""
+    whole, _ = _run(graph, torch.tensor([-1e6, -2.5, 2.5, 1e6, -2.51, 2.51]), torch.ones(1))
+    for name in ("8 bits", "static, not calibrated", "8 bits static", "threshold 8 bits"):
+        codes, _, zero = whole[name]
+        assert zero == 127
+        assert codes.tolist() == [0, 0, 254, 254, 0, 254], name
+
+
+def test_few_bits_use_few_codes(graph: Graph) -> None:
+    """2^bits − 1 codes from 0 on, as many below the zero point as above."""
+    whole, _ = _run(graph, torch.linspace(-6, 6, 997), torch.ones(1))
+    for name, largest in {"4 bits": 7, "2 bits": 1, "5 bits static": 15, "threshold 3 bits": 3}.items():
+        codes, _, zero = whole[name]
+        assert zero == largest
+        assert codes.unique().tolist() == list(range(2 * largest + 1)), name
+
+
+def test_one_huge_value_sets_the_scale_of_all(graph: Graph) -> None:
+    """Without a clip 0.3 beside 1270 is code 0; with it the huge one is 2.5."""
+    whole, _ = _run(graph, torch.tensor([0.3, 1270.0, 9.0]), torch.ones(1))
+    codes, scale, zero = whole["8 bits without clip"]
+    assert scale == pytest.approx(10, rel=1e-6)
+    assert (codes.int() - zero).tolist() == [0, 127, 1]
+    codes, scale, zero = whole["8 bits"]
+    assert scale == pytest.approx(2.5 / 127, rel=1e-6)
+    assert (codes.int() - zero).tolist() == [15, 127, 127]
+
+
+def test_probabilities_are_quantized_by_their_largest(graph: Graph) -> None:
+    _, positive = _run(graph, torch.ones(1), torch.tensor([0.0, 0.25, 0.5]))
+    codes, scale, zero = positive["8 bits"]
+    assert scale == pytest.approx(0.5 / 127, rel=1e-6)
+    assert (codes.int() - zero).tolist() == [0, 64, 127]  # 63.5 is a tie, and 64 is even
+    codes, scale, zero = positive["8 bits, narrow clip"]
+    assert scale == pytest.approx(0.4 / 127, rel=1e-6)
+    assert (codes.int() - zero).tolist() == [0, 79, 127]  # 0.25/0.4·127 = 79.4
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        UniformQuantizer(granularity="row"),
+        UniformQuantizer(granularity="group", group_size=2),
+        AffineQuantizer(),
+        AffineQuantizer(scale="static"),
+        TernaryQuantizer(),
+        BinaryQuantizer(granularity="tensor"),
+        nn.Identity(),
+    ],
+    ids=str,
+)
+def test_others_have_no_whole_numbers_with_one_scale(quantizer: nn.Module) -> None:
+    assert integer_input(quantizer) is None
+
+
+def test_quantizers_that_have() -> None:
+    assert all(isinstance(integer_input(quantizer), IntegerInput) for quantizer in ANY.values())
+
+
+@pytest.mark.parametrize("name", [*STATELESS, "ternary by group"])
+def test_the_others_are_simulated_to_the_last_bit(name: str) -> None:
+    make = QUANTIZERS.get(name, partial(TernaryQuantizer, granularity="group", group_size=2))
+    x, quantizer = 2 * torch.randn(3, 4, 6), make()
+    simulated = float_input(quantizer)
+    assert isinstance(simulated, Simulated)
+    assert torch.equal(simulated(x), quantizer(x))
+
+
+def test_without_a_quantizer_nothing_happens() -> None:
+    x = torch.randn(3)
+    assert float_input(nn.Identity())(x) is x
+
+
+def test_a_module_of_ones_own_is_not_dropped() -> None:
+    """`qat_lightning.quantization.modules.layers`: any module will do as a quantizer."""
+    x = torch.randn(3)
+    assert torch.equal(float_input(nn.Hardtanh())(x), x.clamp(-1, 1))

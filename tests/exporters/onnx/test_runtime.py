@@ -1,0 +1,97 @@
+"""`OnnxModel` over files made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from qat_lightning.exporters.onnx.runtime import OnnxModel
+from qat_lightning.models.capture import Observed
+
+LEVELS = onnxruntime.GraphOptimizationLevel
+
+
+def _file(folder: Path, outputs: tuple[str, ...] = ("logits",)) -> Path:
+    """Each output is the sum of input_ids and attention_mask, in float32, times its number among the outputs."""
+    given = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["b", "n"]) for name in ("input_ids", "attention_mask")
+    ]
+    nodes = [helper.make_node("Add", ["input_ids", "attention_mask"], ["sum"])]
+    nodes += [helper.make_node("Cast", ["sum"], ["float"], to=TensorProto.FLOAT)]
+    times = [helper.make_tensor(f"times_{name}", TensorProto.FLOAT, [], [i + 1.0]) for i, name in enumerate(outputs)]
+    nodes += [helper.make_node("Mul", ["float", f"times_{name}"], [name]) for name in outputs]
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", "n"]) for name in outputs]
+    graph = helper.make_graph(nodes, "sum", given, made, initializer=times)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+BATCH = {"input_ids": torch.tensor([[3, 5]]), "attention_mask": torch.tensor([[1, 0]])}
+
+
+def test_called_as_a_model_is(tmp_path: Path) -> None:
+    output = OnnxModel(_file(tmp_path))(**BATCH)
+    assert list(output) == ["logits"]
+    assert torch.equal(output["logits"], torch.tensor([[4.0, 5.0]]))
+
+
+def test_what_the_file_has_no_input_for_is_left_out(tmp_path: Path) -> None:
+    model = OnnxModel(_file(tmp_path))
+    more = {"token_type_ids": torch.ones(1, 2, dtype=torch.long), "pixel_values": torch.ones(1, 3, 4, 4)}
+    assert torch.equal(model(**BATCH, **more)["logits"], model(**BATCH)["logits"])
+    assert set(model.inputs) == set(BATCH)
+
+
+def test_several_heads_in_the_order_of_the_file(tmp_path: Path) -> None:
+    output = OnnxModel(_file(tmp_path, ("start_logits", "end_logits")))(**BATCH)
+    assert {name: values.tolist() for name, values in output.items()} == {
+        "start_logits": [[4.0, 5.0]],
+        "end_logits": [[8.0, 10.0]],
+    }
+
+
+def test_observed_as_a_student_is(tmp_path: Path) -> None:
+    """Labels, and what the data adds for itself, never reach the file."""
+    batch = BATCH | {"labels": torch.tensor([1]), "offsets": torch.zeros(1, 2)}
+    model = OnnxModel(_file(tmp_path, ("start_logits", "end_logits")))
+    start, end = Observed(model)(batch)["logits"]
+    assert torch.equal(2 * start, end)
+    (logits,) = Observed(OnnxModel(_file(tmp_path)))(batch)["logits"]
+    assert torch.equal(logits, start)
+
+
+def test_what_it_returns_can_be_written_to(tmp_path: Path) -> None:
+    """A metric may work in place; the next answer is another tensor."""
+    model = OnnxModel(_file(tmp_path))
+    model(**BATCH)["logits"].zero_()
+    assert model(**BATCH)["logits"].any()
+
+
+def test_a_missing_file_is_told_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.onnx.*python -m qat_lightning\.export run=DIR"):
+        OnnxModel(tmp_path / "absent.onnx")
+    with pytest.raises(OSError, match="no ONNX file"):
+        OnnxModel(tmp_path)
+
+
+def test_threads_and_optimization_reach_the_runtime(tmp_path: Path) -> None:
+    path = _file(tmp_path)
+    options = OnnxModel(path, threads=3, optimize=False).session.get_session_options()
+    assert options.intra_op_num_threads == 3
+    assert options.graph_optimization_level == LEVELS.ORT_DISABLE_ALL
+    options = OnnxModel(path).session.get_session_options()
+    assert options.intra_op_num_threads == 0  # the runtime's own choice
+    assert options.graph_optimization_level == LEVELS.ORT_ENABLE_ALL
+    assert OnnxModel(path).session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(Exception, match=r"model\.onnx"):
+        OnnxModel(tmp_path / "model.onnx")

@@ -1,0 +1,462 @@
+"""A packed folder gives back the student: the same predictions to the last bit, in a plain model of transformers."""
+
+import copy
+import hashlib
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForQuestionAnswering,
+    BertModel,
+    PreTrainedTokenizerFast,
+    ViTImageProcessor,
+)
+
+from qat_lightning import load_packed
+from qat_lightning.exporters.packed.writer import write_packed
+from qat_lightning.models.convert import AttentionRule, Rule, open_attention, quantize
+from qat_lightning.models.quantized_model import calibrate, switch_on
+from qat_lightning.models.size import quantized_weights, size
+from qat_lightning.quantization.modules.layers import QuantConv1D, QuantLinear
+from qat_lightning.quantization.packing.bit_packing import unpack
+from qat_lightning.quantization.quantizers.affine import AffineQuantizer
+from qat_lightning.quantization.quantizers.base import Quantizer
+from qat_lightning.quantization.quantizers.binary import BinaryQuantizer
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
+from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
+from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
+from tests.exporters.students import METHODS, logits, student
+from tests.tiny_models import DECODERS, FAMILIES, tiny_batch, tiny_model
+
+TERNARY = [Rule("layers.*", weight=TernaryQuantizer)]
+WORDS = Rule("embeddings.word", weight=TernaryQuantizer)
+
+
+def quantizers(model: torch.nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, Quantizer)}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+EVERYTHING = [(family, method) for family in (*FAMILIES, *DECODERS) for method in METHODS]
+ASYMMETRIC = [(family, "uniform_w8a8_asymmetric") for family in ("bert", "vit", "gpt2")]
+
+
+@pytest.mark.parametrize(("family", "method"), EVERYTHING + ASYMMETRIC)
+def test_predicts_exactly_what_the_student_predicts(family: str, method: str, tmp_path: Path) -> None:
+    model = student(family, method)
+    write_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    assert type(loaded) is type(model)
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(logits(loaded, family), logits(model, family))
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "gpt2"])
+@pytest.mark.parametrize("method", ["ternary_w2a8", "uniform_w8a8_asymmetric"])
+def test_static_scales_come_along(family: str, method: str, tmp_path: Path) -> None:
+    model = student(family, method, "quantization.activation.scale=static")
+    write_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    assert torch.equal(logits(loaded, family), logits(model, family))
+    kept = {name: buffer for name, buffer in model.named_buffers() if name.endswith(("maximum", "ends"))}
+    assert len(kept) > 10
+    assert all(torch.equal(dict(loaded.named_buffers())[name], buffer) for name, buffer in kept.items())
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        TernaryQuantizer,
+        BinaryQuantizer,
+        partial(UniformQuantizer, 3),
+        partial(AffineQuantizer, 4, range="mean"),
+        AffineQuantizer,
+        partial(LSQQuantizer, 4, form="step"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_weights_of_every_granularity(make, granularity: str, family: str, tmp_path: Path) -> None:
+    """Without quantizers of activations the model is plain, its weights are the student's quantized ones."""
+    made = partial(make, granularity=granularity, group_size=8 if granularity == "group" else None)
+    model = quantize(tiny_model(family), [Rule("layers.*", weight=made), Rule("embeddings.*", weight=made)])
+    calibrate(model, [])
+    write_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    assert not quantizers(loaded)
+    plain = tiny_model(family)
+    assert {name: type(module) for name, module in loaded.named_modules()} == {
+        name: type(module) for name, module in plain.named_modules()
+    }
+    for path, module in model.named_modules():
+        if isinstance(getattr(module, "weight_quantizer", None), Quantizer):
+            expected = module.weight_quantizer(module.quantized_weight)
+            turned = expected.t() if isinstance(module, QuantConv1D) else expected
+            assert torch.equal(loaded.get_submodule(path).weight, turned), path
+    assert torch.equal(logits(loaded, family), logits(model, family))
+
+
+def test_without_activations_all_layers_are_plain(tmp_path: Path) -> None:
+    model = student("bert", "lsq_w3a8")
+    write_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed", activations=False)
+    assert not quantizers(loaded)
+    assert not any(isinstance(module, QuantLinear) for module in loaded.modules())
+    switch_on(model, [])
+    for _, quantizer in quantized_weights(model):
+        quantizer.enabled = True
+    torch.testing.assert_close(logits(loaded, "bert"), logits(model, "bert"))
+
+
+def test_full_precision_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    model = open_attention(tiny_model("bert"))
+    manifest = write_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    assert loaded.config._attn_implementation == "eager"  # as opened attention computes
+    assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
+    assert manifest["bytes"]["float32"] == manifest["bytes"]["packed"] == manifest["bytes"]["full_precision"]
+
+
+@pytest.mark.parametrize("kind", [BertForQuestionAnswering, BertModel])
+def test_other_heads(kind, tmp_path: Path) -> None:
+    model = quantize(kind(tiny_model("bert", num_labels=2).config).eval(), TERNARY)
+    write_packed(model, tmp_path / "packed")
+    loaded, batch = load_packed(tmp_path / "packed"), tiny_batch("bert")
+    assert type(loaded) is kind
+    with torch.no_grad():
+        assert torch.equal(loaded(batch["input_ids"])[0], model(batch["input_ids"])[0])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_tied_table_is_there_as_each_reader_reads_it(family: str, tmp_path: Path) -> None:
+    model = quantize(tiny_model(family, tie_word_embeddings=True), [*TERNARY, WORDS])
+    write_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    assert not loaded.config.tie_word_embeddings
+    table, head = loaded.get_input_embeddings().weight, loaded.get_output_embeddings().weight
+    assert torch.equal(head, model.get_output_embeddings().weight)
+    assert len(table.unique()) <= 3
+    assert torch.equal(logits(loaded, family), logits(model, family))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_tied_table_in_full_precision_is_there_once(family: str, tmp_path: Path) -> None:
+    model = quantize(tiny_model(family, tie_word_embeddings=True), TERNARY)
+    manifest = write_packed(model, tmp_path / "packed")
+    tables = [name for name, tensor in manifest["tensors"].items() if tensor["shape"] == [80, 32]]
+    loaded = load_packed(tmp_path / "packed")
+    assert len(tables) == 1
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert torch.equal(logits(loaded, family), logits(model, family))
+
+
+def test_codes_and_bytes_are_what_the_manifest_and_the_size_say(tmp_path: Path) -> None:
+    model = student("bert", "ternary_w2a8")
+    manifest = write_packed(model, tmp_path / "packed")
+    assert manifest == json.loads((tmp_path / "packed/manifest.json").read_text())
+    told, counted = manifest["bytes"], size(model)
+    assert (told["packed"], told["float32"], told["ratio"]) == (
+        counted.packed,
+        counted.float32,
+        round(counted.ratio, 3),
+    )
+    assert sum(tensor["bytes"] for tensor in manifest["tensors"].values()) == told["packed"]
+    file = (tmp_path / "packed/packed.safetensors").read_bytes()
+    assert len(file) - 8 - int.from_bytes(file[:8], "little") == told["packed"]
+    # 2 layers of 4·32·32 + 2·32·48, a pooler of 32·32 and 80 words of 32, 2 bits each; 13 scales, and one for each word
+    weights = 2 * (4 * 32 * 32 + 2 * 32 * 48) + 32 * 32 + 80 * 32
+    assert told["bits_per_weight"] == round(2 + 32 * (13 + 80) / weights, 4)
+    name = "bert.pooler.dense.weight.codes"
+    assert manifest["tensors"][name] | {"sha256": ""} == {
+        "shape": [256],
+        "dtype": "U8",
+        "bits": 2,
+        "bytes": 256,
+        "sha256": "",
+    }
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    begin, end = (8 + int.from_bytes(file[:8], "little") + place for place in header[name]["data_offsets"])
+    codes = unpack(torch.frombuffer(bytearray(file[begin:end]), dtype=torch.uint8), 2, 32 * 32)
+    module = model.bert.pooler.dense
+    assert torch.equal(codes.view(32, 32).int() - 1, module.weight_quantizer(module.weight).sign().int())
+    assert manifest["tensors"][name]["sha256"] == hashlib.sha256(file[begin:end]).hexdigest()
+
+
+def test_trits_and_half_precision(tmp_path: Path) -> None:
+    model = student("bert", "ternary_w2a8")
+    manifest = write_packed(model, tmp_path / "trits", ternary="trits")
+    assert manifest["tensors"]["bert.pooler.dense.weight.codes"]["bits"] == 1.6
+    assert manifest["tensors"]["bert.pooler.dense.weight.codes"]["bytes"] == math.ceil(32 * 32 / 5)
+    assert torch.equal(logits(load_packed(tmp_path / "trits"), "bert"), logits(model, "bert"))
+
+    halved = write_packed(model, tmp_path / "half", rest="float16")["bytes"]
+    whole = size(model).packed
+    assert halved["full_precision"] == (whole - (halved["packed"] - halved["full_precision"])) / 2
+    loaded = load_packed(tmp_path / "half", activations=False)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    kept, own = dict(loaded.named_parameters()), dict(model.named_parameters())
+    assert torch.equal(kept["classifier.weight"], own["classifier.weight"].half().float())
+
+
+def test_what_quantizers_learned_stays_float32_beside_half_precision(tmp_path: Path) -> None:
+    manifest = write_packed(student("bert", "lsq_w3a8"), tmp_path / "packed", rest="float16")
+    learned = {tensor["dtype"] for name, tensor in manifest["tensors"].items() if name.endswith(("learned", "scale"))}
+    assert learned == {"F32"}
+    assert not [name for name in manifest["tensors"] if "weight_quantizer" in name]
+
+
+def test_the_same_model_gives_the_same_bytes_over_what_was_there(tmp_path: Path) -> None:
+    model, folder = student("bert", "lsq_w3a8"), tmp_path / "packed"
+    write_packed(model, folder, facts={"metric": 0.75, "names": ("a", "b"), "counts": {2: 1, 10: 2}})
+    first = digests(folder)
+    write_packed(tiny_model("bert"), folder)
+    assert digests(folder) != first
+    write_packed(copy.deepcopy(model), folder, facts={"counts": {2: 1, 10: 2}, "names": ["a", "b"], "metric": 0.75})
+    assert digests(folder) == first
+    load_packed(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    assert json.loads((folder / "manifest.json").read_text())["facts"]["metric"] == 0.75
+
+
+def test_a_failed_export_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "packed"
+    write_packed(tiny_model("bert"), folder)
+    before = digests(folder)
+
+    class Broken:
+        def save_pretrained(self, place: Path) -> None:
+            (Path(place) / "tokenizer.json").write_text("{}")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_packed(student("bert", "ternary_w2a8"), folder, processor=Broken())
+    student_of_now, rename = student("bert", "ternary_w2a8"), Path.rename
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda path, to: _refuse() if path.suffix == ".partial" else rename(path, to))
+        with pytest.raises(OSError, match="no rename"):
+            write_packed(student_of_now, folder)
+    assert digests(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_what_a_killed_export_left_is_cleared(tmp_path: Path) -> None:
+    """Killed while it wrote, and between the two renames: the old folder comes back even where the new export fails."""
+    folder = tmp_path / "packed"
+    write_packed(tiny_model("bert"), folder)
+    before = digests(folder)
+    folder.rename(tmp_path / f".packed.{'1' * 16}.old")
+    (tmp_path / f".packed.{'2' * 16}.partial").mkdir()
+    (tmp_path / ".packed.mine.old").mkdir()
+    with pytest.raises(ValueError, match="has no place"):
+        write_packed(student("bert", "ternary_w2a8"), folder, processor=Writes("model.bin", "x"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".packed.mine.old", "packed"]
+    assert digests(folder) == before
+
+
+class Writes:
+    """A processor that writes one file."""
+
+    def __init__(self, name: str, content: str) -> None:
+        self.name, self.content = name, content
+
+    def save_pretrained(self, place: Path) -> None:
+        (Path(place) / self.name).write_text(self.content)
+
+
+def _refuse() -> None:
+    raise OSError("no rename")
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("four years")
+    with pytest.raises(ValueError, match="holds something else, which would be lost"):
+        write_packed(tiny_model("bert"), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "four years"
+    (tmp_path / "empty").mkdir()
+    write_packed(tiny_model("bert"), tmp_path / "empty")
+    write_packed(tiny_model("bert"), tmp_path / "new/folder")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "mine/notes.txt", ".hidden", "link"])
+def test_a_users_files_in_a_packed_folder_are_never_removed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "packed"
+    write_packed(tiny_model("bert"), folder)
+    before = digests(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path) if name == "link" else (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds something else, which would be lost, {name}: move it"):
+        write_packed(tiny_model("bert"), folder)
+    (folder / name).unlink()
+    if "/" in name:
+        (folder / name).parent.rmdir()
+    assert digests(folder) == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": ["x"]}', '{"files": {"model.bin": ""}}'])
+def test_a_folder_that_only_looks_like_a_packed_one_is_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "thesis.txt").write_text("four years")
+    with pytest.raises(ValueError, match=r"which would be lost, thesis\.txt"):
+        write_packed(tiny_model("bert"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "thesis.txt"]
+
+
+def test_tokenizer_and_image_processor_lie_beside_the_weights(tmp_path: Path) -> None:
+    plain = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2}, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]")
+    manifest = write_packed(tiny_model("bert"), tmp_path / "text", processor=tokenizer)
+    assert manifest["files"].keys() == {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    read = PreTrainedTokenizerFast.from_pretrained(tmp_path / "text", local_files_only=True)
+    assert read("good bad")["input_ids"] == [2, 1]
+    manifest = write_packed(tiny_model("vit"), tmp_path / "images", processor=ViTImageProcessor())
+    assert manifest["files"].keys() == {"config.json", "preprocessor_config.json"}
+    load_packed(tmp_path / "text")
+    load_packed(tmp_path / "images")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{}", "writes config.json, which has no place"),
+        ("tokenizer.py", "print()", "writes tokenizer.py"),
+        ("vocabulary.pkl", "", "writes vocabulary.pkl"),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": "a.B"}}', "code of its own"),
+        ("tokenizer_config.json", '{"\\u0061uto_map": {"AutoTokenizer": "a.B"}}', "code of its own"),
+    ],
+)
+def test_a_processor_that_writes_what_could_run(name: str, content: str, message: str, tmp_path: Path) -> None:
+    class Processor:
+        def save_pretrained(self, place: Path) -> None:
+            (Path(place) / name).write_text(content)
+
+    with pytest.raises(ValueError, match=message):
+        write_packed(tiny_model("bert"), tmp_path / "packed", processor=Processor())
+    assert not list(tmp_path.iterdir())
+
+
+def test_keys_that_could_name_code_are_not_written(tmp_path: Path) -> None:
+    model = quantize(tiny_model("bert"), TERNARY)
+    expected = logits(model, "bert")
+    model.config.auto_map = {"AutoModel": "evil.Model"}
+    model.config.fusion_config = {"patch_embeddings": True}
+    model.config._name_or_path = "/somewhere/private"
+    write_packed(model, tmp_path / "packed")
+    written = json.loads((tmp_path / "packed/config.json").read_text())
+    assert not [
+        key for key in written if key.startswith("_") or "implementation" in key or key in ("auto_map", "fusion_config")
+    ]
+    assert "private" not in json.dumps(written)
+    assert torch.equal(logits(load_packed(tmp_path / "packed"), "bert"), expected)
+
+
+def unknown_quantizer(model: torch.nn.Module) -> None:
+    class Own(TernaryQuantizer):
+        pass
+
+    quantize(model, [Rule("layers.*", weight=Own)])
+
+
+def no_quantizer(model: torch.nn.Module) -> None:
+    quantize(model, [Rule("layers.*", input=torch.nn.Tanh)])
+
+
+def one_layer_alone(model: torch.nn.Module) -> None:
+    quantize(model, [], AttentionRule(query=UniformQuantizer))
+    model.bert.encoder.layer[1].attention.self.core.query_quantizer = torch.nn.Identity()
+
+
+def stray(model: torch.nn.Module) -> None:
+    model.dropout = torch.nn.Sequential(UniformQuantizer())
+
+
+def switched_off(model: torch.nn.Module) -> None:
+    switch_on(quantize(model, TERNARY), ["layers.0.*"])
+
+
+def not_finite(model: torch.nn.Module) -> None:
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+
+
+def own_class(model: torch.nn.Module) -> None:
+    model.__class__ = type("BertForSequenceClassification", (type(model),), {})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (unknown_quantizer, "a Own cannot be described in a file: use one of AffineQuantizer"),
+        (no_quantizer, r"input_quantizer \(Tanh\) belongs to no part that a file could name"),
+        (one_layer_alone, "attention.query is quantized in one layer and not"),
+        (stray, r"dropout\.0 \(UniformQuantizer\) belongs to no part"),
+        (switched_off, r"the quantizer bert\.encoder\.layer\.1\.\S*weight_quantizer is switched off: call switch_on"),
+        (not_finite, r"classifier\.bias is not finite"),
+        (own_class, "is not transformers' own class of that name"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused(spoil, message: str, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    spoil(model)
+    with pytest.raises(ValueError, match=message):
+        write_packed(model, tmp_path / "packed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_facts_that_are_no_json(tmp_path: Path) -> None:
+    for facts in ({"metric": float("nan")}, {"model": torch.nn.Identity()}):
+        with pytest.raises(ValueError, match="facts cannot be written as JSON"):
+            write_packed(tiny_model("bert"), tmp_path / "packed", facts=facts)
+
+
+def test_the_file_has_the_bytes_that_the_arithmetic_says(tmp_path: Path) -> None:
+    """BERT-base's shapes with 2 of its 12 layers and fewer words; the header takes less than 2 % of it."""
+    model = BertModel(BertConfig(num_hidden_layers=2, vocab_size=2000)).eval()
+    quantize(model, [Rule("embeddings.word", weight=partial(TernaryQuantizer, "row")), *TERNARY])
+    write_packed(model, tmp_path / "packed")
+    quantized = 2000 * 768 + 2 * (4 * 768**2 + 2 * 768 * 3072)
+    full = sum(parameter.numel() for parameter in model.parameters()) - quantized
+    expected = quantized // 4 + 4 * (2000 + 12) + 4 * full
+    file = (tmp_path / "packed/packed.safetensors").stat().st_size
+    assert expected < file < expected * 1.02
+
+
+def test_a_student_in_bfloat16_is_read_in_float32(tmp_path: Path) -> None:
+    model = quantize(tiny_model("bert").bfloat16(), TERNARY)
+    write_packed(model, tmp_path / "packed")
+    loaded = dict(load_packed(tmp_path / "packed").named_parameters())
+    layer = "bert.encoder.layer.0.intermediate.dense"
+    assert {parameter.dtype for parameter in loaded.values()} == {torch.float32}
+    assert torch.equal(loaded["classifier.weight"], model.classifier.weight.float())
+    assert torch.equal(loaded[f"{layer}.weight"], TernaryQuantizer()(model.get_submodule(layer).weight.float()))
+
+
+def test_a_buffer_of_a_type_that_no_folder_has(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    model.register_buffer("counts", torch.zeros(3, dtype=torch.int16))
+    with pytest.raises(ValueError, match=r"counts is of torch\.int16; a packed folder has torch\.uint8, "):
+        write_packed(model, tmp_path / "packed")
+    assert not list(tmp_path.iterdir())
+
+
+def test_transformers_itself_refuses_the_folder(tmp_path):
+    """It knows no such method, would only warn, and go on with random weights, were there a file of the usual name."""
+    write_packed(student("bert", "ternary_w2a8"), tmp_path / "packed")
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
+
+
+def test_others_may_read_the_files(tmp_path):
+    write_packed(student("bert", "ternary_w2a8"), tmp_path / "packed")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "packed").iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}

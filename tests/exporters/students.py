@@ -1,0 +1,43 @@
+"""Small calibrated students, for the tests of what is written of them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qat_lightning.config.builders.models import build_quantized
+from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.models.capture import Observed
+from qat_lightning.models.quantized_model import calibrate
+from qat_lightning.quantization.quantizers.base import Quantizer
+from tests.tiny_models import tiny_batch, tiny_model
+
+METHODS = ("ternary_w2a8", "uniform_w4a8", "lsq_w3a8", "binary_w1a8")
+
+
+@cache
+def quantization(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(compose("config", overrides=["model.path=x", *overrides]))
+
+
+def student(family: str, method: str, *overrides: str, **changes: object) -> PreTrainedModel:
+    """A tiny model with the quantizers of conf/quantization, calibrated, and not where training would leave any of them."""
+    config = quantization(f"quantization={method}", *overrides)
+    model = build_quantized(config, tiny_model(family, **changes))
+    calibrate(model, [tiny_batch(family, seed) for seed in range(2)])
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                for learned in module.parameters():
+                    learned.mul_(1.07)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module, family: str) -> Tensor:
+    return torch.cat([Observed(model)(tiny_batch(family, seed))["logits"][0].flatten() for seed in (5, 6)])

@@ -1,0 +1,267 @@
+"""A layer that is computed again runs as it did the first time, and leaves the gradients as they are without."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.distillation.losses.attention_map import AttentionMap
+from qat_lightning.distillation.losses.feature_matching import Match, score_mean_squared_error
+from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
+from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.convert import Rule, checkpoint_activations, open_attention, quantize
+from qat_lightning.models.module_paths import attention_paths, layer_paths
+from qat_lightning.models.sites import AXES
+from qat_lightning.quantization.modules.activation_checkpointing import checkpoint_layers, recomputed
+from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
+from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
+from tests.distillation.test_branch_skipping import FUSED_MODES, MODES, learned, models, w2a8
+from tests.memory import Allocations, saved_bytes
+from tests.tiny_models import tiny_batch, tiny_model
+
+EVERYTHING = {
+    "hidden": Match("hidden"),
+    "scores": Match("attention.scores", score_mean_squared_error),
+    "output": Match("attention.output"),
+    "map": AttentionMap(),
+    "query": Match("attention.residual"),
+    "blockwise": AttentionMap(implementation="blockwise"),
+}
+
+
+def prepared(student: nn.Module, checkpointed: bool) -> nn.Module:
+    if checkpointed:
+        checkpoint_activations(student)
+    return copy.deepcopy(student).train()  # as a run makes its student, with dropout
+
+
+def gradients(
+    student: nn.Module, taught: Signals, mode: Intervention, losses: list, family: str = "bert"
+) -> dict[str, Tensor | None]:
+    """The total loss and each gradient."""
+    batch = tiny_batch(family)
+    torch.manual_seed(3)
+    with mode.by(taught, student):
+        signals = Observed(student, sorted({site for loss in losses for site in loss.sites}))(batch)
+    total = torch.stack([loss(signals, taught, batch) for loss in losses]).sum()
+    del signals
+    torch.manual_seed(4)  # what is drawn between the two passes changes nothing
+    total.backward()
+    return {name: parameter.grad for name, parameter in student.named_parameters()} | {"loss": total.detach()}
+
+
+def compare(family: str, make, mode: Intervention, losses: list, following: bool = False) -> None:
+    """Bit by bit."""
+    made = []
+    for checkpointed in (False, True):
+        taught, student = models(family, make)
+        taught["logits"] = [torch.randn(logits.shape) for logits in Observed(student)(tiny_batch(family))["logits"]]
+        student = prepared(student, checkpointed)
+        for step in (module for module in student.modules() if isinstance(module, LSQQuantizer)):
+            step.following = following
+        made.append(gradients(student, taught, mode, losses, family))
+        made[-1] |= {f"{name} itself": parameter.detach() for name, parameter in student.named_parameters()}
+        assert_plain(student)
+    for name, expected in made[0].items():
+        own = made[1][name]
+        assert (own is None) is (expected is None), name
+        assert own is None or torch.equal(own, expected), name
+
+
+def assert_plain(student: nn.Module) -> None:
+    """Nothing stays on the modules."""
+    for module in student.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in vars(module)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "distilbert"])
+def test_gradients_of_plain_training_are_the_same(family: str) -> None:
+    compare(family, w2a8, Intervention(), [Task()])
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "gpt2", "llama"])
+@pytest.mark.parametrize("mode", ["none", *MODES])
+def test_gradients_of_distillation_are_the_same(family: str, mode: str) -> None:
+    """Signals that are captured inside a layer carry theirs into it."""
+    chosen = {"none": Intervention()} | (FUSED_MODES if family == "gpt2" else MODES)
+    compare(family, w2a8, chosen[mode], list(EVERYTHING.values()))
+    compare(family, w2a8, chosen[mode], [EVERYTHING["hidden"]])
+
+
+@pytest.mark.parametrize("following", [False, True])
+@pytest.mark.parametrize("mode", ["none", *MODES])
+def test_gradients_of_learned_steps_are_the_same(mode: str, following: bool) -> None:
+    chosen = {"none": Intervention()} | MODES
+    compare("bert", learned, chosen[mode], [EVERYTHING["hidden"], EVERYTHING["scores"]], following)
+
+
+def test_gradients_without_quantizers_are_the_same() -> None:
+    compare("bert", lambda model: model, Intervention(), [SoftCrossEntropy(), EVERYTHING["hidden"]])
+
+
+def test_in_bfloat16_too() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        compare("bert", w2a8, MODES["M"], [EVERYTHING["hidden"], EVERYTHING["scores"]])
+
+
+def test_signals_are_captured_once() -> None:
+    _, student = models("bert")
+    student = prepared(student, True)
+    signals = Observed(student, AXES)(tiny_batch("bert"))
+    counts = {site: len(tensors) for site, tensors in signals.items()}
+    torch.stack(
+        [tensor.clamp(min=-99).square().mean() for layers in signals.values() for tensor in layers]
+    ).sum().backward()
+    assert {site: len(tensors) for site, tensors in signals.items()} == counts
+    assert set(counts.values()) == {1, 2, 3}  # logits; layers; layers and embeddings
+
+
+def runs(student: nn.Module) -> list[str]:
+    """Grows by a name for each run of a layer's first projection."""
+    seen: list[str] = []
+    for path in attention_paths(student):
+        query = student.get_submodule(f"{path}.query")
+        query.register_forward_hook(lambda module, inputs, output, path=path: seen.append(path))
+    return seen
+
+
+def test_layers_run_twice_in_training_and_once_in_evaluation() -> None:
+    _, student = models("bert")
+    student = prepared(student, True)
+    seen, paths = runs(student), attention_paths(student)
+    Observed(student)(tiny_batch("bert"))["logits"][0].sum().backward()
+    assert seen == [*paths, *reversed(paths)]
+    seen.clear()
+    Observed(student.eval())(tiny_batch("bert"))["logits"][0].sum().backward()
+    assert seen == paths
+
+
+def test_a_hook_of_somebodys_own_that_is_gone_is_put_back_for_the_second_run() -> None:
+    made = []
+    for checkpointed in (False, True):
+        _, student = models("bert")
+        student = prepared(student, checkpointed)
+        layer = student.get_submodule(f"{layer_paths(student)[1]}.intermediate")
+        handle = layer.register_forward_hook(lambda module, inputs, output: output * 3)
+        torch.manual_seed(0)
+        logits = Observed(student)(tiny_batch("bert"))["logits"][0]
+        handle.remove()
+        other = layer.register_forward_hook(lambda module, inputs, output: output * 0)
+        logits.square().sum().backward()
+        assert list(layer._forward_hooks) == [other.id]
+        made.append([parameter.grad for parameter in student.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*made, strict=True))
+
+
+def test_an_error_in_the_second_run_leaves_the_modules_as_they_are() -> None:
+    taught, student = models("bert")
+    student = prepared(student, True)
+    again = False
+
+    def fail(module: nn.Module, inputs: object) -> None:
+        if again:
+            raise KeyError("inside")
+
+    student.get_submodule(f"{layer_paths(student)[0]}.output").register_forward_pre_hook(fail)
+    with MODES["O"].by(taught, student):
+        loss = Observed(student)(tiny_batch("bert"))["logits"][0].sum()
+    again = True
+    with pytest.raises(KeyError, match="inside"):
+        loss.backward()
+    assert sum(len(module._forward_hooks) for module in student.modules()) == 0
+    assert not any("forward" in vars(module) for module in student.modules())
+    assert not recomputed()
+
+
+def test_it_says_when_nothing_is_kept() -> None:
+    _, student = models("bert")
+    student = prepared(student, True)
+    said: list[bool] = []
+    inside = student.get_submodule(f"{layer_paths(student)[1]}.intermediate")
+    inside.register_forward_hook(lambda module, inputs, output: said.append(recomputed()))
+    student.classifier.register_forward_hook(lambda module, inputs, output: said.append(recomputed()))
+    loss = Observed(student)(tiny_batch("bert"))["logits"][0].sum()
+    assert said == [True, False]
+    loss.backward()
+    assert said == [True, False, True]
+    with torch.no_grad():
+        Observed(student)(tiny_batch("bert"))
+    assert said[3:] == [False, False]
+    assert not recomputed()
+
+
+def bytes_saved(checkpointed: bool) -> int:
+    """Of a model of four layers, by torch's hooks of saved tensors: a checkpointed layer's own stand before ours."""
+    student = w2a8(tiny_model("bert", seed=2, num_hidden_layers=4))
+    student = prepared(open_attention(student), checkpointed)
+    with saved_bytes() as sizes:
+        Observed(student)(tiny_batch("bert"))["logits"][0].sum()
+    return sum(sizes)
+
+
+def step_peak(checkpointed: bool) -> int:
+    """Bytes that a whole step makes at its highest point, gradients not counted apart."""
+    student = w2a8(tiny_model("bert", seed=2, num_hidden_layers=4, vocab_size=8))
+    student = prepared(open_attention(student), checkpointed)
+    batch = tiny_batch("bert", lengths=(20,) * 16)
+    with Allocations() as made:
+        Observed(student, ["hidden"])(batch | {"input_ids": batch["input_ids"] % 8})["logits"][0].sum().backward()
+    return made.peak
+
+
+def test_much_less_is_saved() -> None:
+    assert bytes_saved(True) < bytes_saved(False) / 4
+
+
+def test_the_highest_point_of_a_step_is_much_lower() -> None:
+    assert step_peak(True) < step_peak(False) * 0.6
+
+
+def test_a_graph_that_is_never_gone_through_is_freed() -> None:
+    """Hooks that are remembered hold none of the signals, in which they would hold themselves."""
+    taught, student = models("bert")
+    student = prepared(student, True)
+    gc.collect()
+    gc.disable()
+    try:
+        with MODES["M"].by(taught, student):
+            signals = Observed(student, ["attention.scores", "attention.context"])(tiny_batch("bert"))
+        watched = [weakref.ref(tensor) for layers in signals.values() for tensor in layers]
+        del signals
+        assert not any(reference() is not None for reference in watched)
+    finally:
+        gc.enable()
+
+
+def test_a_quantizer_that_is_the_last_to_have_seen_an_input_works_again() -> None:
+    """It knows the tensor still, and must not hand out what it has made of it in the first run."""
+    rules = [Rule("layers.*.attention.query", input=UniformQuantizer)]
+    compare("bert", lambda model: quantize(model, rules), Intervention(), [EVERYTHING["hidden"]])
+
+
+def test_a_copy_speaks_of_its_own_layers() -> None:
+    _, student = models("bert")
+    own = copy.deepcopy(checkpoint_activations(student))
+    for path in layer_paths(own):
+        assert own.get_submodule(path)._gradient_checkpointing_func.args == (own.get_submodule(path),)
+
+
+def test_a_layer_that_transformers_does_not_checkpoint_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"no checkpointing for a Linear: give activation_checkpointing=false"):
+        checkpoint_layers([nn.Linear(2, 2)])
+
+
+def test_a_compiled_model_is_refused_with_the_remedy() -> None:
+    _, student = models("bert")
+    student = prepared(student, True)
+    student.compile(backend="eager")
+    with pytest.raises(ValueError, match="do not go together: leave out one of them"):
+        Observed(student)(tiny_batch("bert"))

@@ -1,0 +1,272 @@
+"""The opened attention is transformers' eager attention, bit for bit, and drops nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from qat_lightning.models.convert import open_attention
+from qat_lightning.quantization.modules.attention import HARMLESS, IMPLEMENTATION, AttentionCore, attend, register
+from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
+from tests.tiny_models import FAMILIES, TEXT_FAMILIES, VOCABULARY, tiny_batch, tiny_model, without_labels
+
+_DECODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 24,
+    "initializer_range": 0.3,
+}
+_GPT2 = {"vocab_size": VOCABULARY, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+DECODERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_DECODER)),
+    # a window shorter than the text: the mask must say it, as the core ignores the keyword sliding_window
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_DECODER, sliding_window=3)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_DECODER)),
+}
+
+
+def decoder_attentions(model: PreTrainedModel) -> list[nn.Module]:
+    if hasattr(model, "transformer"):
+        return [block.attn for block in model.transformer.h]
+    return [layer.self_attn for layer in model.model.layers]
+
+
+def decoder_pair(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The same decoder twice: eager, and with a core attached by hand (no table of sites is needed for that)."""
+    torch.manual_seed(0)
+    eager = DECODERS[name]().eval()
+    eager.set_attn_implementation("eager")
+    opened = copy.deepcopy(eager)
+    for attention in decoder_attentions(opened):
+        attention.core = AttentionCore().eval()
+    opened.set_attn_implementation(register())
+    return eager, opened
+
+
+def encoder_pair(family: str, **changes: object) -> tuple[PreTrainedModel, PreTrainedModel]:
+    eager = tiny_model(family, **changes)
+    eager.set_attn_implementation("eager")
+    return eager, open_attention(copy.deepcopy(eager))
+
+
+def decoder_batch() -> dict[str, Tensor]:
+    return without_labels(tiny_batch("bert"))
+
+
+def probabilities(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
+    seen: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, AttentionCore):
+            module.probs.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(**batch)
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encoder_equals_eager_bit_for_bit(family: str) -> None:
+    eager, opened = encoder_pair(family)
+    assert opened.config._attn_implementation == IMPLEMENTATION
+    batch = without_labels(tiny_batch(family))
+    assert torch.equal(opened(**batch).logits, eager(**batch).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_equals_eager_bit_for_bit(family: str) -> None:
+    """Dropout is drawn in the same order, and the gradients agree."""
+    gradients = []
+    for model in encoder_pair(family):
+        model.train()
+        torch.manual_seed(1)
+        model(**without_labels(tiny_batch(family))).logits.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert (gradient is None) == (gradients[1][name] is None)
+        assert gradient is None or torch.equal(gradient, gradients[1][name]), name
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_equals_eager_bit_for_bit(name: str) -> None:
+    eager, opened = decoder_pair(name)
+    batch = decoder_batch()
+    assert torch.equal(opened(**batch).logits, eager(**batch).logits)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoder_generates_what_eager_generates(name: str) -> None:
+    """With a cache, queries are fewer than keys."""
+    eager, opened = decoder_pair(name)
+    prompt = decoder_batch()["input_ids"][:1, :4]
+    tokens = [
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5, do_sample=False, pad_token_id=1
+        )
+        for model in (eager, opened)
+    ]
+    assert tokens[0].shape == (1, 9)
+    assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_causal_mask_is_kept(name: str) -> None:
+    _, opened = decoder_pair(name)
+    # without padding: a padded query whose window holds only padding has nothing to look at, in eager as well
+    batch = without_labels(tiny_batch("bert", lengths=(9, 9)))
+    tokens = batch["input_ids"].shape[1]
+    later = torch.ones(tokens, tokens).triu(1).bool()
+    seen = probabilities(opened, batch)
+    assert len(seen) == 2
+    for probs in seen:
+        assert not probs[..., later].any()
+        assert probs[..., ~later].any()
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_padding_gets_no_probability(family: str) -> None:
+    """Without a registered mask function 36 % of it went to padding (the design's first trap)."""
+    _, opened = encoder_pair(family)
+    batch = without_labels(tiny_batch(family))
+    padding = ~batch["attention_mask"].bool()
+    assert padding.any()
+    seen = probabilities(opened, batch)
+    assert len(seen) == 2
+    for probs in seen:
+        assert not probs.transpose(1, 3)[padding].any()
+        torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs.sum(-1)))
+
+
+def attention_inputs(heads: int = 4, groups: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(2, heads, 5, 8), torch.randn(2, groups, 6, 8), torch.randn(2, groups, 6, 8)
+
+
+def test_core_by_its_formula() -> None:
+    query, key, value = (tensor.double() for tensor in attention_inputs())
+    mask = torch.where(torch.rand(2, 1, 5, 6) < 0.3, -1e9, 0.0).double()
+    context, probs = AttentionCore().eval()(query, key, value, mask, 0.25, 0.1)
+    expected = torch.softmax(torch.einsum("bhnd,bhmd->bhnm", query, key) * 0.25 + mask, -1)
+    torch.testing.assert_close(probs, expected)
+    torch.testing.assert_close(context, torch.einsum("bhnm,bhmd->bnhd", expected, value))
+    assert context.is_contiguous()
+
+
+def test_float64_stays_float64() -> None:
+    """A softmax in float32 would lose what finite differences and dense Hessians need."""
+    query, key, value = (tensor.double() for tensor in attention_inputs())
+    _, probs = AttentionCore()(query, key, value, None, 1.0, 0.0)
+    assert (probs.sum(-1) - 1).abs().max() < 1e-14
+
+
+def test_grouped_keys_serve_consecutive_heads() -> None:
+    query, key, value = attention_inputs(heads=4, groups=2)
+    core = AttentionCore().eval()
+    grouped, _ = core(query, key, value, None, 0.25, 0.0)
+    head_to_group = [0, 0, 1, 1]
+    expected, _ = core(query, key[:, head_to_group], value[:, head_to_group], None, 0.25, 0.0)
+    assert torch.equal(grouped, expected)
+
+
+def test_every_port_passes_its_tensor() -> None:
+    query, key, value = attention_inputs()
+    core, seen = AttentionCore().eval(), {}
+    for port in AttentionCore.PORTS:
+        core.get_submodule(port).register_forward_hook(
+            lambda module, inputs, output, port=port: seen.update({port: output})
+        )
+    mask = torch.zeros(2, 1, 5, 6)
+    mask[..., -1] = -1e9
+    context, probs = core(query, key, value, mask, 0.25, 0.0)
+    assert seen.keys() == set(AttentionCore.PORTS)
+    for port, tensor in (("query", query), ("key", key), ("value", value), ("probs", probs)):
+        assert torch.equal(seen[port], tensor), port
+    torch.testing.assert_close(seen["scores"], query @ key.transpose(2, 3) * 0.25 + mask)
+    assert torch.equal(seen["context"].transpose(1, 2), context)
+
+
+def test_a_port_replaces_what_follows() -> None:
+    query, key, value = attention_inputs()
+    core, instead = AttentionCore().eval(), torch.softmax(torch.randn(2, 4, 5, 6), -1)
+    core.probs.register_forward_hook(lambda module, inputs, output: instead)
+    context, _ = core(query, key, value, None, 0.25, 0.0)
+    torch.testing.assert_close(context, (instead @ value).transpose(1, 2))
+
+
+@pytest.mark.parametrize("slot", AttentionCore.QUANTIZED)
+def test_each_quantizer_takes_its_own_operand(slot: str) -> None:
+    """arXiv:2009.12812, released code: q and k before q kᵀ, v and the probabilities before their product."""
+    query, key, value = attention_inputs()
+    core, seen, plain = AttentionCore().eval(), [], AttentionCore().eval()
+    quantizer = UniformQuantizer(bits=2)
+    quantizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    core.add_module(f"{slot}_quantizer", quantizer)
+    context, probs = core(query, key, value, None, 0.25, 0.0)
+    expected = {"query": query, "key": key, "value": value, "probs": probs}
+    assert len(seen) == 1
+    assert torch.equal(seen[0], expected[slot])
+    expected[slot] = quantizer(expected[slot])
+    if slot in ("query", "key"):
+        expected["probs"] = torch.softmax(expected["query"] @ expected["key"].transpose(2, 3) * 0.25, -1)
+    torch.testing.assert_close(context, (expected["probs"] @ expected["value"]).transpose(1, 2))
+    assert not torch.equal(context, plain(query, key, value, None, 0.25, 0.0)[0])
+
+
+def test_probabilities_are_quantized_after_dropout_and_returned_before() -> None:
+    query, key, value = attention_inputs()
+    core, seen = AttentionCore(), []
+    core.probs_quantizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    _, probs = core(query, key, value, None, 0.25, 0.5)
+    dropped = seen[0] == 0
+    assert dropped.any()
+    assert (probs > 0).all()
+    torch.testing.assert_close(seen[0][~dropped], 2 * probs[~dropped])
+
+
+def test_no_dropout_in_evaluation() -> None:
+    query, key, value = attention_inputs()
+    core = AttentionCore().eval()
+    assert torch.equal(core(query, key, value, None, 0.25, 0.9)[0], core(query, key, value, None, 0.25, 0.0)[0])
+
+
+@pytest.mark.parametrize("keyword", ["softcap", "s_aux", "position_bias"])
+def test_unknown_keyword_is_refused(keyword: str) -> None:
+    attention = nn.Module()
+    attention.core = AttentionCore()
+    with pytest.raises(
+        ValueError, match=f"Module asks its attention for {keyword}, which the opened attention does not"
+    ):
+        attend(attention, *attention_inputs(), None, **{keyword: 30.0})
+
+
+def test_harmless_and_absent_keywords_pass() -> None:
+    attention = nn.Module()
+    attention.core = AttentionCore().eval()
+    query, key, value = attention_inputs()
+    plain, _ = attend(attention, query, key, value, None)
+    given, _ = attend(attention, query, key, value, None, softcap=None, **dict.fromkeys(HARMLESS, 1))
+    assert torch.equal(plain, given)
+    # without a scaling it is 1/√D
+    assert torch.equal(plain, attention.core(query, key, value, None, 8**-0.5, 0.0)[0])
+
+
+def test_core_has_no_state() -> None:
+    assert not AttentionCore().state_dict()
