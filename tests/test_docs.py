@@ -213,7 +213,7 @@ def test_every_override_in_a_table_is_accepted(values: bool) -> None:
 def test_every_choice_of_a_method_is_in_papers() -> None:
     """Else the one table of everything is not one."""
     text = PAPERS.read_text()
-    for group in ("experiment", "losses", "quantization", "schedule", "intervention", "callbacks"):
+    for group in ("experiment", "losses", "quantization", "intervention_schedule", "intervention", "callbacks"):
         named = {name for found, name in choices(text) if found == group}
         there = {path.stem for path in (CONF / group).glob("[a-z]*.yaml")}
         between = {f"lsq_w{bits}a8" for bits in range(4, 8)}  # "lsq_w3a8 … lsq_w8a8"
@@ -232,7 +232,7 @@ def test_the_check_sees_a_choice_that_is_not_there() -> None:
         "experiment=fast",
         "callbacks=other",
     ]
-    assert missing_choices("`schedule=` `gradual\n  sideways`") == ["schedule=sideways"]
+    assert missing_choices("`intervention_schedule=` `gradual\n  sideways`") == ["intervention_schedule=sideways"]
 
 
 def test_the_check_sees_an_override_that_is_refused() -> None:
@@ -245,7 +245,7 @@ def test_the_check_sees_an_override_that_is_refused() -> None:
         "| `quantization=lsq_w2a8`: `quantization.weight.initialization=guess` |": "guess",
         "| `losses.output.site=attention.exit` |": "unknown site",
         "| `losses=attention_map losses.map.temperature=0` |": "must be positive",
-        "| `intervention=output schedule=map` |": "schedule names intervention",
+        "| `intervention=output intervention_schedule=map` |": "schedule names intervention",
         "| `stages.train.max_steps=few` |": "few",
     }
     told = wrong_overrides("\n".join(rows), values=True)
@@ -255,8 +255,12 @@ def test_the_check_sees_an_override_that_is_refused() -> None:
 
 
 def test_the_check_takes_a_command_line_for_one() -> None:
-    cell = r"`losses.hidden.weight=0.5`, `quantization.weight.form`, `report.md`, `data.path`, `-m`, `count=\"a\"`"
-    assert command_lines(cell) == [("losses.hidden.weight=0.5",), ("quantization.weight.form",), ("data.path",)]
+    cell = r"`losses.hidden.weight=0.5`, `quantization.weight.parametrization`, `report.md`, `data.path`, `-m`, `count=\"a\"`"
+    assert command_lines(cell) == [
+        ("losses.hidden.weight=0.5",),
+        ("quantization.weight.parametrization",),
+        ("data.path",),
+    ]
     assert alternatives(("seed=1,2", "losses.map.layers=[[0,0],[1,1]]")) == [
         ("seed=1", "losses.map.layers=[[0,0],[1,1]]"),
         ("seed=2", "losses.map.layers=[[0,0],[1,1]]"),

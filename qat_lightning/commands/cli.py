@@ -37,7 +37,8 @@ well; for other rows than the run's own to DIR/evaluation/<model>-<split>.json, 
 EXPORT_HELP = """python -m qat_lightning.export run=DIR [key=value …]
 
 Write DIR/export anew from a finished run: packed folder, ONNX file, model card; each is checked against the student.
-export.onnx=false, export.packed=false leave one out; export.rest=float16, export.ternary=trits make the folder smaller;
+export.onnx=false, export.packed=false leave one out; export.unquantized_dtype=float16 and
+export.ternary_encoding=base3 make the folder smaller;
 export.rows=1000 validation rows are compared."""
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP from C++, which no filter reaches

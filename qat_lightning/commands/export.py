@@ -119,18 +119,24 @@ class Exporter:
     def _packed(self) -> Plain:
         folder, wanted = self.folder / EXPORT / PACKED, self.config["export"]
         written = write_packed(
-            self.student, folder, rest=wanted["rest"], ternary=wanted["ternary"], processor=self.data.processor
+            self.student,
+            folder,
+            unquantized_dtype=wanted["unquantized_dtype"],
+            ternary_encoding=wanted["ternary_encoding"],
+            processor=self.data.processor,
         )
         file = (folder / WEIGHTS).stat().st_size
         seen = compare(load_packed(folder), self.student, self.data, wanted["rows"])
-        exact = wanted["rest"] == "float32"
-        self._check(seen, "export/packed", "export.rest=float32" if not exact else "export.packed=false", exact)
+        exact = wanted["unquantized_dtype"] == "float32"
+        self._check(
+            seen, "export/packed", "export.unquantized_dtype=float32" if not exact else "export.packed=false", exact
+        )
         return self._figures(file, seen) | {
             "bits_per_weight": written["bytes"]["bits_per_weight"],
             "full_precision_bytes": written["bytes"]["full_precision"],
             "full_precision": _whole_matrices(written["tensors"]),
-            "rest": wanted["rest"],
-            "ternary": wanted["ternary"],
+            "unquantized_dtype": wanted["unquantized_dtype"],
+            "ternary_encoding": wanted["ternary_encoding"],
         }
 
     def _onnx(self) -> Plain | None:

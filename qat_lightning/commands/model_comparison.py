@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from qat_lightning.data.base import TaskData
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 
 NEAR = 1e-3
 """Logits that differ by no more are equal, where no metric or no class decides."""
@@ -62,7 +62,7 @@ class InFloat64(nn.Module):
 @torch.no_grad()
 def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Comparison:
     """Both on the first validation rows, in the batches that validation takes, in float32 on the CPU."""
-    observe, observe_other = Observed(model.eval()), Observed(other.eval())
+    observe, observe_other = SignalCapture(model.eval()), SignalCapture(other.eval())
     metric, other_metric = (_alone(data.metrics[data.metric]) for _ in range(2))
     largest, same, vectors, seen = 0.0, 0, 0, 0
     for batch in _batches(data, rows):

@@ -44,18 +44,15 @@ class Keep(Enum):
     last = "last"
 
 
-class Rest(Enum):
+class UnquantizedDtype(Enum):
     """Type of the weights that are not quantized, in the packed folder."""
 
     float32 = "float32"
     float16 = "float16"
 
 
-class Ternary(Enum):
-    """How the packed folder holds weights of three values: 2 bits each, or five in a byte."""
-
-    bits = "bits"
-    trits = "trits"
+TernaryEncoding = Enum("TernaryEncoding", {"2bit": "2bit", "base3": "base3"})
+"""How the packed folder holds weights of three values: 2 bits each, or five in a byte."""
 
 
 @dataclass
@@ -91,9 +88,9 @@ class StageConfig:
 
 @dataclass
 class InterveneStageConfig(StageConfig):
-    """parts: globs of the parts that are quantized in this stage; None for all."""
+    """target_modules: globs of the parts that are quantized in this stage; None for all."""
 
-    parts: list[str] | None = None
+    target_modules: list[str] | None = None
 
 
 @dataclass
@@ -119,7 +116,7 @@ class StepSizeConfig:
 
 
 @dataclass
-class LearnedConfig:
+class StepSizesConfig:
     """Step sizes of the quantizers of weights, and of those of activations."""
 
     weights: StepSizeConfig = field(default_factory=StepSizeConfig)
@@ -128,7 +125,8 @@ class LearnedConfig:
 
 @dataclass
 class QuantizationConfig:
-    """rules: name → Rule, the first that matches wins · attention: an AttentionRule, or null · bits: glob over parts →
+    """rules: name → QuantizationRule, the first that matches wins · attention: an AttentionQuantization, or null · bits: glob
+    over parts →
     width of the weights there."""
 
     weight: Any = None
@@ -137,19 +135,20 @@ class QuantizationConfig:
     rules: dict[str, Any] = field(default_factory=dict)
     attention: Any = None
     bits: Any = None
-    learned: LearnedConfig = field(default_factory=LearnedConfig)
+    step_size: StepSizesConfig = field(default_factory=StepSizesConfig)
     calibration_rows: int = 256
 
 
 @dataclass
 class ExportConfig:
-    """packed, onnx: what is written · rest, ternary: of the packed folder · rows: validation rows that both are checked
+    """packed, onnx: what is written · unquantized_dtype, ternary_encoding: of the packed folder · rows: validation
+    rows that both are checked
     against the student on."""
 
     packed: bool = True
     onnx: bool = True
-    rest: Rest = Rest.float32
-    ternary: Ternary = Ternary.bits
+    unquantized_dtype: UnquantizedDtype = UnquantizedDtype.float32
+    ternary_encoding: TernaryEncoding = TernaryEncoding["2bit"]
     rows: int = 1000
 
 
@@ -195,9 +194,9 @@ class RunConfig:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     losses: dict[str, Any] = field(default_factory=dict)
     intervention: dict[str, Any] = field(default_factory=dict)
-    schedule: Any = None
+    intervention_schedule: Any = None
     optimizer: dict[str, Any] = field(default_factory=dict)
-    scheduler: dict[str, Any] = field(default_factory=dict)
+    lr_scheduler: dict[str, Any] = field(default_factory=dict)
     stages: StagesConfig = field(default_factory=StagesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -39,7 +39,7 @@ def check(config: Plain) -> None:
     _check_values(config)
     losses = create_all(config["losses"], "losses")
     interventions = create_all(config["intervention"], "intervention")
-    for group in ("schedule", "scheduler"):
+    for group in ("intervention_schedule", "lr_scheduler"):
         if config[group]:
             create(config[group], group)
     for group in ("optimizer", "callbacks", "logger"):
@@ -83,8 +83,10 @@ def _check_values(config: Plain) -> None:
             raise ConfigError(
                 f"stages.{name}.checkpoint_minutes={stage['checkpoint_minutes']} must be above 0, or null"
             )
-        if stage.get("parts") == []:
-            raise ConfigError(f"stages.{name}.parts=[] quantizes nothing: give globs of parts, or null for all")
+        if stage.get("target_modules") == []:
+            raise ConfigError(
+                f"stages.{name}.target_modules=[] quantizes nothing: give globs of parts, or null for all"
+            )
         if stage["max_steps"] is None and stage["max_epochs"] is None:
             raise ConfigError(
                 f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
@@ -146,7 +148,7 @@ def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:
         )
     if config["intervention"]:
         raise ConfigError(
-            "intervention needs a teacher and teacher=none: choose intervention=none schedule=none,"
+            "intervention needs a teacher and teacher=none: choose intervention=none intervention_schedule=none,"
             " or teacher=full_precision"
         )
 
@@ -183,14 +185,24 @@ def _check_random(config: Plain) -> None:
 
 
 def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
-    if bool(config["intervention"]) != bool(config["schedule"]):
-        given, other = ("intervention", "schedule") if config["intervention"] else ("schedule", "intervention")
+    if bool(config["intervention"]) != bool(config["intervention_schedule"]):
+        given, other = (
+            ("intervention", "intervention_schedule")
+            if config["intervention"]
+            else ("intervention_schedule", "intervention")
+        )
         raise ConfigError(f"{given} is set and {other} is not: choose {other}=… as well, or {given}=none")
-    if not config["schedule"]:
+    if not config["intervention_schedule"]:
         return
-    unknown = [name for name in create(config["schedule"], "schedule").names if name not in interventions]
+    unknown = [
+        name
+        for name in create(config["intervention_schedule"], "intervention_schedule").names
+        if name not in interventions
+    ]
     if unknown:
-        raise ConfigError(f"schedule names intervention {unknown[0]!r}: {suggest(unknown[0], interventions)}")
+        raise ConfigError(
+            f"intervention_schedule names intervention {unknown[0]!r}: {suggest(unknown[0], interventions)}"
+        )
 
 
 def _check_layers(config: Plain) -> None:

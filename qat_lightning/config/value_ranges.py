@@ -112,8 +112,8 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     r"model\.architecture\.model_type": TEXT,
     r"model\.student_layers\.\d+": COUNT,
     r"data\.metrics": METRICS,
-    r"data|optimizer|scheduler|data\.metrics\.\w+": Node(nothing=()),
-    "schedule": Node(nothing=(None, {})),
+    r"data|optimizer|lr_scheduler|data\.metrics\.\w+": Node(nothing=()),
+    "intervention_schedule": Node(nothing=(None, {})),
     r"data\.metrics\.\w+\.num_classes": SIZE,
     r"data\.seed": SEED,
     r"data\.(batch_size|evaluation_batch_size|train_limit|validation_limit|num_labels|rows|size|channels|stride|n_best)": SIZE,
@@ -123,24 +123,24 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
     r"stages\.\w+\.(max_steps|max_epochs)": COUNT,
     r"stages\.\w+\.(validate_every|checkpoint_every)": SIZE,
     r"stages\.\w+\.lr": RATE,
-    r"stages\.intervene\.parts\.\d+": TEXT,
+    r"stages\.intervene\.target_modules\.\d+": TEXT,
     r"quantization\.(weight|embedding|activation|attention|rules\.\w+(\.(weight|input))?)": NODE,
     r"quantization\.attention\.(query|key|probs|value)": NODE,
-    r"quantization\.rules\.\w+\.parts": TEXT,
+    r"quantization\.rules\.\w+\.target_modules": TEXT,
     r"quantization\.rules\.\w+\.optional": FLAG,
     r"quantization\.bits": MAPPING,
     r"(losses|intervention|callbacks|logger)\.\w+": NODE,
     rf"{_QUANTIZER}\.clip": POSITIVE,
     rf"{_QUANTIZER}\.(bits|group_size)": SIZE,
     rf"{_QUANTIZER}\.clip_gradient": FLAG,
-    r"quantization\.learned\.\w+\.(lr|weight_decay)": RATE,
+    r"quantization\.step_size\.\w+\.(lr|weight_decay)": RATE,
     r"quantization\.calibration_rows": SIZE,
     r"losses\.\w+\.(weight|temperature)": REAL,
     r"losses\.\w+\.site": TEXT,
     r"(losses\.\w+\.layers|intervention\.\w+\.at)": LIST,
     r"intervention\.\w+\.at\.\d+": COUNT,
     r"schedule\.shares\.\w+": COUNT,
-    r"scheduler\.warmup": Number(most=1, whole=False),
+    r"lr_scheduler\.warmup": Number(most=1, whole=False),
     r"optimizer\.(fused|foreach|amsgrad|maximize|capturable)": FLAG,
     r"optimizer\.(lr|weight_decay|eps)": RATE,
     r"optimizer\.betas\.\d": Number(most=1, whole=False),
@@ -161,7 +161,7 @@ TABLE: Mapping[str, Number | Choice | Kind | Node] = {
 
 NEEDED = re.compile(
     r"(seed|trainer\.(accelerator|precision)|losses\.\w+\.weight|data\.(batch_size|num_workers|metrics)|optimizer\.lr"
-    r"|model\.student_layers\.\d+|stages\.intervene\.parts\.\d+)"
+    r"|model\.student_layers\.\d+|stages\.intervene\.target_modules\.\d+)"
 )
 """Keys that cannot be null."""
 

@@ -1,6 +1,7 @@
 """Training images changed at random: images (B, C, H, W) with pixels in [0, 1] → the same shape.
 
-Each is a module that draws from torch's own generator and from nothing else; `ImageData` seeds that for every batch.
+Each is a module that draws from torch's own generator and from nothing else; `ImageClassificationData` seeds that generator
+for every batch.
 Modules of `kornia.augmentation` are made the same way. Legend: B batch, C channels, H height, W width.
 """
 

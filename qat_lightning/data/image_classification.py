@@ -30,7 +30,7 @@ AUGMENTATION = 1
 """Sets this seed apart from that of dropout, which is made of the same three numbers."""
 
 
-class ImageData(TaskData):
+class ImageClassificationData(TaskData):
     """pixel_values (B, channels, size, size) float32: (pixels / 255 − mean) / std. Only training batches are augmented.
 
     Args:

@@ -23,7 +23,7 @@ IGNORED = -100
 """Label of what is not predicted, here the padding; torch's default of the cross-entropy."""
 
 
-class LanguageModelData(TaskData):
+class LanguageModelingData(TaskData):
     """input_ids, attention_mask and "labels", (B, N): labels[n] is the token that follows input_ids[n], −100 at padding.
 
     With packing all texts of a split are one stream of tokens, cut into rows of `max_length`; the last row is shorter.

@@ -24,7 +24,7 @@ CHUNK = 1000
 """Rows tokenized at once: what a tokenizer remembers of each (offsets, words) takes more memory than the numbers kept."""
 
 
-class TextData(TaskData):
+class TextClassificationData(TaskData):
     """input_ids, attention_mask (and token_type_ids where the tokenizer makes them), (B, N), padded to the batch's longest.
 
     Args:

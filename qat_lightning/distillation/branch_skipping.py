@@ -14,7 +14,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from qat_lightning.models.module_paths import attention_paths, layer_paths, source_paths
 from qat_lightning.models.sites import READERS
 from qat_lightning.quantization.modules.activation_checkpointing import FIRST_ALONE
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.modules.unread import unread
 
 QUANTIZED_FOR = {"query": "query_factor", "key": "key_factor", "probs": "context", "value": "context"}
@@ -83,15 +83,15 @@ def unread_left_out(
             for source in dict.fromkeys(made.values()):
                 own = [site for site, module in made.items() if module is source]
                 changed.enter_context(_runs_as(source, _stand_in(source, own, reads)))
-            if isinstance(core := getattr(attention, "core", None), AttentionCore):
+            if isinstance(core := getattr(attention, "core", None), InstrumentedAttention):
                 changed.enter_context(_runs_as(core, partial(core.forward, reads=reads.port)))
         yield
 
 
 def _modules(made: Mapping[str, nn.Module], attention: nn.Module) -> dict[str, list[nn.Module]]:
     modules = {site: [*source.modules()] for site, source in made.items()}
-    if isinstance(core := getattr(attention, "core", None), AttentionCore):
-        for port in (*AttentionCore.PORTS, *AttentionCore.WATCHED):
+    if isinstance(core := getattr(attention, "core", None), InstrumentedAttention):
+        for port in (*InstrumentedAttention.PORTS, *InstrumentedAttention.WATCHED):
             modules.setdefault(f"attention.{port}", []).append(core.get_submodule(port))
         for slot, site in QUANTIZED_FOR.items():
             modules[f"attention.{site}"] += core.get_submodule(f"{slot}_quantizer").modules()
@@ -110,13 +110,13 @@ def _holders(student: nn.Module, paths: Iterable[str], layer: str) -> list[nn.Mo
         module
         for path in paths
         for module in student.get_submodule(path).children()
-        if isinstance(module, AttentionCore)
+        if isinstance(module, InstrumentedAttention)
     ]
     return [student.get_submodule(path) for path in found] + cores
 
 
 def _watched_within(module: nn.Module) -> bool:
-    """By a hook that sees what goes in, too; those of `Observed` read one signal."""
+    """By a hook that sees what goes in, too; those of `SignalCapture` read one signal."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(not hasattr(hook, FIRST_ALONE) for hook in hooks)
 

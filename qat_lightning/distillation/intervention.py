@@ -16,7 +16,7 @@ from qat_lightning.models.sites import CORE_SITES, INPUT_SITES, check_site
 
 
 class Intervention:
-    """`with intervention.by(teacher, student): student_signals = observe(batch)`.
+    """`with intervention.apply(student, teacher): student_signals = observe(batch)`.
 
     Teacher Intervention, arXiv:2302.11812 §3; the points and the gradient stops are those of the released code:
     TI-O replaces `attention.projection`, TI-C `attention.context` (both stop the gradient into query, key and value),
@@ -50,11 +50,11 @@ class Intervention:
         return self.replace
 
     @contextmanager
-    def by(self, teacher: Signals, student: nn.Module) -> Iterator[None]:
+    def apply(self, student: nn.Module, teacher_signals: Signals) -> Iterator[None]:
         """Within, the student runs so. What nobody reads of it, by a hook, is not computed (`Reading`)."""
         with ExitStack() as hooks:
             ours = set()
-            for handle in self._hooks(teacher, student):
+            for handle in self._hooks(student, teacher_signals):
                 hooks.callback(handle.remove)
                 ours.add(handle.id)
             if self.replace:
@@ -62,7 +62,7 @@ class Intervention:
                 hooks.enter_context(unread_left_out(student, layers, self.replace, ours))
             yield
 
-    def _hooks(self, teacher: Signals, student: nn.Module) -> Iterator[RemovableHandle]:
+    def _hooks(self, student: nn.Module, teacher: Signals) -> Iterator[RemovableHandle]:
         for paths in entrances(student, self.detach):
             for layer in self._layers(len(paths)):
                 yield student.get_submodule(paths[layer]).register_forward_pre_hook(_detach)

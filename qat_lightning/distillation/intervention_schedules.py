@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 
-class Shares:
+class PiecewiseSchedule:
     """One name after the other, each for its share of the steps.
 
     Name k holds while step < steps · (share_1 + … + share_k) / (sum of shares), in exact integer arithmetic. Teacher
@@ -32,7 +32,7 @@ class Shares:
         return self.names[-1]
 
 
-class Stochastic:
+class RandomSchedule:
     """A uniform draw among the names at each step: a function of (seed, step) alone (arXiv:2302.11812 §4)."""
 
     def __init__(self, names: Sequence[str], seed: int = 0) -> None:

@@ -22,8 +22,8 @@ LOGITS = ("logits", "start_logits", "end_logits")
 """What transformers calls the outputs of its heads."""
 
 
-class Observed:
-    """`Observed(model, sites)(batch)` → Signals.
+class SignalCapture:
+    """`SignalCapture(model, sites)(batch)` → Signals.
 
     Hooks live only while the model runs, so a model can be copied, saved or watched twice. A signal that an
     intervention replaces is returned as the model itself made it. The batch's `labels` never reach the model, and a language

@@ -12,7 +12,7 @@ from torch import nn
 from qat_lightning.models.module_paths import attention_paths, layer_paths, part_kind, part_paths
 from qat_lightning.models.sites import CORE_SITES, MAPS
 from qat_lightning.quantization.modules.activation_checkpointing import checkpoint_layers
-from qat_lightning.quantization.modules.attention import IMPLEMENTATION, AttentionCore, register
+from qat_lightning.quantization.modules.attention import IMPLEMENTATION, InstrumentedAttention, register
 from qat_lightning.quantization.modules.layers import QuantConv1D, QuantEmbedding, QuantLinear
 from qat_lightning.quantization.quantizers.base import Quantizer
 
@@ -20,25 +20,25 @@ MakeQuantizer = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
-class Rule:
+class QuantizationRule:
     """Which parts get which quantizers.
 
     Args:
-        parts: a glob over part names (`qat_lightning.models.module_paths.part_paths`): `layers.*.feedforward.*`,
+        target_modules: a glob over part names (`qat_lightning.models.module_paths.part_paths`): `layers.*.feedforward.*`,
             `embeddings.word`.
         weight, input: called once for each part; None leaves that tensor in full precision.
         optional: a model without such a part is no error (an image model has no word embedding).
     """
 
-    parts: str
+    target_modules: str
     weight: MakeQuantizer | None = None
     input: MakeQuantizer | None = None
     optional: bool = False
 
 
 @dataclass(frozen=True)
-class AttentionRule:
-    """Quantizers for the operands of the two attention products, in every layer (see `AttentionCore`)."""
+class AttentionQuantization:
+    """Quantizers for the operands of the two attention products, in every layer (see `InstrumentedAttention`)."""
 
     query: MakeQuantizer | None = None
     key: MakeQuantizer | None = None
@@ -57,7 +57,7 @@ def open_attention(model: nn.Module) -> nn.Module:
     for path in attention_paths(model):
         attention = model.get_submodule(path)
         if not hasattr(attention, "core"):
-            attention.core = AttentionCore().train(attention.training)
+            attention.core = InstrumentedAttention().train(attention.training)
     _set_lean(model, False)
     model.set_attn_implementation(register())  # type: ignore[operator]
     if model.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
@@ -92,8 +92,8 @@ def checkpoint_activations(model: nn.Module) -> nn.Module:
 
 def quantize(
     model: nn.Module,
-    rules: Sequence[Rule],
-    attention: AttentionRule | None = None,
+    rules: Sequence[QuantizationRule],
+    attention: AttentionQuantization | None = None,
     bits: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """Put quantizers into `model`, in place; the first rule that matches a part wins. Parameters stay the same objects.
@@ -111,7 +111,7 @@ def quantize(
     for rule in rules:
         if not rule.optional and not any(winner is rule for winner in winners.values()):
             raise ValueError(
-                f"rule {rule.parts!r} matches no part of {type(model).__name__} that an earlier rule has left;"
+                f"rule {rule.target_modules!r} matches no part of {type(model).__name__} that an earlier rule has left;"
                 f" parts: {_brief(parts)}"
             )
     widths = _widths(bits or {}, [part for part, rule in winners.items() if rule.weight])
@@ -162,8 +162,8 @@ def _describe_layers(config: Any, layers: Sequence[int], depth: int) -> None:
     config.num_hidden_layers = len(layers)
 
 
-def _first_match(rules: Sequence[Rule], part: str) -> Rule | None:
-    return next((rule for rule in rules if fnmatchcase(part, rule.parts)), None)
+def _first_match(rules: Sequence[QuantizationRule], part: str) -> QuantizationRule | None:
+    return next((rule for rule in rules if fnmatchcase(part, rule.target_modules)), None)
 
 
 def _widths(bits: Mapping[str, int], parts: Sequence[str]) -> dict[str, int]:
@@ -178,7 +178,7 @@ def _widths(bits: Mapping[str, int], parts: Sequence[str]) -> dict[str, int]:
     return {part: bits[glob] for part, glob in winners.items()}
 
 
-def _quantized(module: nn.Module, rule: Rule, part: str, bits: int | None) -> nn.Module:
+def _quantized(module: nn.Module, rule: QuantizationRule, part: str, bits: int | None) -> nn.Module:
     weight = None if rule.weight is None else _make_weight_quantizer(rule.weight, part, bits)
     inputs = None if rule.input is None else _for_activations(rule.input(), part)
     if isinstance(module, nn.Linear):
@@ -194,10 +194,14 @@ def _quantized(module: nn.Module, rule: Rule, part: str, bits: int | None) -> nn
 
 
 def _for_activations(quantizer: nn.Module, part: str) -> nn.Module:
-    if isinstance(quantizer, Quantizer) and quantizer.granularity != "tensor" and not quantizer.rows_are_independent:
+    if (
+        isinstance(quantizer, Quantizer)
+        and quantizer.granularity != "per_tensor"
+        and not quantizer.rows_are_independent
+    ):
         raise ValueError(
             f"part {part!r}: granularity={quantizer.granularity} has a learned step for each and is for weights, whose rows"
-            " stay; give activations granularity=tensor"
+            " stay; give activations granularity=per_tensor"
         )
     return quantizer
 
@@ -216,11 +220,11 @@ def _make_weight_quantizer(make: MakeQuantizer, part: str, bits: int | None) -> 
         raise ValueError(f"the table of bits gives {part!r} {bits}: {error}") from error
 
 
-def _quantize_attention(model: nn.Module, rule: AttentionRule) -> None:
+def _quantize_attention(model: nn.Module, rule: AttentionQuantization) -> None:
     open_attention(model)
     for path in attention_paths(model):
         core = model.get_submodule(f"{path}.core")
-        for slot in AttentionCore.QUANTIZED:
+        for slot in InstrumentedAttention.QUANTIZED:
             if (make := getattr(rule, slot)) is not None:
                 quantizer = _for_activations(make(), f"attention.{slot}")
                 core.add_module(f"{slot}_quantizer", quantizer.train(core.training))

@@ -9,12 +9,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.quantization.packing.bit_packing import TRITS, pack, pack_trits, packed_bytes
+from qat_lightning.quantization.packing.bit_packing import TRITS, pack, pack_base3, packed_bytes
 from qat_lightning.quantization.packing.stored_weight import DivergedError, Stored, stored, transposed
 from qat_lightning.quantization.quantizers.base import Quantizer
 
-Rest = Literal["float32", "float16"]
-Layout = Literal["bits", "trits"]
+UnquantizedDtype = Literal["float32", "float16"]
+TernaryEncoding = Literal["2bit", "base3"]
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class PackedWeight:
     Attributes:
         bits: width of a code; 1.6 as trits.
         shape: of the weight as its quantizer sees it; `transposed`: its module has it the other way round.
-        offset: one for all, or None where a tensor holds them.
+        zero_point: one for all, or None where a tensor holds them.
     """
 
     quantizer: Quantizer
     bits: float
-    packing: Layout
+    packing: Literal["bits", "base3"]
     shape: tuple[int, ...]
-    offset: float | None
+    zero_point: float | None
     transposed: bool
 
 
@@ -55,24 +55,26 @@ def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Quanti
             yield path, module, quantizer
 
 
-def packed_tensors(model: nn.Module, rest: Rest = "float32", ternary: Layout = "bits") -> Packed:
-    """Each quantized weight as `.codes`, `.scale` and, where there are several, `.offset`; the rest under its own names.
+def packed_tensors(
+    model: nn.Module, unquantized_dtype: UnquantizedDtype = "float32", ternary_encoding: TernaryEncoding = "2bit"
+) -> Packed:
+    """Each quantized weight as `.codes`, `.scale` and, where there are several, `.zero_point`; the rest under its own names.
 
     What weights' quantizers learn is in their scales. What those of activations know stays in its own type. A table that
     two modules read (tied weights) is there once if neither quantizes it; else as each of them reads it.
 
     Args:
-        rest: type of the weights that are not quantized.
-        ternary: how weights of at most three levels are stored, as 2 bits each or as five trits a byte.
+        unquantized_dtype: type of the weights that are not quantized.
+        ternary_encoding: how weights of at most three levels are stored, as 2 bits each or as five trits a byte.
 
     Raises:
         ValueError: an unknown choice; numbers that are not finite, or not in float16.
     """
-    _check(rest, Rest, "rest")
-    _check(ternary, Layout, "ternary")
+    _check(unquantized_dtype, UnquantizedDtype, "unquantized_dtype")
+    _check(ternary_encoding, TernaryEncoding, "ternary_encoding")
     packed, quantizers = Packed(), _prefixes(model)
     for path, module, quantizer in quantized_modules(model):
-        _add_weight(packed, path, module, quantizer, ternary)
+        _add_weight(packed, path, module, quantizer, ternary_encoding)
     seen: set[int] = set()
     ties = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -84,7 +86,7 @@ def packed_tensors(model: nn.Module, rest: Rest = "float32", ternary: Layout = "
             packed.tied = True
             continue
         seen.add(id(tensor))
-        kept = _plain(name, tensor, torch.float32 if own else getattr(torch, rest))
+        kept = _plain(name, tensor, torch.float32 if own else getattr(torch, unquantized_dtype))
         packed.tensors[name] = kept.clone() if again else kept  # a file has no two names for one memory
     return packed
 
@@ -93,23 +95,25 @@ def _prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Quantizer))
 
 
-def _add_weight(packed: Packed, path: str, module: nn.Module, quantizer: Quantizer, ternary: Layout) -> None:
+def _add_weight(
+    packed: Packed, path: str, module: nn.Module, quantizer: Quantizer, ternary_encoding: TernaryEncoding
+) -> None:
     weight: Tensor = module.quantized_weight  # type: ignore[assignment]
     try:
         parts = stored(weight, quantizer)
     except ValueError as error:
         raise type(error)(f"{path}.weight: {error}") from error
-    trits = ternary == "trits" and parts.bits > 1 and not parts.codes.is_meta and int(parts.codes.max()) <= 2
+    trits = ternary_encoding == "base3" and parts.bits > 1 and not parts.codes.is_meta and int(parts.codes.max()) <= 2
     packed.tensors[f"{path}.weight.codes"] = _packed_codes(parts, trits)
     packed.tensors[f"{path}.weight.scale"] = parts.scale
-    if isinstance(parts.offset, Tensor):
-        packed.tensors[f"{path}.weight.offset"] = parts.offset
+    if isinstance(parts.zero_point, Tensor):
+        packed.tensors[f"{path}.weight.zero_point"] = parts.zero_point
     packed.weights[path] = PackedWeight(
         quantizer=quantizer,
         bits=8 / TRITS if trits else parts.bits,
-        packing="trits" if trits else "bits",
+        packing="base3" if trits else "bits",
         shape=tuple(weight.shape),
-        offset=None if isinstance(parts.offset, Tensor) else parts.offset,
+        zero_point=None if isinstance(parts.zero_point, Tensor) else parts.zero_point,
         transposed=transposed(module),
     )
 
@@ -117,7 +121,7 @@ def _add_weight(packed: Packed, path: str, module: nn.Module, quantizer: Quantiz
 def _packed_codes(parts: Stored, trits: bool) -> Tensor:
     if parts.codes.is_meta:
         return torch.empty(packed_bytes(parts.codes.numel(), parts.bits), dtype=torch.uint8, device="meta")
-    return pack_trits(parts.codes) if trits else pack(parts.codes, parts.bits)
+    return pack_base3(parts.codes) if trits else pack(parts.codes, parts.bits)
 
 
 def _plain(name: str, tensor: Tensor, kind: torch.dtype) -> Tensor:
@@ -136,7 +140,9 @@ def _check_finite(name: str, wide: Tensor, narrow: Tensor) -> None:
     if narrow.isfinite().all():
         return
     if wide.isfinite().all():
-        raise ValueError(f"{name} reaches {float(wide.abs().max()):.3g}, beyond float16: choose rest=float32")
+        raise ValueError(
+            f"{name} reaches {float(wide.abs().max()):.3g}, beyond float16: choose unquantized_dtype=float32"
+        )
     raise DivergedError(f"{name} is not finite: nothing can be stored of a training that has diverged")
 
 

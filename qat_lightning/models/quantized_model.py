@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.models.capture import Batch, Observed
+from qat_lightning.models.capture import Batch, SignalCapture
 from qat_lightning.models.module_paths import attention_paths, part_paths
 from qat_lightning.models.size import quantized_weights
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.quantizers.base import Quantizer
 from qat_lightning.quantization.quantizers.reuse import evaluation
 
@@ -21,7 +21,7 @@ from qat_lightning.quantization.quantizers.reuse import evaluation
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Show each quantizer its weight, or what passes it on these batches; in evaluation mode, earlier ones already on."""
-    observe = Observed(model)
+    observe = SignalCapture(model)
     with ExitStack() as hooks:
         hooks.callback(model.train, model.training)
         model.eval()
@@ -107,7 +107,7 @@ def _by_part(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
                 yield part, quantizer
     for layer, path in enumerate(attention_paths(model)):
         core = getattr(model.get_submodule(path), "core", None)
-        for slot in AttentionCore.QUANTIZED if core is not None else ():
+        for slot in InstrumentedAttention.QUANTIZED if core is not None else ():
             if isinstance(quantizer := getattr(core, f"{slot}_quantizer"), Quantizer):
                 yield f"layers.{layer}.attention.{slot}", quantizer
 

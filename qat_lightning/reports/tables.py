@@ -106,7 +106,7 @@ def stored(results: Results) -> str:
         told.append(
             f"The packed file takes {human_bytes(packed['bytes'])}"
             + (f", {each:.3g} bits a quantized weight;" if each < 32 else ";")
-            + f" {human_bytes(packed['full_precision_bytes'])} of it stay {text(packed['rest'])}:"
+            + f" {human_bytes(packed['full_precision_bytes'])} of it stay {text(packed['unquantized_dtype'])}:"
             f" {', '.join([*map(code, packed['full_precision']), 'biases and normalization'])}."
         )
     return " ".join(told)

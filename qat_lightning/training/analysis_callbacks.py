@@ -24,8 +24,8 @@ from qat_lightning.analysis.hessian import hessian_spectrum, with_norms
 from qat_lightning.analysis.loss_landscape import loss_landscape
 from qat_lightning.analysis.result_files import write_landscapes, write_spectra
 from qat_lightning.analysis.training_log import STEP_SIZES
-from qat_lightning.distillation.losses.logits import Task
-from qat_lightning.models.capture import Batch, Observed, Signals
+from qat_lightning.distillation.losses.logits import TaskLoss
+from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.quantized_model import mean_step_sizes, step_sizes
 from qat_lightning.training.callbacks import InterventionSchedule
@@ -57,9 +57,9 @@ class AttentionAnalysis(Callback):
         with torch.inference_mode(False), torch.no_grad():
             batch = _moved(trainer.datamodule.example_batch(self.rows), trainer, module.device)  # type: ignore[attr-defined]
             if self._teacher is None:
-                seen = Observed(_copied(module.full_teacher, module.device), [MAPS])(batch)
+                seen = SignalCapture(_copied(module.full_teacher, module.device), [MAPS])(batch)
                 self._teacher = {MAPS: [layer.cpu() for layer in seen[MAPS]]}
-            student = Observed(_copied(module.student, module.device), [MAPS])(batch)
+            student = SignalCapture(_copied(module.student, module.device), [MAPS])(batch)
             measured = compare_maps(student, self._teacher, batch, self.k)
         for name, layers in measured.items():
             module.log(f"analysis/{name}", mean(layers), rank_zero_only=True)
@@ -202,7 +202,7 @@ def _moved(batch: Batch, trainer: Trainer, device: torch.device) -> dict[str, An
 
 
 def _task_loss(model: nn.Module) -> Callable[[Batch], Tensor]:
-    observe, task = Observed(model), Task()
+    observe, task = SignalCapture(model), TaskLoss()
     return lambda batch: task(observe(batch), {}, batch)
 
 

@@ -15,11 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.models.capture import Batch, Observed, Signals
+from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.quantized_model import step_sizes, weights_held
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.training.compatibility import check_interventions, check_teacher
-from qat_lightning.training.guards.callbacks import NumbersGuard, TeacherGuard
+from qat_lightning.training.guards.callbacks import FrozenTeacherCheck, NonFiniteCheck
 from qat_lightning.training.guards.divergence_report import check_weights
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 
@@ -51,12 +51,12 @@ class QATModule(LightningModule):
         metrics: name → metric, fed what `predict` returns.
         predict: (logits of each head, batch) → (predictions, targets).
         optimizer: called with the parameter groups.
-        scheduler: (step, steps) → factor on the learning rate.
+        lr_scheduler: (step, steps) → factor on the learning rate.
         steps: optimizer steps that this module will be trained for.
         teacher: frozen; held outside the module tree, so it is in no checkpoint, optimizer or gradient bucket.
         interventions: those that a callback may set as `self.intervention`; the teacher is asked for their sites too.
         weight_decay: for matrices; biases and normalization get none (arXiv:2009.12812, released code).
-        learned: "weights", "activations" → lr and weight_decay of what their quantizers learn; without, the
+        step_size: "weights", "activations" → lr and weight_decay of what their quantizers learn; without, the
             optimizer's own lr and no decay.
         stage: what an error calls this training.
         cache: where the teacher's signals are kept and found again.
@@ -74,12 +74,12 @@ class QATModule(LightningModule):
         metrics: Mapping[str, Metric],
         predict: Predict,
         optimizer: MakeOptimizer,
-        scheduler: Callable[[int, int], float],
+        lr_scheduler: Callable[[int, int], float],
         steps: int,
         teacher: nn.Module | None = None,
         interventions: Sequence[Intervention] = (),
         weight_decay: float = 0.01,
-        learned: Mapping[str, Mapping[str, float]] | None = None,
+        step_size: Mapping[str, Mapping[str, float]] | None = None,
         stage: str = "train",
         cache: TeacherCache | None = None,
         full_teacher: nn.Module | None = None,
@@ -88,7 +88,7 @@ class QATModule(LightningModule):
         check_interventions(interventions, losses)
         self.student, self.steps, self.predict, self.weight_decay = student, steps, predict, weight_decay
         self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
-        self.make_optimizer, self.factor, self.learned = optimizer, scheduler, learned or {}
+        self.make_optimizer, self.factor, self.step_size = optimizer, lr_scheduler, step_size or {}
         self.stage = stage
         self.terms: dict[str, Tensor] = {}  # of the last batch
         self.metrics = nn.ModuleDict({
@@ -97,8 +97,8 @@ class QATModule(LightningModule):
         })  # fmt: skip
         self.intervention = Intervention()  # the knob
         sites = {site for loss in self.losses.values() for site in loss.sites}
-        self.observe_student = Observed(student, sorted(sites))
-        self.answer, self.observe_teacher = Observed(student), _silent
+        self.observe_student = SignalCapture(student, sorted(sites))
+        self.answer, self.observe_teacher = SignalCapture(student), _silent
         self._held = ExitStack()
         self._outside: list[nn.Module] = []  # a list: torch does not register the teacher as a part of the module
         if teacher is not None:
@@ -106,12 +106,12 @@ class QATModule(LightningModule):
             frozen = [teacher] if full_teacher is None else [teacher, full_teacher]
             self._outside += [model.requires_grad_(False).eval() for model in frozen]
             given = {site for intervention in interventions for site in intervention.sites}
-            observed = Observed(teacher, sorted(sites | given))
+            observed = SignalCapture(teacher, sorted(sites | given))
             self.observe_teacher = observed if cache is None else cache.of(observed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         teacher = self.teach(batch)
-        with self.intervention.by(teacher, self.student):
+        with self.intervention.apply(self.student, teacher):
             student = self.observe_student(batch)
         terms = self.weighted(student, teacher, batch)
         self.terms = {name: term.detach() for name, term in terms.items()}  # for who asks after the step
@@ -134,7 +134,7 @@ class QATModule(LightningModule):
         self.score("val", self.answer(batch), batch)
         if self.intervention.sites:
             teacher = self.teach(batch)
-            with self.intervention.by(teacher, self.student):
+            with self.intervention.apply(self.student, teacher):
                 self.score("val_assisted", self.answer(batch), batch)
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class QATModule(LightningModule):
         ]
         for kind, parameters in steps_of.items():
             if parameters:
-                groups.append({"params": parameters, "weight_decay": 0.0, **self.learned.get(kind, {})})
+                groups.append({"params": parameters, "weight_decay": 0.0, **self.step_size.get(kind, {})})
         optimizer = self.make_optimizer(groups)
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -189,7 +189,7 @@ class QATModule(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """What no training goes without, whoever makes the Trainer."""
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [guard() for guard in (TeacherGuard, NumbersGuard) if guard not in present]
+        return [guard() for guard in (FrozenTeacherCheck, NonFiniteCheck) if guard not in present]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of weights that are not finite no checkpoint is made: the last good one stays."""

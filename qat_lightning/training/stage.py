@@ -25,11 +25,11 @@ from qat_lightning.io.external_errors import another_folder, same_command
 from qat_lightning.io.files import finite, write_json
 from qat_lightning.io.screen import tell
 from qat_lightning.training.checkpoints.archive import set_aside
-from qat_lightning.training.checkpoints.callbacks import LAST, BestWeights, ResumePoint, best_path, resume_point
+from qat_lightning.training.checkpoints.callbacks import LAST, BestCheckpoint, ResumeCheckpoint, best_path, resume_point
 from qat_lightning.training.checkpoints.checksum import read_sealed
 from qat_lightning.training.checkpoints.stage_result import (
-    Outcome,
     Settings,
+    StageResult,
     load_stage,
     read_outcome,
     weights_of,
@@ -108,7 +108,7 @@ class Stage:
         self._refuse_other_settings()
 
     @property
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> StageResult | None:
         """None until the stage is finished."""
         return read_outcome(self.name, self.folder)
 
@@ -134,10 +134,10 @@ class Stage:
 
     def callbacks(self, data: TaskData, every: int, minutes: float | None = None) -> list[Callback]:
         """The time spent; the best weights by the validation metric; a checkpoint every so many steps or minutes."""
-        best = BestWeights(self.scratch, data.metric, data.higher_is_better)
-        return [StageTimer(), best, ResumePoint(self.scratch / LAST, every, minutes, best, self.stopping)]
+        best = BestCheckpoint(self.scratch, data.metric, data.higher_is_better)
+        return [StageTimer(), best, ResumeCheckpoint(self.scratch / LAST, every, minutes, best, self.stopping)]
 
-    def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep: Keep) -> Outcome:
+    def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep: Keep) -> StageResult:
         """Train to the module's steps or on from the last checkpoint, keep the best or the last weights, write both files.
 
         Raises:
@@ -148,9 +148,9 @@ class Stage:
             self._prepare()
         if module.steps > 0:
             self._train(trainer, module, data, checkpoint)
-            assisted = _find(trainer, BestWeights).assisted
+            assisted = _find(trainer, BestCheckpoint).assisted
         last_score = own_score(trainer, module, data)
-        outcome = Outcome(
+        outcome = StageResult(
             steps=trainer.global_step,
             seconds=round(_find(trainer, StageTimer).time_elapsed("train"), 3),
             score=finite(self._take_best(trainer, module, data, last_score) if keep == "best" else last_score),
@@ -200,7 +200,7 @@ class Stage:
 
     def _take_best(self, trainer: Trainer, module: QATModule, data: TaskData, last_score: float) -> float:
         """The best weights into the module, if they score better than the last; returns the score of what is kept."""
-        best: BestWeights = _find(trainer, BestWeights)
+        best: BestCheckpoint = _find(trainer, BestCheckpoint)
         if best.score is None or best.step is None:
             return last_score
         as_good = last_score >= best.score if data.higher_is_better else last_score <= best.score
@@ -209,7 +209,7 @@ class Stage:
         module.load_state_dict(read_sealed(best_path(self.scratch, best.step))["state_dict"])
         return best.score
 
-    def _finish(self, trainer: Trainer, student: nn.Module, outcome: Outcome) -> None:
+    def _finish(self, trainer: Trainer, student: nn.Module, outcome: StageResult) -> None:
         trainer.strategy.barrier("stage finished")
         if trainer.is_global_zero:
             write_stage(self.name, self.folder, student, outcome)

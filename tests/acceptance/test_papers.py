@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from qat_lightning.config.builders.models import build_data, build_model, build_quantized, build_student
 from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer
-from qat_lightning.distillation.losses.attention_map import AttentionMap
-from qat_lightning.distillation.losses.feature_matching import Match
-from qat_lightning.distillation.losses.weighted_pair import Balance
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
+from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
 from qat_lightning.models.module_paths import part_paths
 from qat_lightning.models.quantized_model import calibrate, step_sizes
 from qat_lightning.training.module import QATModule
@@ -56,7 +56,7 @@ def test_coverage_and_grid_of_learned_steps(bits: int) -> None:
         assert hasattr(module, "weight_quantizer") is (part in covered), part
         assert torch.equal(module.weight, weight), "weights themselves stay in float32"
         if part in covered:
-            used, alpha = module.weight_quantizer(module.weight), module.weight_quantizer.learned
+            used, alpha = module.weight_quantizer(module.weight), module.weight_quantizer.step_size
             codes = used / alpha * largest
             torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
             assert codes.abs().max() <= largest + 1e-3
@@ -69,7 +69,7 @@ def test_coverage_and_grid_of_learned_steps(bits: int) -> None:
 
 INDEPENDENT = (
     ("quantization.activation.scale=static",),
-    ("quantization.activation.granularity=row",),
+    ("quantization.activation.granularity=per_token",),
     ("quantization=uniform_w8a8_asymmetric", "quantization.activation.scale=static"),
     ("quantization=lsq_w2a8",),
 )
@@ -127,7 +127,7 @@ def test_map_loss_of_equal_maps_padding_and_moved_rows(seed: int, columns: int, 
     shape = (len(LENGTHS), HEADS, tokens, tokens)
     own, other = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     student, teacher, batch = maps_from(own, LENGTHS), maps_from(other, LENGTHS), batch_of(LENGTHS, tokens)
-    loss = AttentionMap(temperature=tau)
+    loss = AttentionMapLoss(temperature=tau)
     value = loss(student, teacher, batch)
     assert value > 1e-4
     assert loss(teacher, teacher, batch).abs() < 1e-12
@@ -140,7 +140,12 @@ def test_map_loss_of_equal_maps_padding_and_moved_rows(seed: int, columns: int, 
 
 
 @pytest.mark.parametrize(
-    "loss", [AttentionMap(), AttentionMap(temperature=2.0), Balance(0.5, AttentionMap(), Match("attention.output"))]
+    "loss",
+    [
+        AttentionMapLoss(),
+        AttentionMapLoss(temperature=2.0),
+        WeightedPairLoss(0.5, AttentionMapLoss(), FeatureMatchingLoss("attention.output")),
+    ],
 )
 def test_neither_map_nor_unified_loss_reaches_the_teacher(loss: Any) -> None:
     """A 2, were the teacher run with gradients."""
@@ -162,8 +167,8 @@ def test_neither_map_nor_unified_loss_reaches_the_teacher(loss: Any) -> None:
 SIDES = {
     ("losses=unified", "losses.map.weight=0"): "attention.output",
     ("losses=unified", "losses.output.weight=0"): "attention.probs",
-    ("losses=unified_gamma", "losses.unified.share=0"): "attention.output",
-    ("losses=unified_gamma", "losses.unified.share=1"): "attention.probs",
+    ("losses=unified_gamma", "losses.unified.gamma=0"): "attention.output",
+    ("losses=unified_gamma", "losses.unified.gamma=1"): "attention.probs",
     ("losses=unified_gamma", "losses.unified.first.weight=0"): "attention.output",
     ("losses=unified_gamma", "losses.unified.second.weight=0"): "attention.probs",
 }
@@ -172,8 +177,11 @@ SIDES = {
 @pytest.mark.parametrize("words", SIDES, ids=" ".join)
 def test_a_side_without_weight_is_neither_computed_nor_captured(words: tuple[str, ...], monkeypatch) -> None:
     """A 4, as configured; the teacher's attention is opened only where a map is asked for."""
-    left, off = SIDES[words], {"attention.output": AttentionMap, "attention.probs": Match}[SIDES[words]]
-    config = composed(*words, "~losses.hidden", "intervention=none", "schedule=none")
+    left, off = (
+        SIDES[words],
+        {"attention.output": AttentionMapLoss, "attention.probs": FeatureMatchingLoss}[SIDES[words]],
+    )
+    config = composed(*words, "~losses.hidden", "intervention=none", "intervention_schedule=none")
     data = build_data(config)
     data.load()
     teacher = build_model(config, data)
@@ -232,7 +240,12 @@ def test_momentum_of_an_earlier_intervention_moves_nothing(tmp_path: Path, optim
             if "layer.0.intermediate.dense.weight" in name:
                 feedforward.append(parameter.detach().clone())
 
-    words = ("schedule=inverted", f"optimizer={optimizer}", "optimizer.weight_decay=0.5", "scheduler=constant")
+    words = (
+        "intervention_schedule=inverted",
+        f"optimizer={optimizer}",
+        "optimizer.weight_decay=0.5",
+        "lr_scheduler=constant",
+    )
     watched_stage("intervene", 9, tmp_path, seen, *words)
     # map at the first three steps, context at the next three, output at the last
     moves = {name: [not torch.equal(*pair) for pair in itertools.pairwise(kept)] for name, kept in weights.items()}
@@ -259,7 +272,7 @@ def test_second_step_begins_anew_from_the_weights_of_the_first(tmp_path: Path, m
 
     monkeypatch.setattr(QATModule, "on_fit_start", on_fit_start)
     monkeypatch.setattr(QATModule, "validation_step", validation_step)
-    results = small_run(tmp_path, "scheduler.warmup=0.5", "data.batch_size=4", "stages.train.max_steps=14")
+    results = small_run(tmp_path, "lr_scheduler.warmup=0.5", "data.batch_size=4", "stages.train.max_steps=14")
     assert results["steps"] == {"teacher": 4, "intervene": 6, "train": 8}
     handed_on = load_file(tmp_path / "checkpoints" / "intervene.safetensors")
     (_, _, first), (weights, moments, second) = started[1], started[2]
@@ -289,8 +302,12 @@ def test_thresholds_stay_positive_under_any_rate(tmp_path: Path) -> None:
         assert all(step.isfinite().all() for step in steps)
         smallest.append(min(step.min().item() for step in steps))
 
-    rates = ("quantization.learned.weights.lr=10", "quantization.learned.activations.lr=10", "scheduler=constant")
-    common = ("intervention=none", "schedule=none", "losses=kdlsq", "optimizer=kdlsq")
+    rates = (
+        "quantization.step_size.weights.lr=10",
+        "quantization.step_size.activations.lr=10",
+        "lr_scheduler=constant",
+    )
+    common = ("intervention=none", "intervention_schedule=none", "losses=kdlsq", "optimizer=kdlsq")
     watched_stage("train", 4, tmp_path, seen, "quantization=lsq_w2a8", *common, *rates)
     assert smallest[0] > 1e-3
     assert smallest[1:] == pytest.approx([1e-5] * 4), "thrown against the floor, and not through it"

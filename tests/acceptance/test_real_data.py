@@ -93,7 +93,7 @@ ON_TEXT = {
     "ti_bert_large": (*GLUE["rte"], *SHORT_TI),
     "ti_bert_base_6l": (*GLUE["cola"], *SHORT_TI, "model.student_layers=[1,3,5]"),
     "ti_tinybert_4l": (*GLUE["cola"], *SHORT_TI, "model.student_layers=[0,1,2,5]", "teacher=none", "losses=task",
-                       "intervention=none", "schedule=none"),
+                       "intervention=none", "intervention_schedule=none"),
     "ti_tinybert_6l": (*GLUE["cola"], *SHORT_TI),
 }  # fmt: skip
 """Each experiment's method on MiniLM, the only pretrained encoder at hand, and a real task."""
@@ -116,7 +116,7 @@ def test_the_same_learned_steps_answer_questions(tmp_path, data):
     assert (results["metric"], results["bits"]["attention.query"]) == ("f1", 2)
     assert 0 <= results["student"] <= 1
     tensors = load_file(tmp_path / "checkpoints" / "train.safetensors")
-    learned = [value for name, value in tensors.items() if name.endswith(".learned")]
+    learned = [value for name, value in tensors.items() if name.endswith(".step_size")]
     # six layers of six matrices with their inputs and four operands; two tables, and no pooler
     assert len(learned) == 6 * (6 * 2 + 4) + 2
     assert all(value.isfinite().all() and (value > 0).all() for value in learned)

@@ -15,7 +15,7 @@ from safetensors.torch import load_model
 from qat_lightning.analysis.attention_comparison import compare_maps
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.schema import resolve
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention
 from tests.acceptance.test_real_data import DATA, GLUE, MODEL, needs_shared, whole_run
 from tests.training.runs import CONF, compose, initialize_config_dir
@@ -61,10 +61,10 @@ def distances(folder: Path, *overrides: str) -> dict[str, tuple[float, float]]:
     load_model(teacher, folder / "checkpoints" / "teacher.safetensors")
     student = build_student(config, copy.deepcopy(teacher), data)
     batch, site = data.example_batch(64), ["attention.probs"]
-    other = Observed(open_attention(teacher).eval(), site)(batch)
-    untrained = compare_maps(Observed(open_attention(student).eval(), site)(batch), other, batch)
+    other = SignalCapture(open_attention(teacher).eval(), site)(batch)
+    untrained = compare_maps(SignalCapture(open_attention(student).eval(), site)(batch), other, batch)
     load_model(student, folder / "checkpoints" / "train.safetensors")
-    trained = compare_maps(Observed(student, site)(batch), other, batch)
+    trained = compare_maps(SignalCapture(student, site)(batch), other, batch)
     return {name: (mean(untrained[name]), mean(trained[name])) for name in trained}
 
 
@@ -87,7 +87,7 @@ def test_intervention_lowers_the_loss(tmp_path):
     """arXiv:2302.11812 Fig. 4a and 2b: below the baseline while intervening, up at the switch, lower at the end."""
     method = ("+experiment=ti_minilm_l6", *COMMON, *COLA, "data.train_limit=2400", "stages.intervene.max_steps=48")
     whole_run(tmp_path / "intervention", *method)
-    alone = ("intervention=none", "schedule=none")
+    alone = ("intervention=none", "intervention_schedule=none")
     whole_run(after(tmp_path / "intervention", tmp_path / "baseline"), *method, *alone)
     column = "train/loss_hidden"
     first, then = (logged(tmp_path / "intervention", stage, column) for stage in ("intervene", "train"))

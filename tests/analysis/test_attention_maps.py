@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from qat_lightning.analysis.attention_comparison import describe_maps
 from qat_lightning.analysis.attention_maps import attention_distance, column_mass, map_divergence
 from qat_lightning.analysis.token_masks import class_ids, first_token, token_classes
-from qat_lightning.distillation.losses.attention_map import AttentionMap
-from qat_lightning.models.capture import Observed
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention
 from tests.analysis.test_attention_ranking import HEADS, naive, random_maps, random_mask
 from tests.tiny_models import pad_batch, tiny_batch, tiny_model
@@ -58,7 +58,7 @@ def test_divergence_is_zero_for_equal_maps_and_positive_otherwise() -> None:
 def test_divergence_is_the_attention_map_loss_of_each_layer() -> None:
     student, teacher = ({"attention.probs": [random_maps(seed, 7)]} for seed in (0, 1))
     batch = {"attention_mask": random_mask(2, 7, "right")}
-    loss = AttentionMap()(student, teacher, batch)
+    loss = AttentionMapLoss()(student, teacher, batch)
     mean = map_divergence(student["attention.probs"][0], teacher["attention.probs"][0], batch).mean()
     assert mean.item() == pytest.approx(loss.item(), rel=1e-5)
 
@@ -76,7 +76,7 @@ def test_by_hand() -> None:
 def test_more_padding_changes_nothing() -> None:
     model, batch = open_attention(tiny_model("bert")), tiny_batch("bert")
     described = [
-        describe_maps(Observed(model, ["attention.probs"])(given), given) for given in (batch, pad_batch(batch, 5))
+        describe_maps(SignalCapture(model, ["attention.probs"])(given), given) for given in (batch, pad_batch(batch, 5))
     ]
     assert described[0] == {name: pytest.approx(line, rel=1e-4) for name, line in described[1].items()}
     assert min(described[0]["cls_mass"]) > 0

@@ -14,8 +14,8 @@ from qat_lightning.analysis.attention_norms import (
     transformed_values,
 )
 from qat_lightning.analysis.token_masks import token_classes
-from qat_lightning.models.capture import Observed
-from qat_lightning.models.convert import Rule, open_attention, quantize
+from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.convert import QuantizationRule, open_attention, quantize
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from tests.tiny_models import HEADS, LAYERS, WIDTH, pad_batch, tiny_batch, tiny_model
 
@@ -23,7 +23,7 @@ SITES = ["attention.probs", "attention.value", "attention.projection"]
 
 
 def ternary(model: torch.nn.Module) -> torch.nn.Module:
-    return quantize(copy.deepcopy(model), [Rule("layers.*", weight=TernaryQuantizer)])
+    return quantize(copy.deepcopy(model), [QuantizationRule("layers.*", weight=TernaryQuantizer)])
 
 
 def biases(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -38,7 +38,7 @@ def biases(model: torch.nn.Module) -> list[torch.Tensor]:
 def test_the_parts_add_up_to_the_projection(family: str, quantized: bool) -> None:
     model = open_attention(tiny_model(family))
     model = ternary(model) if quantized else model
-    signals = Observed(model, SITES)(tiny_batch(family))
+    signals = SignalCapture(model, SITES)(tiny_batch(family))
     layers = zip(*(signals[site] for site in SITES), projection_weights(model), biases(model), strict=True)
     for maps, value, projection, weight, bias in layers:
         parts = transformed_values(value, weight, maps.shape[1])
@@ -85,7 +85,7 @@ def test_the_weight_is_the_one_that_acts() -> None:
 
 
 def measured(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> list:
-    signals = Observed(model, SITES)(batch)
+    signals = SignalCapture(model, SITES)(batch)
     return [
         norm_analysis(*layer)
         for layer in zip(signals["attention.probs"], signals["attention.value"], projection_weights(model), strict=True)

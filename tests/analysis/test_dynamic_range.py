@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from qat_lightning.analysis.dynamic_range import dynamic_range
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from tests.tiny_models import LAYERS, LENGTHS, pad_batch, tiny_batch, tiny_model
 
 
@@ -17,7 +17,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("site", ["attention.output", "hidden"])
 def test_padding_does_not_count(site: str) -> None:
     model, batch = tiny_model("bert"), tiny_batch("bert")
-    short, long = (dynamic_range(Observed(model, [site])(g), g, site) for g in (batch, pad_batch(batch, 4)))
+    short, long = (dynamic_range(SignalCapture(model, [site])(g), g, site) for g in (batch, pad_batch(batch, 4)))
     assert len(short) == LAYERS + (site == "hidden")
     for layer, padded in zip(short, long, strict=True):
         assert layer.shape == (sum(LENGTHS), 2)

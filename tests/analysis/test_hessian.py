@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from qat_lightning.analysis.hessian import hessian_spectrum, top_eigenvalues, with_norms
-from qat_lightning.distillation.losses.logits import Task
-from qat_lightning.models.capture import Observed
-from qat_lightning.models.convert import Rule, open_attention, quantize
+from qat_lightning.distillation.losses.logits import TaskLoss
+from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.convert import QuantizationRule, open_attention, quantize
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.tiny_models import tiny_batch, tiny_model
@@ -81,7 +81,10 @@ def quantized_bert() -> nn.Module:
         vocab_size=12,
         max_position_embeddings=4,
     )
-    rules = [Rule("embeddings.word", weight=TernaryQuantizer), Rule("layers.*", TernaryQuantizer, UniformQuantizer)]
+    rules = [
+        QuantizationRule("embeddings.word", weight=TernaryQuantizer),
+        QuantizationRule("layers.*", TernaryQuantizer, UniformQuantizer),
+    ]
     return quantize(open_attention(model), rules).eval()
 
 
@@ -92,10 +95,10 @@ def small_batch() -> dict[str, torch.Tensor]:
 
 def test_a_ternary_bert_has_the_hessian_that_its_estimators_give() -> None:
     model, batch = quantized_bert(), small_batch()
-    observe, parameters = Observed(model), list(model.parameters())
+    observe, parameters = SignalCapture(model), list(model.parameters())
 
     def loss(batch):
-        return Task()(observe(batch), {}, batch)
+        return TaskLoss()(observe(batch), {}, batch)
 
     dense = dense_hessian(lambda: loss(batch), parameters)
     assert torch.allclose(dense, dense.T, atol=1e-4 * float(dense.abs().max()))

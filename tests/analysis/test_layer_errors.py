@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from qat_lightning.analysis.layer_errors import layer_errors, sample_map, valid_tokens
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention
 from tests.tiny_models import LAYERS, pad_batch, tiny_batch, tiny_model
 
@@ -42,7 +42,7 @@ def test_more_padding_changes_nothing(site: str) -> None:
     student, teacher = (open_attention(tiny_model("bert", seed)) for seed in (0, 1))
     batch = tiny_batch("bert")
     short, long = (
-        layer_errors(Observed(student, [site])(given), Observed(teacher, [site])(given), given, site)
+        layer_errors(SignalCapture(student, [site])(given), SignalCapture(teacher, [site])(given), given, site)
         for given in (batch, pad_batch(batch, 4))
     )
     assert len(short) == LAYERS + (site == "hidden")
@@ -53,7 +53,7 @@ def test_more_padding_changes_nothing(site: str) -> None:
 @torch.no_grad()
 def test_images_have_no_padding() -> None:
     student, teacher, batch = tiny_model("vit", 0), tiny_model("vit", 1), tiny_batch("vit")
-    own, other = Observed(student, ["hidden"])(batch), Observed(teacher, ["hidden"])(batch)
+    own, other = SignalCapture(student, ["hidden"])(batch), SignalCapture(teacher, ["hidden"])(batch)
     expected = [float(torch.nn.functional.mse_loss(*pair)) for pair in zip(own["hidden"], other["hidden"], strict=True)]
     assert layer_errors(own, other, batch) == pytest.approx(expected)
 

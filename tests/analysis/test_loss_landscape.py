@@ -9,9 +9,9 @@ from torch import nn
 
 from qat_lightning.analysis.loss_landscape import Landscape, loss_landscape, random_direction
 from qat_lightning.analysis.result_files import read_landscapes, read_spectra, write_landscapes, write_spectra
-from qat_lightning.distillation.losses.logits import Task
-from qat_lightning.models.capture import Observed
-from qat_lightning.models.convert import Rule, quantize
+from qat_lightning.distillation.losses.logits import TaskLoss
+from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.convert import QuantizationRule, quantize
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from tests.tiny_models import tiny_batch, tiny_model
 
@@ -51,11 +51,14 @@ def test_the_grid_is_the_loss_along_the_directions() -> None:
 
 @torch.no_grad()
 def test_a_ternary_model_is_what_it_was() -> None:
-    model, batch = quantize(tiny_model("bert"), [Rule("layers.*", weight=TernaryQuantizer)]).eval(), tiny_batch("bert")
-    observe = Observed(model)
+    model, batch = (
+        quantize(tiny_model("bert"), [QuantizationRule("layers.*", weight=TernaryQuantizer)]).eval(),
+        tiny_batch("bert"),
+    )
+    observe = SignalCapture(model)
     before, state = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.get_rng_state()
-    landscape = loss_landscape(lambda: Task()(observe(batch), {}, batch), model.parameters(), points=3)
-    assert landscape.centre == Task()(observe(batch), {}, batch).item()
+    landscape = loss_landscape(lambda: TaskLoss()(observe(batch), {}, batch), model.parameters(), points=3)
+    assert landscape.centre == TaskLoss()(observe(batch), {}, batch).item()
     assert len({loss for row in landscape.losses for loss in row}) == 9
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())

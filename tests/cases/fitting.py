@@ -43,7 +43,9 @@ def decoder(folder: Path) -> None:
 def kept(folder: Path) -> list[str]:
     """Return the kind of attention of each layer that a student keeps."""
     given = ("model=llama", f"model.path={folder / 'model'}", "model.student_layers=[1,3]", "data=language")
-    config = composed(folder, *given, "losses=logits", "intervention=none", "schedule=none", "data.max_length=16")
+    config = composed(
+        folder, *given, "losses=logits", "intervention=none", "intervention_schedule=none", "data.max_length=16"
+    )
     data = build_data(config)
     data.load()
     student: Any = build_student(config, build_model(config, data), data)

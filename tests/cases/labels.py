@@ -31,7 +31,13 @@ LETTERS = ["<|endoftext|>", "<pad>", *string.ascii_lowercase, *string.digits, " 
 TWELVE = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=12")
 NAMED = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=2", "data.label_names=[1,2]")
 THREE = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=3")
-RUN = ("intervention=none", "schedule=none", "losses=logits", "data.num_labels=2", "data.text_columns=[sentence]")
+RUN = (
+    "intervention=none",
+    "intervention_schedule=none",
+    "losses=logits",
+    "data.num_labels=2",
+    "data.text_columns=[sentence]",
+)
 
 
 def labels(read: Callable[[Path], object]) -> Callable[[Path], list[int]]:

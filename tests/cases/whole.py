@@ -16,7 +16,8 @@ from tests.cases.inputs import VOCABULARY, lines, sentences, write_rows, write_t
 
 SHORT = (
     "model=tiny", f"model.architecture.vocab_size={VOCABULARY}", "data.text_columns=[sentence]", "data.max_length=32",
-    "data.batch_size=4", "stages.teacher.max_steps=1", "stages.train.max_steps=2", "intervention=none", "schedule=none",
+    "data.batch_size=4", "stages.teacher.max_steps=1", "stages.train.max_steps=2", "intervention=none",
+    "intervention_schedule=none",
     "losses=logits", "export.onnx=false", "trainer.enable_progress_bar=false",
 )  # fmt: skip
 

@@ -262,7 +262,7 @@ def test_without_exports_there_is_no_folder(tmp_path):
 
 
 def test_half_precision_and_trits_make_it_smaller_and_say_so(copy, finished):
-    config = read_run(copy, ["export.onnx=false", "export.rest=float16", "export.ternary=trits"])
+    config = read_run(copy, ["export.onnx=false", "export.unquantized_dtype=float16", "export.ternary_encoding=base3"])
     told = run_config(config, copy, [])["export"]
     before = finished[1]["export"]["packed"]
     assert told["onnx"] is None
@@ -275,8 +275,21 @@ def test_half_precision_and_trits_make_it_smaller_and_say_so(copy, finished):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("model=tiny_llama", "data=random_tokens", "losses=token_scaled", "intervention=none", "schedule=none"),
-        ("model=tiny_gpt2", "data=random_tokens", "losses=task", "teacher=none", "intervention=none", "schedule=none"),
+        (
+            "model=tiny_llama",
+            "data=random_tokens",
+            "losses=token_scaled",
+            "intervention=none",
+            "intervention_schedule=none",
+        ),
+        (
+            "model=tiny_gpt2",
+            "data=random_tokens",
+            "losses=task",
+            "teacher=none",
+            "intervention=none",
+            "intervention_schedule=none",
+        ),
     ],
 )
 def test_a_decoder_is_packed_and_has_no_onnx_file(tmp_path, overrides):
@@ -288,7 +301,9 @@ def test_a_decoder_is_packed_and_has_no_onnx_file(tmp_path, overrides):
 
 
 def test_full_precision_is_exported_too(tmp_path):
-    told = small_run(tmp_path, "quantization=none", "intervention=none", "schedule=none")["export"]["packed"]
+    told = small_run(tmp_path, "quantization=none", "intervention=none", "intervention_schedule=none")["export"][
+        "packed"
+    ]
     assert told["bits_per_weight"] == 32
     assert told["largest_difference"] == 0
 
@@ -337,7 +352,7 @@ def test_export_from_the_command_line_runs_no_stage(copy):
         ("evaluate", ["run=copy", "data.vaildation_limit=3"], "did you mean 'data.validation_limit'?"),
         ("evaluate", ["run=copy", "seed=three"], "seed"),
         ("export", ["run=copy", "seed=3"], "would make another run of this one"),
-        ("export", ["run=copy", "export.rest=float8"], "export.rest"),
+        ("export", ["run=copy", "export.unquantized_dtype=float8"], "export.unquantized_dtype"),
         ("export", ["run=unfinished"], "has not finished its teacher stage"),
         ("evaluate", ["run=copy", "data.num_labels=3"], "of another model than configured"),
         ("evaluate", ["run=copy", "model=packed", "data.length=100"], "model=packed cannot be scored so"),

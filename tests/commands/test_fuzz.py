@@ -27,7 +27,7 @@ from tests.training.runs import SMALL
 
 BASES = {
     "small": SMALL,
-    "learned": (*SMALL, "quantization=lsq_w2a8", "optimizer=kdlsq", "callbacks=step_size_warmup", "losses=kdlsq"),
+    "step_size": (*SMALL, "quantization=lsq_w2a8", "optimizer=kdlsq", "callbacks=step_size_warmup", "losses=kdlsq"),
     "images": (
         *(word for word in SMALL if not word.startswith(("model", "data"))),
         "model=tiny_vit",
@@ -36,7 +36,7 @@ BASES = {
     ),
 }
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "bench"))
-MISTYPED = {"small": None, "learned": "quantization.", "images": "model."}
+MISTYPED = {"small": None, "step_size": "quantization.", "images": "model."}
 """Of the other bases only what the first has not."""
 
 
@@ -88,12 +88,17 @@ def wrong_values(key: str, value: Any) -> list[str]:
 
 
 BEYOND = {
-    ".lr": "1e9", ".weight_decay": "1e9", ".eps": "1e9", ".warmup": "1.5", ".temperature": "0", ".share": "1.5",
+    ".lr": "1e9", ".weight_decay": "1e9", ".eps": "1e9", ".warmup": "1.5", ".temperature": "0", ".gamma": "1.5",
     ".bits": "9", ".clip": "0", ".tail": "2", ".threshold": "99", ".group_size": "0", ".betas.0": "1",
 }  # fmt: skip
 """How a key ends → a number that is out of the range of every such key."""
 FREE_TEXT, STAGES = ("experiment",), ("teacher", "intervene", "train")
-NEEDED = ("data.metrics", "data.metrics.accuracy", "schedule.shares", *(f"stages.{name}" for name in STAGES))
+NEEDED = (
+    "data.metrics",
+    "data.metrics.accuracy",
+    "intervention_schedule.shares",
+    *(f"stages.{name}" for name in STAGES),
+)
 """What holds other keys and cannot be null; a loss, an intervention or a rule is left out so."""
 MAY_BE = {
     "trainer.devices=-1",  # all of them
@@ -116,7 +121,7 @@ def cases() -> list[Case]:
             seen.add(key)
             name = key.rpartition(".")[2]
             wrong = wrong_values(key, value)
-            if name == "parts" and "optional" in beside:
+            if name == "target_modules" and "optional" in beside:
                 wrong = wrong[1:]  # a model may be without such a part
             found += [Case(base, f"{key}={one}", name) for one in wrong]
             if not name.startswith("_"):
@@ -154,24 +159,24 @@ MALFORMED = [
     ("stages.train.max_steps=null", "stages.train"), ("stages.train.max_steps=3", "stages.train.max_"),
     ("losses.hidden.layers=[[0,9]]", "losses.hidden.layers"), ("losses.hidden.layers=[0,1]", "losses.hidden.layers"),
     ("intervention.map.at=[7]", "intervention.map.at"), ("intervention.map.at=[x]", "intervention.map.at"),
-    ("schedule.shares={nothing: 1}", "nothing"), ("data.metric=speed", "data.metric"),
+    ("intervention_schedule.shares={nothing: 1}", "nothing"), ("data.metric=speed", "data.metric"),
     ("model='\0'", "model"), ("model=[null]", "model"), ("data=[digits,[text]]", "data"), ("model=1,2", "model"),
     ("stages.intervene=7", "give stages.intervene.KEY=…, choices: checkpoint_every"),
     ("quantization.rules=[1]", "give quantization.rules.KEY=…, choices: embedding"),
-    ("quantization.learned.weights=null", "give quantization.learned.weights.KEY=…, choices: lr"),
+    ("quantization.step_size.weights=null", "give quantization.step_size.weights.KEY=…, choices: lr"),
     ("model.student_layers=few", "model.student_layers must be a list"),
-    ("stages.intervene.parts={a: 1}", "stages.intervene.parts must be a list"),
-    ("losses=true", "losses"), ("~data._target_", "data"), ("~schedule._target_", "schedule"),
-    ("~scheduler._target_", "scheduler"), ("data.metrics={accuracy: 3}", "data.metrics.accuracy"),
+    ("stages.intervene.target_modules={a: 1}", "stages.intervene.target_modules must be a list"),
+    ("losses=true", "losses"), ("~data._target_", "data"), ("~intervention_schedule._target_", "intervention_schedule"),
+    ("~lr_scheduler._target_", "lr_scheduler"), ("data.metrics={accuracy: 3}", "data.metrics.accuracy"),
     ("data.metrics.accuracy=null", "data.metrics.accuracy"), ("trainer.limit_val_batches=0.001", "trainer.limit_val_batches"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: nope}", "callbacks.new.monitor"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: val/acuracy}", "'val/accuracy'"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.Timer, duration: x}", "callbacks.new"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.RichProgressBar}", "callbacks.new"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.BatchSizeFinder}", "data.batch_size"),
-    ("schedule.shares={}", "schedule.shares"), ("+optimizer.maximize=true", "optimizer.maximize"),
+    ("intervention_schedule.shares={}", "intervention_schedule.shares"), ("+optimizer.maximize=true", "optimizer.maximize"),
     ("+optimizer.differentiable=true", "optimizer"), ("+quantization.weight.threshold=99", "threshold"),
-    ("stages.intervene.parts=[]", "stages.intervene.parts"), ("data.metrics={}", "data.metrics"),
+    ("stages.intervene.target_modules=[]", "stages.intervene.target_modules"), ("data.metrics={}", "data.metrics"),
     ("+logger.new={_target_: lightning.pytorch.loggers.CSVLogger, _partial_: true, flush_logs_every_n_steps: 0}", "logger.new"),
     ("+callbacks.new={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: lr}", "callbacks.new.mode"),
     ("+callbacks.new={_target_: qat_lightning.training.analysis_callbacks.HessianSpectrum, top: 1000000}", "callbacks.new.top"),
@@ -245,7 +250,7 @@ def test_the_right_ones_are_not():
         (["data.rows=-1"], "data.rows=-1 must be 1 or more"),
         (["losses.hidden.wieght=1"], "did you mean 'weight'?"),
         (["quantization.attention.query=7"], "quantization.attention.query=7 must be null, or hold a _target_"),
-        (["scheduler.warmup=2"], "scheduler.warmup=2 must be"),
+        (["lr_scheduler.warmup=2"], "lr_scheduler.warmup=2 must be"),
         (["trainer.strategy=dpp"], "strategy"),
         (["model=no_such_option"], "bert_base"),
         (["data=[1]"], "the group data takes the name of an option, or several as [one,other]; choices: cifar10"),

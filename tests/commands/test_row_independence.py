@@ -22,8 +22,8 @@ from transformers import (
 from qat_lightning.commands.train.preflight import check_tokens
 from qat_lightning.config.builders.models import build_model
 from qat_lightning.config.schema import ConfigError
-from qat_lightning.data.text_classification import TextData
-from qat_lightning.models.capture import Observed
+from qat_lightning.data.text_classification import TextClassificationData
+from qat_lightning.models.capture import SignalCapture
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "a", "long", "text", "of", "many", "words"]
 SENTENCES = ["a", "a long text of many words", "", "text of words"]
@@ -42,7 +42,7 @@ CONFIGURATIONS = {
 
 @pytest.fixture
 def texts(tmp_path):
-    """Write sentences with labels 0, 1, 0, … and a tokenizer; returns what makes a TextData of them."""
+    """Write sentences with labels 0, 1, 0, … and a tokenizer; returns what makes a TextClassificationData of them."""
 
     def make(sentences=SENTENCES, side="right", eos="</s>", inputs=("input_ids",), **changed):
         vocabulary = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
@@ -57,7 +57,7 @@ def texts(tmp_path):
             (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
         common = {"batch_size": 4, "metrics": {"a": MulticlassAccuracy(2)}, "metric": "a", "num_labels": 2}
         common |= {"text_columns": ["text"], "max_length": 12, "tokenizer": str(tmp_path / "tokenizer")}
-        data = TextData(path=str(tmp_path), **common | changed)
+        data = TextClassificationData(path=str(tmp_path), **common | changed)
         data.load()
         return data
 
@@ -76,7 +76,7 @@ def model_of(family, folder, data):
 @pytest.mark.parametrize("family", CONFIGURATIONS)
 def test_a_row_is_answered_alone_as_beside_others(texts, tmp_path, family, padding):
     data = texts(side="left", padding=padding)
-    observe = Observed(model_of(family, tmp_path / "model", data))
+    observe = SignalCapture(model_of(family, tmp_path / "model", data))
     with torch.no_grad():
         (together,) = observe(data.example_batch(4))["logits"]
         for number, row in enumerate(data.validation_rows):

@@ -16,7 +16,17 @@ from qat_lightning.config.validation import check  # fmt: skip
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-GROUPS = ["model", "quantization", "losses", "intervention", "schedule", "optimizer", "scheduler", "stages", "data"]
+GROUPS = [
+    "model",
+    "quantization",
+    "losses",
+    "intervention",
+    "intervention_schedule",
+    "optimizer",
+    "lr_scheduler",
+    "stages",
+    "data",
+]
 
 
 def composed(*overrides: str) -> dict:
@@ -54,33 +64,42 @@ def test_default_is_the_quickstart_model():
         (["losses.hidden.layers=[[0,9]]"], r"losses\.hidden\.layers holds \[0, 9\].* student's can be 0 to 6"),
         (["losses.scores.layers=[[6,6]]"], r"losses\.scores\.layers .* can be 0 to 5"),
         (["intervention.map.at=[6]"], r"intervention\.map\.at holds 6.* 0 to 5"),
-        (["teacher=none", "intervention=none", "schedule=none"], r"losses\.logits needs a teacher.*losses=task"),
+        (
+            ["teacher=none", "intervention=none", "intervention_schedule=none"],
+            r"losses\.logits needs a teacher.*losses=task",
+        ),
         (["teacher=none", "losses=task"], r"intervention needs a teacher.*intervention=none"),
         (["intervention=output"], r"schedule names intervention 'context'.*choices: output"),
-        (["schedule=none"], r"intervention is set and schedule is not"),
+        (["intervention_schedule=none"], r"intervention is set and intervention_schedule is not"),
         (["intervention=none"], r"schedule is set and intervention is not"),
         (["quantization=uniform_w4a8", "quantization.weight.bits=9"], r"bits=9 .*choose 2 to 8"),
         (["quantization.activation.bits=1"], r"activation|input.*bits=1 .*choose 2 to 8"),
-        (["quantization.weight.granularity=column"], r"granularity='column'.*'tensor', 'row' or 'group'"),
+        (
+            ["quantization.weight.granularity=column"],
+            r"granularity='column'.*'per_tensor', 'per_channel'",
+        ),
         (["losses.hidden.weight=heavy"], r"losses\.hidden\.weight='heavy'.*number"),
-        (["losses.hidden.reduction=sum"], r"losses\.hidden\.reduction='sum'.*'masked' or 'reference'"),
+        (["losses.hidden.padding=sum"], r"losses\.hidden\.padding='sum'.*'ignore' or 'include'"),
         (["losses.hidden.site=middle"], r"unknown site 'middle'; sites: logits, hidden"),
-        (["+losses.hidden.wieght=1"], r"losses\.hidden\.wieght is no argument of Match: did you mean 'weight'\?"),
+        (
+            ["+losses.hidden.wieght=1"],
+            r"losses\.hidden\.wieght is no argument of FeatureMatchingLoss: did you mean 'weight'\?",
+        ),
         (["optimizer.lr=fast"], r"optimizer\.lr='fast'"),
-        (["scheduler.warmup=2"], r"warmup=2"),
+        (["lr_scheduler.warmup=2"], r"warmup=2"),
         (["data.batch_size=0"], r"data\.batch_size=0 must be 1 or more"),
         (["data.batch_size=many"], r"data\.batch_size='many'.*integer"),
         (["stages.train.max_steps=-1"], r"stages\.train\.max_steps=-1 must be 0 or more"),
         (["stages.train.max_epochs=null"], r"stages\.train needs a budget"),
-        (["schedule.shares.map=0"], r"shares=.*positive"),
+        (["intervention_schedule.shares.map=0"], r"shares=.*positive"),
         (["data.metrics.accuracy=null"], r"data\.metrics\.accuracy=None must hold a _target_"),
         (["data.metrics=null"], r"data\.metrics=null: it must be given"),
         (["data.metrics=3"], r"data\.metrics=3 must be a mapping, as \{accuracy: "),
         (["~data._target_"], r"data=.* must hold a _target_ and its arguments"),
-        (["~schedule._target_"], r"schedule=.* must be null, or hold a _target_ and its arguments"),
-        (["~scheduler._target_"], r"scheduler=.* must hold a _target_"),
+        (["~intervention_schedule._target_"], r"schedule=.* must be null, or hold a _target_ and its arguments"),
+        (["~lr_scheduler._target_"], r"scheduler=.* must hold a _target_"),
         (["model.student_layers=[[1,2],[3]]"], r"model\.student_layers\.0=\[1, 2\] must be 0 or more.* an integer"),
-        (["stages.intervene.parts=[[1]]"], r"stages\.intervene\.parts\.0=\[1\] must be a name"),
+        (["stages.intervene.target_modules=[[1]]"], r"stages\.intervene\.target_modules\.0=\[1\] must be a name"),
         (["optimizer.lr=1e9"], r"optimizer\.lr=1000000000\.0 must be 0 or more, at most 10"),
         (["stages.train.lr=1e9"], r"stages\.train\.lr=1000000000\.0 must be 0 or more, at most 10"),
         (["optimizer.weight_decay=-0.1"], r"optimizer\.weight_decay=-0\.1 must be 0 or more"),
@@ -88,14 +107,14 @@ def test_default_is_the_quickstart_model():
         (["+optimizer.differentiable=true"], r"optimizer \(lr=.*differentiable=True\): a leaf Variable"),
         (["optimizer=bert_adam", "optimizer.clip=-1"], r"optimizer\.clip=-1 must be 0 or more"),
         (
-            ["quantization=lsq_w2a8", "quantization.learned.weights.lr=1e9"],
-            r"learned\.weights\.lr=1000000000\.0 must be",
+            ["quantization=lsq_w2a8", "quantization.step_size.weights.lr=1e9"],
+            r"step_size\.weights\.lr=1000000000\.0 must be",
         ),
         (["+quantization.weight.threshold=99"], r"weight\.threshold=99 must be 0 to 4"),
         (["quantization=lsq_w2a8", "+quantization.weight.tail=2"], r"weight\.tail=2 is a share"),
         (["losses.hidden.weight=inf"], r"losses\.hidden\.weight=inf must be 0 or more"),
         (["losses.logits.temperature=0"], r"losses\.logits\.temperature=0 must be positive"),
-        (["losses=unified_gamma", "losses.unified.share=1.5"], r"losses\.unified\.share=1\.5 must lie between 0 and 1"),
+        (["losses=unified_gamma", "losses.unified.gamma=1.5"], r"losses\.unified\.gamma=1\.5 must lie between 0 and 1"),
         (
             ["losses=unified_gamma", "losses.unified.first.weight=-1"],
             r"losses\.unified\.first\.weight=-1 must be 0 or more",
@@ -106,7 +125,7 @@ def test_default_is_the_quickstart_model():
         ),
         (["callbacks=landscape", "callbacks.landscape.span=inf"], r"callbacks\.landscape\.span=inf must be a finite"),
         (["callbacks=early_stopping", "callbacks.early_stopping.patience=-1"], r"patience=-1 must be 0 or more"),
-        (["stages.intervene.parts=[]"], r"stages\.intervene\.parts=\[\] quantizes nothing"),
+        (["stages.intervene.target_modules=[]"], r"stages\.intervene\.target_modules=\[\] quantizes nothing"),
         (["trainer.profiler=xla"], r"trainer\.profiler='xla' is unknown: choices: advanced, pytorch, simple"),
         (["losses.hidden._target_=os.system"], r"losses\.hidden\._target_='os\.system' is not allowed"),
         (["losses.hidden._target_=qat_lightning.distillation.losses.Mtach"], r"does not exist"),
@@ -153,7 +172,7 @@ def test_target_is_judged_by_where_it_is_really_defined(target):
 
 def test_nested_target_is_checked_too():
     node = {
-        "_target_": "qat_lightning.distillation.losses.Match",
+        "_target_": "qat_lightning.distillation.losses.FeatureMatchingLoss",
         "site": "hidden",
         "distance": {"_target_": "os.getcwd"},
     }
@@ -163,10 +182,10 @@ def test_nested_target_is_checked_too():
 
 def test_create_builds_what_is_allowed():
     quantizer = create(
-        {"_target_": "qat_lightning.quantization.quantizers.TernaryQuantizer", "granularity": "row"}, "weight"
+        {"_target_": "qat_lightning.quantization.quantizers.TernaryQuantizer", "granularity": "per_channel"}, "weight"
     )
     assert isinstance(quantizer, TernaryQuantizer)
-    assert quantizer.granularity == "row"
+    assert quantizer.granularity == "per_channel"
     assert all(prefix.endswith(".") for prefix in ALLOWED)
 
 
@@ -208,7 +227,7 @@ def test_so_do_groups_within_groups_and_those_of_hydra(word):
         check_words([word])
 
 
-@pytest.mark.parametrize("word", ["schedule.shares={}", "losses.hidden={}"])
+@pytest.mark.parametrize("word", ["intervention_schedule.shares={}", "losses.hidden={}"])
 def test_an_empty_mapping_that_hydra_would_merge_into_what_is_there_is_refused(word):
     with pytest.raises(ConfigError, match=rf"'{word}' changes nothing.* with ~{word.split('=')[0]}\.KEY"):
         check_words([word])

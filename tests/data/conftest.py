@@ -8,7 +8,7 @@ import pytest
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertTokenizerFast
 
-from qat_lightning.data.text_classification import TextData
+from qat_lightning.data.text_classification import TextClassificationData
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS += ["the", "a", "cat", "dog", "sat", "ran", "good", "bad", "film", "is", "not", "very"]
@@ -25,10 +25,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def text(tokenizer: str, tmp_path: Path) -> Callable[..., TextData]:
-    """A TextData on `tmp_path`, any argument changed."""
+def text(tokenizer: str, tmp_path: Path) -> Callable[..., TextClassificationData]:
+    """A TextClassificationData on `tmp_path`, any argument changed."""
 
-    def make(**changed: Any) -> TextData:
+    def make(**changed: Any) -> TextClassificationData:
         arguments = {
             "path": str(tmp_path),
             "text_columns": ["sentence"],
@@ -39,7 +39,7 @@ def text(tokenizer: str, tmp_path: Path) -> Callable[..., TextData]:
             "metrics": {"accuracy": MulticlassAccuracy(2)},
             "metric": "accuracy",
         }
-        return TextData(**(arguments | changed))
+        return TextClassificationData(**(arguments | changed))
 
     return make
 

@@ -19,8 +19,8 @@ from qat_lightning.commands.train.run import run
 from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.data import augmentation
 from qat_lightning.data.augmentation import Crop, Flip, TrivialAugment
-from qat_lightning.data.image_classification import ImageData
-from qat_lightning.training.checkpoints.callbacks import ResumePoint
+from qat_lightning.data.image_classification import ImageClassificationData
+from qat_lightning.training.checkpoints.callbacks import ResumeCheckpoint
 from qat_lightning.training.module import QATModule
 from tests.training.runs import SMALL, compose, initialize_config_dir
 
@@ -155,7 +155,7 @@ def images(folder):
             "path": str(folder), "size": SIZE, "batch_size": BATCH, "num_labels": ROWS, "metric": "a",
             "metrics": {"a": MulticlassAccuracy(ROWS)}, "augmentation": {"crop": Crop(), "trivial": TrivialAugment()},
         }  # fmt: skip
-        return ImageData(**arguments | changed)
+        return ImageClassificationData(**arguments | changed)
 
     return make
 
@@ -259,7 +259,7 @@ def fit(data, folder, module=None, resume=None, **settings):
     trainer = Trainer(
         max_steps=7, max_epochs=-1, val_check_interval=2, check_val_every_n_epoch=None, num_sanity_val_steps=1,
         logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
-        callbacks=[ResumePoint(folder / "last.ckpt", 1)], default_root_dir=folder, **settings,
+        callbacks=[ResumeCheckpoint(folder / "last.ckpt", 1)], default_root_dir=folder, **settings,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return module

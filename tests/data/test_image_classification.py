@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.data.augmentation import Crop, Flip
-from qat_lightning.data.image_classification import Digits, ImageData
+from qat_lightning.data.image_classification import Digits, ImageClassificationData
 
 COMMON = {"batch_size": 2, "metrics": {"a": MulticlassAccuracy(2)}, "metric": "a"}
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (102, 102, 102)
@@ -28,7 +28,7 @@ def digits(**changed):
 
 def images(folder, **changed):
     """Two pixels high and wide, the numbers left as they are: pixel_values are pixels / 255."""
-    return ImageData(
+    return ImageClassificationData(
         **COMMON | {"path": str(folder), "num_labels": 2, "size": 2, "mean": [0.0], "std": [1.0]} | changed
     )
 
@@ -105,7 +105,7 @@ def test_every_pixel_comes_to_its_place_and_is_scaled_by_its_channel(tmp_path):
 
 
 def test_pixels_are_scaled_to_minus_one_to_one_unless_told_otherwise(tmp_path):
-    data = ImageData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2)
+    data = ImageClassificationData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2)
     assert data.example_batch(1)["pixel_values"][0, 0].tolist() == [[1, -1], [-1, pytest.approx(0.4 * 2 - 1)]]
 
 
@@ -119,7 +119,7 @@ def test_pixels_are_scaled_to_minus_one_to_one_unless_told_otherwise(tmp_path):
     ],
 )
 def test_the_models_mean_and_deviation_hold_unless_others_are_given(tmp_path, given, expected, notes):
-    data = ImageData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2, **given)
+    data = ImageClassificationData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2, **given)
     data.follow_statistics([0.4], [0.2, 0.2, 0.2])
     assert data.example_batch(1)["pixel_values"][0, 0, 0, 0].item() == pytest.approx(expected)  # of a red of 255
     assert len([note for note in data.notes if "is not the model's" in note]) == notes

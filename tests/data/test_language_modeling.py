@@ -16,7 +16,7 @@ from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM, PreTr
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.data import language_modeling as language_module
-from qat_lightning.data.language_modeling import LanguageModelData
+from qat_lightning.data.language_modeling import LanguageModelingData
 from tests.data.conftest import MODEL_MAX_LENGTH, WORDS
 
 ROWS = ["the cat sat", "a dog ran", "", "the film is not very good"]
@@ -51,7 +51,7 @@ def write(tmp_path):
 def made(path, tokenizer, **changed):
     arguments = {"path": str(path), "tokenizer": tokenizer, "max_length": 4, "batch_size": 2}
     metrics = {"metrics": {"perplexity": Perplexity(ignore_index=-100)}, "metric": "perplexity"}
-    return LanguageModelData(**(arguments | metrics | changed))
+    return LanguageModelingData(**(arguments | metrics | changed))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from qat_lightning.config.instantiate import create
 from qat_lightning.data.image_classification import Digits
-from qat_lightning.data.language_modeling import LanguageModelData
+from qat_lightning.data.language_modeling import LanguageModelingData
 from qat_lightning.data.padding_stats import check_padding, count_padding
 from qat_lightning.data.squad.datamodule import SquadData
 from qat_lightning.data.squad.metric import AnswerScore
@@ -137,7 +137,7 @@ def language(tokenizer, folder, **changed):
         lines = (json.dumps({"text": "the cat " * (row % 4 + 1)}) for row in range(12))
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     given = {"path": str(folder), "tokenizer": tokenizer, "max_length": 8, "batch_size": 2, **COMMON}
-    return LanguageModelData(**given | changed)
+    return LanguageModelingData(**given | changed)
 
 
 def test_of_texts_for_a_language_model(tokenizer, tmp_path):

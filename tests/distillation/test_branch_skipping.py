@@ -13,11 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qat_lightning.distillation import intervention
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.distillation.losses.attention_map import AttentionMap
-from qat_lightning.distillation.losses.feature_matching import Match, score_mean_squared_error
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy
-from qat_lightning.models.capture import Observed, Signals
-from qat_lightning.models.convert import AttentionRule, Rule, open_attention, open_attention_for, quantize
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss, score_mean_squared_error
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss
+from qat_lightning.models.capture import SignalCapture, Signals
+from qat_lightning.models.convert import (
+    AttentionQuantization,
+    QuantizationRule,
+    open_attention,
+    open_attention_for,
+    quantize,
+)
 from qat_lightning.models.module_paths import attention_paths, site_paths
 from qat_lightning.models.quantized_model import calibrate
 from qat_lightning.models.sites import AXES, FACTORS
@@ -34,14 +40,14 @@ MODES = {
 }
 FUSED_MODES = {**MODES, "M": Intervention(["attention.probs"])}  # in which nothing can be detached for two of the three
 LOSSES = {
-    "logits": SoftCrossEntropy(),
-    "scores": Match("attention.scores", score_mean_squared_error),
-    "map": AttentionMap(),
-    "blockwise map": AttentionMap(implementation="blockwise"),
-    "hidden": Match("hidden"),
-    "output": Match("attention.output"),
-    "context": Match("attention.context"),
-    "projection": Match("attention.projection"),
+    "logits": LogitDistillationLoss(),
+    "scores": FeatureMatchingLoss("attention.scores", score_mean_squared_error),
+    "map": AttentionMapLoss(),
+    "blockwise map": AttentionMapLoss(implementation="blockwise"),
+    "hidden": FeatureMatchingLoss("hidden"),
+    "output": FeatureMatchingLoss("attention.output"),
+    "context": FeatureMatchingLoss("attention.context"),
+    "projection": FeatureMatchingLoss("attention.projection"),
 }
 TAUGHT = (*(site for site in AXES if site not in QKV and site != "logits"), *FACTORS)
 
@@ -53,12 +59,16 @@ PRODUCT = 2 * ROWS * TOKENS * TOKENS * WIDTH
 
 def w2a8(model: nn.Module) -> nn.Module:
     eight = UniformQuantizer
-    return quantize(model, [Rule("layers.*", TernaryQuantizer, eight)], AttentionRule(eight, eight, eight, eight))
+    return quantize(
+        model,
+        [QuantizationRule("layers.*", TernaryQuantizer, eight)],
+        AttentionQuantization(eight, eight, eight, eight),
+    )
 
 
 def learned(model: nn.Module) -> nn.Module:
     step = partial(LSQQuantizer, bits=4)
-    made = quantize(model, [Rule("layers.*", step, step)], AttentionRule(step, step, step, step))
+    made = quantize(model, [QuantizationRule("layers.*", step, step)], AttentionQuantization(step, step, step, step))
     calibrate(made, [tiny_batch("bert", seed=5)])
     return made
 
@@ -66,7 +76,7 @@ def learned(model: nn.Module) -> nn.Module:
 def models(family: str, make: object = w2a8) -> tuple[Signals, nn.Module]:
     """The teacher's signals, and a student."""
     with torch.no_grad():
-        taught = Observed(open_attention(tiny_model(family, seed=1)), TAUGHT)(tiny_batch(family))
+        taught = SignalCapture(open_attention(tiny_model(family, seed=1)), TAUGHT)(tiny_batch(family))
     return taught, open_attention(make(tiny_model(family, seed=2)))  # type: ignore[operator]
 
 
@@ -76,8 +86,8 @@ def trained(
     """The loss and every gradient, None where there is none."""
     chosen, batch = [LOSSES[name] for name in losses], tiny_batch(family)
     student.zero_grad()
-    with mode.by(taught, student):
-        signals = Observed(student, sorted({site for loss in chosen for site in loss.sites}))(batch)
+    with mode.apply(student, taught):
+        signals = SignalCapture(student, sorted({site for loss in chosen for site in loss.sites}))(batch)
     total = torch.stack([loss(signals, taught, batch) for loss in chosen]).sum()
     total.backward()
     return {name: parameter.grad for name, parameter in student.named_parameters()} | {"loss": total.detach()}
@@ -139,7 +149,7 @@ def test_learned_steps_get_the_same_gradients(mode: str, losses: list[str], whol
 def test_of_any_sites_in_some_layers(sites: list[str], whole) -> None:
     taught, student = models("bert")
     with torch.no_grad():
-        taught |= Observed(open_attention(tiny_model("bert", seed=1)), QKV)(tiny_batch("bert"))
+        taught |= SignalCapture(open_attention(tiny_model("bert", seed=1)), QKV)(tiny_batch("bert"))
     same_as_whole(student, taught, Intervention(sites, at=[1]), ["hidden"], "bert", whole)
 
 
@@ -165,8 +175,8 @@ def operations(
     student: nn.Module, taught: Signals, mode: Intervention, sites: Sequence[str] = (), family: str = "bert"
 ) -> int:
     student.requires_grad_(False)  # the counter's own hooks cannot do with a transposed parameter
-    with mode.by(taught, student), FlopCounterMode(display=False) as counted:
-        Observed(student, sites)(tiny_batch(family))
+    with mode.apply(student, taught), FlopCounterMode(display=False) as counted:
+        SignalCapture(student, sites)(tiny_batch(family))
     return int(counted.get_total_flops())
 
 
@@ -209,9 +219,9 @@ def test_whoever_else_watches_is_served(place: str) -> None:
     expected, passed = [], []
     watched = student.get_submodule(f"{attention_paths(student)[0]}.{place}")
     for seen, mode in ((expected, Intervention()), (passed, MODES["O"])):
-        with torch.no_grad(), mode.by(taught, student):
+        with torch.no_grad(), mode.apply(student, taught):
             handle = watched.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
-            Observed(student)(tiny_batch("bert"))
+            SignalCapture(student)(tiny_batch("bert"))
             handle.remove()
     assert torch.equal(passed[0], expected[0])
     assert passed[0].any()
@@ -222,9 +232,9 @@ def test_a_hook_on_the_whole_attention_sees_the_students_own() -> None:
     attention, seen = student.get_submodule(attention_paths(student)[0]), []
     attention.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
-        Observed(student)(tiny_batch("bert"))
-        with MODES["O"].by(taught, student):
-            Observed(student)(tiny_batch("bert"))
+        SignalCapture(student)(tiny_batch("bert"))
+        with MODES["O"].apply(student, taught):
+            SignalCapture(student)(tiny_batch("bert"))
     assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
 
 
@@ -241,9 +251,9 @@ def test_a_step_size_in_its_warm_up_sees_all_that_it_would() -> None:
             dropout.p = 0.0
         for attention in attention_paths(student):
             student.get_submodule(attention).dropout.p = 0.0
-        with mode.by(taught, student):
-            Observed(student)(tiny_batch("bert"))
-        values.append([step.learned.detach().clone() for step in steps])
+        with mode.apply(student, taught):
+            SignalCapture(student)(tiny_batch("bert"))
+        values.append([step.step_size.detach().clone() for step in steps])
     of_first = len(values[0]) // LAYERS  # before the teacher's signal changes what comes
     assert all(torch.equal(*pair) for pair in list(zip(*values, strict=True))[: of_first // 2])
 
@@ -251,13 +261,13 @@ def test_a_step_size_in_its_warm_up_sees_all_that_it_would() -> None:
 def test_the_modules_are_themselves_again_afterwards() -> None:
     taught, student = models("bert")
     before = {name: dict(vars(module)) for name, module in student.named_modules()}
-    own = Observed(student)(tiny_batch("bert"))["logits"][0]
-    with MODES["O"].by(taught, student), MODES["M"].by(taught, student):
-        Observed(student)(tiny_batch("bert"))
-    with pytest.raises(KeyError), MODES["C"].by(taught, student):
+    own = SignalCapture(student)(tiny_batch("bert"))["logits"][0]
+    with MODES["O"].apply(student, taught), MODES["M"].apply(student, taught):
+        SignalCapture(student)(tiny_batch("bert"))
+    with pytest.raises(KeyError), MODES["C"].apply(student, taught):
         raise KeyError("inside")
     assert all(vars(module).keys() == before[name].keys() for name, module in student.named_modules())
-    assert torch.equal(Observed(student)(tiny_batch("bert"))["logits"][0], own)
+    assert torch.equal(SignalCapture(student)(tiny_batch("bert"))["logits"][0], own)
 
 
 def test_one_within_another_changes_nothing_but_what_it_replaces(whole) -> None:
@@ -266,10 +276,10 @@ def test_one_within_another_changes_nothing_but_what_it_replaces(whole) -> None:
     def logits() -> Tensor:
         with (
             torch.no_grad(),
-            MODES["C"].by(taught, student),
-            Intervention(["attention.output"], at=[1]).by(taught, student),
+            MODES["C"].apply(student, taught),
+            Intervention(["attention.output"], at=[1]).apply(student, taught),
         ):
-            return Observed(student)(tiny_batch("bert"))["logits"][0]
+            return SignalCapture(student)(tiny_batch("bert"))["logits"][0]
 
     own = logits()
     with whole():
@@ -286,7 +296,7 @@ def test_from_batch_to_batch(whole) -> None:
 def test_a_compiled_student_computes_it_all() -> None:
     taught, student = models("bert")
     student.compile(backend="aot_eager")
-    with MODES["O"].by(taught, student):
+    with MODES["O"].apply(student, taught):
         assert all("forward" not in vars(module) for module in student.modules())
 
 
@@ -297,8 +307,8 @@ def test_dropout_draws_the_same_for_the_same_seed() -> None:
         drawn = []
         for _ in range(2):
             torch.manual_seed(7)
-            with torch.no_grad(), mode.by(taught, student):
-                drawn.append(Observed(student)(tiny_batch("bert"))["logits"][0])
+            with torch.no_grad(), mode.apply(student, taught):
+                drawn.append(SignalCapture(student)(tiny_batch("bert"))["logits"][0])
         assert torch.equal(*drawn)
 
 
@@ -309,7 +319,7 @@ def test_a_site_that_no_loss_reads_has_no_hook() -> None:
     student.register_forward_pre_hook(
         lambda model, inputs: hooked.update(names[m] for m in model.modules() if m is not model and m._forward_hooks)
     )
-    Observed(student, ["attention.scores"])(tiny_batch("bert"))
+    SignalCapture(student, ["attention.scores"])(tiny_batch("bert"))
     assert hooked == set(site_paths(student, "attention.scores"))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.module_paths import site_paths
 from qat_lightning.models.sites import AXES
@@ -18,7 +18,7 @@ QKV = ["attention.query", "attention.key", "attention.value"]
 
 
 def observe(model: nn.Module, family: str = "bert") -> Signals:
-    return Observed(model, AXES)(tiny_batch(family))
+    return SignalCapture(model, AXES)(tiny_batch(family))
 
 
 def teacher_signals(family: str = "bert", **changes: object) -> Signals:
@@ -39,7 +39,7 @@ def hooks_of(model: nn.Module) -> int:
 def test_the_model_goes_on_with_the_teachers_signal(family: str, site: str) -> None:
     """What follows the replaced site is computed from the teacher's tensor, in every layer."""
     teacher, student = teacher_signals(family), student_model(family)
-    with Intervention([site]).by(teacher, student):
+    with Intervention([site]).apply(student, teacher):
         received = observe(student, family)
     for layer in range(LAYERS):
         value = received["attention.value"][layer].unflatten(-1, (4, -1)).transpose(1, 2)
@@ -58,7 +58,7 @@ def test_the_model_goes_on_with_the_teachers_signal(family: str, site: str) -> N
 def test_any_site_can_be_replaced(site: str) -> None:
     teacher, student = teacher_signals(), student_model()
     plain = observe(student)
-    with Intervention([site]).by(teacher, student):
+    with Intervention([site]).apply(student, teacher):
         received = observe(student)
     assert torch.equal(received[site][0], plain[site][0])
     assert not torch.equal(received["attention.context"][0], plain["attention.context"][0])
@@ -67,7 +67,7 @@ def test_any_site_can_be_replaced(site: str) -> None:
 def test_only_the_layers_asked_for() -> None:
     teacher, student = teacher_signals(), student_model()
     plain = observe(student)
-    with Intervention(["attention.projection"], at=[1]).by(teacher, student):
+    with Intervention(["attention.projection"], at=[1]).apply(student, teacher):
         received = observe(student)
     assert torch.equal(received["attention.output"][0], plain["attention.output"][0])
     assert not torch.equal(received["attention.output"][1], plain["attention.output"][1])
@@ -76,7 +76,7 @@ def test_only_the_layers_asked_for() -> None:
 def test_nothing_to_replace_changes_nothing() -> None:
     student = student_model()
     plain = observe(student)["logits"][0]
-    with Intervention().by({}, student):
+    with Intervention().apply(student, {}):
         assert hooks_of(student) == 0
         assert torch.equal(observe(student)["logits"][0], plain)
     assert Intervention().sites == ()
@@ -87,7 +87,7 @@ def test_the_gradient_stops_before_the_detached_module_and_not_at_it() -> None:
     hidden = "bert.embeddings.word_embeddings.weight"
     for detach, reaches in ((QKV, False), (QKV[:2], True), ([], True)):
         student.zero_grad()
-        with Intervention(detach=detach).by({}, student):
+        with Intervention(detach=detach).apply(student, {}):
             signals = observe(student)
         (
             signals["attention.context"][0].sum() + signals["attention.scores"][0].clamp(min=-99).square().sum()
@@ -101,13 +101,13 @@ def test_the_gradient_stops_before_the_detached_module_and_not_at_it() -> None:
 def test_values_are_untouched_by_detaching() -> None:
     student = student_model()
     plain = observe(student)["logits"][0]
-    with Intervention(detach=QKV).by({}, student):
+    with Intervention(detach=QKV).apply(student, {}):
         assert torch.equal(observe(student)["logits"][0], plain)
 
 
 def test_the_teachers_signal_carries_no_gradient_of_the_students_sites() -> None:
     teacher, student = teacher_signals(), student_model()
-    with Intervention(["attention.projection"]).by(teacher, student):
+    with Intervention(["attention.projection"]).apply(student, teacher):
         observe(student)["attention.output"][0].sum().backward()
     assert student.get_parameter("bert.encoder.layer.0.attention.output.dense.weight").grad is None
     assert student.get_parameter("bert.embeddings.LayerNorm.bias").grad.any()
@@ -115,7 +115,7 @@ def test_the_teachers_signal_carries_no_gradient_of_the_students_sites() -> None
 
 def test_the_teacher_learns_nothing_even_if_it_was_run_with_gradients() -> None:
     teacher_model, student = open_attention(tiny_model("bert", seed=1)), student_model()
-    with Intervention(["attention.projection"]).by(observe(teacher_model), student):
+    with Intervention(["attention.projection"]).apply(student, observe(teacher_model)):
         observe(student)["logits"][0].sum().backward()
     assert all(parameter.grad is None for parameter in teacher_model.parameters())
 
@@ -123,7 +123,7 @@ def test_the_teacher_learns_nothing_even_if_it_was_run_with_gradients() -> None:
 def test_hooks_are_gone_afterwards() -> None:
     teacher, student = teacher_signals(), student_model()
     before = observe(student)["logits"][0]
-    with Intervention(CORE, QKV).by(teacher, student):
+    with Intervention(CORE, QKV).apply(student, teacher):
         assert hooks_of(student) == LAYERS * (len(CORE) + len(QKV))
         assert not torch.equal(observe(student)["logits"][0], before)
     assert hooks_of(student) == 0
@@ -132,7 +132,7 @@ def test_hooks_are_gone_afterwards() -> None:
 
 def test_hooks_are_gone_after_an_exception() -> None:
     teacher, student = teacher_signals(), student_model()
-    with pytest.raises(KeyError, match="inside"), Intervention(CORE, QKV).by(teacher, student):
+    with pytest.raises(KeyError, match="inside"), Intervention(CORE, QKV).apply(student, teacher):
         raise KeyError("inside")
     assert hooks_of(student) == 0
 
@@ -141,7 +141,7 @@ def test_hooks_are_gone_after_a_refusal() -> None:
     teacher, student = teacher_signals(), student_model()
     del teacher["attention.context"]
     message = "the teacher's signals lack 'attention.context': observe the teacher with intervention.sites"
-    with pytest.raises(ValueError, match=message), Intervention(CORE, QKV).by(teacher, student):
+    with pytest.raises(ValueError, match=message), Intervention(CORE, QKV).apply(student, teacher):
         raise AssertionError("must refuse before it runs the block")
     assert hooks_of(student) == 0
 
@@ -152,7 +152,7 @@ def test_it_says_what_the_teacher_must_be_asked_for() -> None:
 
 def test_the_teachers_signal_takes_the_students_dtype() -> None:
     teacher, student = teacher_signals(), student_model().double()
-    with Intervention(["attention.probs"]).by(teacher, student):
+    with Intervention(["attention.probs"]).apply(student, teacher):
         assert observe(student)["logits"][0].dtype == torch.float64
 
 
@@ -167,14 +167,14 @@ def test_a_layer_beyond_the_depth_names_the_range(layer: int) -> None:
     message = rf"intervention at layer {layer}: the student's layers are 0 to {LAYERS - 1}"
     with (
         pytest.raises(ValueError, match=message),
-        Intervention(["attention.projection"], at=[layer]).by(teacher_signals(), student_model()),
+        Intervention(["attention.projection"], at=[layer]).apply(student_model(), teacher_signals()),
     ):
         raise AssertionError("must refuse before it runs the block")
 
 
 def refuse(teacher: Signals, site: str, message: str) -> None:
     student = student_model()
-    with pytest.raises(ValueError, match=message), Intervention([site]).by(teacher, student):
+    with pytest.raises(ValueError, match=message), Intervention([site]).apply(student, teacher):
         observe(student)
     assert hooks_of(student) == 0
 
@@ -197,7 +197,7 @@ def test_closed_attention_is_refused_with_the_remedy() -> None:
     student = tiny_model("bert")
     with (
         pytest.raises(ValueError, match=r"call open_attention\(model\) first"),
-        Intervention(["attention.probs"]).by(teacher_signals(), student),
+        Intervention(["attention.probs"]).apply(student, teacher_signals()),
     ):
         raise AssertionError("must refuse before it runs the block")
 
@@ -217,8 +217,8 @@ def test_switching_works_in_a_compiled_student() -> None:
 
     def gradients(student: nn.Module, intervention: Intervention) -> dict[str, torch.Tensor]:
         student.zero_grad()
-        with intervention.by(taught, student):
-            signals = Observed(student, sites)(batch)
+        with intervention.apply(student, taught):
+            signals = SignalCapture(student, sites)(batch)
         torch.stack([tensor.square().mean() for layers in signals.values() for tensor in layers]).sum().backward()
         return {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
 

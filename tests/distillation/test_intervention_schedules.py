@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qat_lightning.distillation.intervention_schedules import Shares, Stochastic
+from qat_lightning.distillation.intervention_schedules import PiecewiseSchedule, RandomSchedule
 from qat_lightning.training.lr_schedules import Constant, LinearWarmup
 
-GRADUAL = Shares({"output": 1, "context": 1, "map": 4})
-INVERTED = Shares({"map": 1, "context": 1, "output": 1})
+GRADUAL = PiecewiseSchedule({"output": 1, "context": 1, "map": 4})
+INVERTED = PiecewiseSchedule({"map": 1, "context": 1, "output": 1})
 NAMES = ("output", "context", "map")
 
 
@@ -40,7 +40,7 @@ def test_inverted_thirds() -> None:
     steps=st.integers(1, 500),
 )
 def test_shares_come_in_order_and_in_proportion(shares: dict[str, int], steps: int) -> None:
-    schedule = Shares(shares)
+    schedule = PiecewiseSchedule(shares)
     sequence = [schedule(step, steps) for step in range(steps)]
     order = list(shares)
     assert [order.index(name) for name in sequence] == sorted(order.index(name) for name in sequence)
@@ -60,24 +60,24 @@ def test_shares_say_their_names() -> None:
 @pytest.mark.parametrize("shares", [{}, {"map": 0}, {"map": -1}, {"map": 0.5}])
 def test_impossible_shares_are_refused(shares: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="each with a positive whole number"):
-        Shares(shares)
+        PiecewiseSchedule(shares)
 
 
 def test_stochastic_is_a_function_of_seed_and_step() -> None:
-    sequence = [Stochastic(NAMES, seed=3)(step, 60) for step in range(60)]
-    backwards = [Stochastic(NAMES, seed=3)(step, 999) for step in reversed(range(60))]
+    sequence = [RandomSchedule(NAMES, seed=3)(step, 60) for step in range(60)]
+    backwards = [RandomSchedule(NAMES, seed=3)(step, 999) for step in reversed(range(60))]
     assert sequence == backwards[::-1]
-    assert sequence != [Stochastic(NAMES, seed=4)(step, 60) for step in range(60)]
+    assert sequence != [RandomSchedule(NAMES, seed=4)(step, 60) for step in range(60)]
 
 
 def test_stochastic_is_the_same_on_every_machine() -> None:
     # Python's random.Random seeded by a string is stable across versions; a resumed run relies on it
-    first = [Stochastic(NAMES, seed=0)(step, 60) for step in range(8)]
+    first = [RandomSchedule(NAMES, seed=0)(step, 60) for step in range(8)]
     assert first == ["context", "map", "context", "map", "map", "context", "context", "map"]
 
 
 def test_stochastic_is_roughly_uniform() -> None:
-    counts = Counter(Stochastic(NAMES, seed=1)(step, 3000) for step in range(3000))
+    counts = Counter(RandomSchedule(NAMES, seed=1)(step, 3000) for step in range(3000))
     # mean 1000, standard deviation 26
     assert set(counts) == set(NAMES)
     assert all(870 < count < 1130 for count in counts.values())
@@ -85,7 +85,7 @@ def test_stochastic_is_roughly_uniform() -> None:
 
 def test_stochastic_needs_a_name() -> None:
     with pytest.raises(ValueError, match="names must hold at least one name"):
-        Stochastic([])
+        RandomSchedule([])
 
 
 def test_warmup_by_hand() -> None:

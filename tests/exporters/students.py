@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from qat_lightning.config.builders.models import build_quantized
 from qat_lightning.config.schema import CONF, resolve
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.quantized_model import calibrate
 from qat_lightning.quantization.quantizers.base import Quantizer
 from tests.tiny_models import tiny_batch, tiny_model
@@ -40,4 +40,4 @@ def student(family: str, method: str, *overrides: str, **changes: object) -> Pre
 
 @torch.no_grad()
 def logits(model: nn.Module, family: str) -> Tensor:
-    return torch.cat([Observed(model)(tiny_batch(family, seed))["logits"][0].flatten() for seed in (5, 6)])
+    return torch.cat([SignalCapture(model)(tiny_batch(family, seed))["logits"][0].flatten() for seed in (5, 6)])

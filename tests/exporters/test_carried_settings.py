@@ -10,7 +10,7 @@ from qat_lightning import load_packed
 from qat_lightning.config.builders.models import build_data, build_model
 from qat_lightning.exporters.packed.untrusted_files import PackedError
 from qat_lightning.exporters.packed.writer import write_packed
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from tests.tiny_models import tiny_batch, tiny_model, without_labels
 from tests.training.runs import composed, saved_tiny
 
@@ -62,7 +62,7 @@ def test_a_problem_type_of_an_earlier_task_has_no_effect(tmp_path, stale, overri
 def test_a_model_that_is_set_to_answer_in_tuples_is_trained(tmp_path):
     stale = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
     model = built(with_config(saved_tiny(tmp_path / "model"), **stale))
-    assert [tuple(logits.shape) for logits in Observed(model)(tiny_batch("bert"))["logits"]] == [(3, 2)]
+    assert [tuple(logits.shape) for logits in SignalCapture(model)(tiny_batch("bert"))["logits"]] == [(3, 2)]
     output = model(**without_labels(tiny_batch("bert")))
     assert list(output) == ["logits"], "nothing is computed that nobody reads"
 
@@ -72,7 +72,7 @@ def test_a_decoder_trains_without_a_cache_and_is_exported_as_it_came(tmp_path, u
     tiny_model("llama", use_cache=use_cache).save_pretrained(tmp_path / "model")
     model, seen = built(tmp_path / "model", "data=random_tokens"), []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.past_key_values))
-    Observed(model)(tiny_batch("llama"))
+    SignalCapture(model)(tiny_batch("llama"))
     assert seen == [None]
     write_packed(model, tmp_path / "packed")
     assert load_packed(tmp_path / "packed").config.use_cache is use_cache

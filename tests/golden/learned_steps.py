@@ -120,7 +120,7 @@ def affine(x: Array, bits: int, kind: str) -> Array:
 
 def grouped(of_one: Callable[[Array], Array], x: Array, granularity: str, group_size: int | None = None) -> Array:
     """Each row, or each run of `group_size` along a row, by itself."""
-    if granularity == "tensor":
+    if granularity == "per_tensor":
         return of_one(x)
     rows = x.reshape(-1, group_size or x.shape[-1])
     return np.stack([of_one(row) for row in rows]).reshape(x.shape)

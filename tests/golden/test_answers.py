@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
 from tests.golden import kdqat as reference
 from tests.training.runs import composed
 
@@ -56,7 +56,7 @@ def test_references_by_hand() -> None:
 def test_start_and_end_are_added(lengths: tuple[int, ...], temperature: float, dtype: torch.dtype) -> None:
     own = [x.requires_grad_() for x in positions(0, dtype)]
     other = [x.requires_grad_() for x in positions(0, torch.float64)]
-    ours = SoftCrossEntropy(temperature=temperature)(
+    ours = LogitDistillationLoss(temperature=temperature)(
         {"logits": own}, {"logits": positions(1, dtype)}, batch_of(lengths)
     )
     theirs = reference.soft_cross_entropy_of_positions(other, positions(1), lengths, temperature)
@@ -66,10 +66,12 @@ def test_start_and_end_are_added(lengths: tuple[int, ...], temperature: float, d
 def test_padding_has_no_say() -> None:
     """Not in the value, nor any gradient, whatever stands there."""
     own, teacher, batch = positions(0), positions(1), batch_of(LENGTHS)
-    before = SoftCrossEntropy()({"logits": own}, {"logits": teacher}, batch)
+    before = LogitDistillationLoss()({"logits": own}, {"logits": teacher}, batch)
     padding = ~batch["attention_mask"].bool()
     changed = [x.masked_fill(padding, 50.0).requires_grad_() for x in own]
-    after = SoftCrossEntropy()({"logits": changed}, {"logits": [x.masked_fill(padding, 70.0) for x in teacher]}, batch)
+    after = LogitDistillationLoss()(
+        {"logits": changed}, {"logits": [x.masked_fill(padding, 70.0) for x in teacher]}, batch
+    )
     torch.testing.assert_close(before, after)
     after.backward()
     for x in changed:
@@ -82,14 +84,14 @@ def test_padding_has_no_say() -> None:
 def test_ground_truth_is_the_mean_of_start_and_end(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
     own = [x.requires_grad_() for x in positions(0, dtype)]
     other = [x.requires_grad_() for x in positions(0, torch.float64)]
-    ours = Task()({"logits": own}, {}, batch_of(lengths))
+    ours = TaskLoss()({"logits": own}, {}, batch_of(lengths))
     compare(ours, reference.cross_entropy_of_positions(other, LABELS, lengths), own, other, dtype)
 
 
 def test_the_mean_over_classes_is_over_what_can_be_answered() -> None:
     """A sample's n valid positions are its classes: n times smaller, sample by sample."""
     own, teacher, batch = positions(0, torch.float64), positions(1, torch.float64), batch_of(LENGTHS)
-    averaged = SoftCrossEntropy(classes="mean")({"logits": own}, {"logits": teacher}, batch)
+    averaged = LogitDistillationLoss(classes="mean")({"logits": own}, {"logits": teacher}, batch)
     expected = 0.0
     for sample, valid in enumerate(LENGTHS):
         one = slice(sample, sample + 1)

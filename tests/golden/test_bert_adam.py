@@ -8,14 +8,14 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from qat_lightning.config.instantiate import create
-from qat_lightning.distillation.intervention_schedules import Shares
+from qat_lightning.distillation.intervention_schedules import PiecewiseSchedule
 from qat_lightning.training.lr_schedules import LinearWarmup
 from qat_lightning.training.optimizers import BertAdam
 from tests.golden import bert_adam
 from tests.training.runs import composed
 
 STEPS, PEAK, DECAY, CLIP = 60, 0.05, 0.1, 1.0
-ORDER = Shares({"output": 1, "context": 1, "map": 4})
+ORDER = PiecewiseSchedule({"output": 1, "context": 1, "map": 4})
 SILENT = {"W_Q": (), "W_O": ("output",), "W_V": ("output", "context")}
 """The interventions under which a tensor gets no gradient (arXiv:2302.11812, released code)."""
 FIGURES = {  # first and last factor of the peak rate; the release's ends and the shared beginnings were measured there

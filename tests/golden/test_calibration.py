@@ -22,7 +22,7 @@ def calibrated(x: np.ndarray, dtype: torch.dtype = torch.float64, **arguments: o
     """The parameter after `calibrate`, flat."""
     quantizer = LSQQuantizer(**arguments).to(dtype)
     quantizer.calibrate(torch.tensor(x, dtype=dtype))
-    return quantizer.learned.detach().double().reshape(-1).numpy()
+    return quantizer.step_size.detach().double().reshape(-1).numpy()
 
 
 def gaussian(seed: int, *shape: int) -> np.ndarray:
@@ -44,13 +44,13 @@ def test_percentile_by_hand() -> None:
 @pytest.mark.parametrize("count", [1, 5, 19, 64, 77, 210, 999, 5000])
 def test_percentile(count: int, dtype: torch.dtype) -> None:
     x = gaussian(count, count).astype(np.float32).astype(np.float64) - 0.4
-    ours = calibrated(x, dtype, bits=2, form="threshold", initialization="percentile")
+    ours = calibrated(x, dtype, bits=2, parametrization="clip_threshold", initialization="percentile")
     assert ours == pytest.approx(reference.percentile(x), **TOLERANCE[dtype])
 
 
 def test_percentile_of_a_gaussian_is_1_96_sigma() -> None:
     """The quantile function at 0.975; its sampling error at n = 400,000 is √(0.975·0.025/n)/0.0584 = 0.004."""
-    ours = calibrated(gaussian(0, 400_000) * 3, bits=2, form="threshold", initialization="percentile")
+    ours = calibrated(gaussian(0, 400_000) * 3, bits=2, parametrization="clip_threshold", initialization="percentile")
     assert ours.item() / 3 == pytest.approx(1.95996, abs=0.02)
 
 
@@ -60,7 +60,7 @@ def test_percentile_of_a_gaussian_is_1_96_sigma() -> None:
 def test_lsq(bits: int, signed: bool, dtype: torch.dtype) -> None:
     """s = 2·mean|v|/√Q_P"""
     x = gaussian(bits, 30, 7)
-    ours = calibrated(x, dtype, bits=bits, form="step", signed=signed, initialization="lsq")
+    ours = calibrated(x, dtype, bits=bits, parametrization="step_size", signed=signed, initialization="lsq")
     assert ours == pytest.approx(reference.lsq_step(x, bits, signed), **TOLERANCE[dtype])
 
 
@@ -69,17 +69,17 @@ def test_lsq(bits: int, signed: bool, dtype: torch.dtype) -> None:
 def test_lsq_as_a_threshold(bits: int, dtype: torch.dtype) -> None:
     """α = s·Q"""
     x = gaussian(bits, 30, 7)
-    ours = calibrated(x, dtype, bits=bits, form="threshold", initialization="lsq")
+    ours = calibrated(x, dtype, bits=bits, parametrization="clip_threshold", initialization="lsq")
     assert ours == pytest.approx(reference.lsq_step(x, bits) * reference.largest_code(bits), **TOLERANCE[dtype])
 
 
 @both_types
 def test_minmax(dtype: torch.dtype) -> None:
     x = gaussian(4, 30, 7).astype(np.float32)
-    assert calibrated(x, dtype, bits=4, form="threshold", initialization="minmax") == np.abs(x).max()
+    assert calibrated(x, dtype, bits=4, parametrization="clip_threshold", initialization="minmax") == np.abs(x).max()
 
 
-@pytest.mark.parametrize(("granularity", "group_size", "width"), [("row", None, 90), ("group", 45, 45)])
+@pytest.mark.parametrize(("granularity", "group_size", "width"), [("per_channel", None, 90), ("per_group", 45, 45)])
 @pytest.mark.parametrize("initialization", ["percentile", "lsq", "minmax"])
 def test_each_row_or_group_by_itself(initialization: str, granularity: str, group_size: int | None, width: int) -> None:
     x = gaussian(8, 6, 90) * np.arange(1, 7)[:, None]
@@ -89,7 +89,12 @@ def test_each_row_or_group_by_itself(initialization: str, granularity: str, grou
         "minmax": lambda row: np.abs(row).max(),
     }[initialization]
     ours = calibrated(
-        x, bits=3, granularity=granularity, group_size=group_size, form="threshold", initialization=initialization
+        x,
+        bits=3,
+        granularity=granularity,
+        group_size=group_size,
+        parametrization="clip_threshold",
+        initialization=initialization,
     )
     assert ours == pytest.approx([one(row) for row in x.reshape(-1, width)], rel=1e-9)
 
@@ -108,12 +113,16 @@ def large() -> np.ndarray:
 @pytest.mark.parametrize("bits", PUBLISHED)
 def test_kl_gives_the_published_ratios(large: np.ndarray, bits: int) -> None:
     ratio, tolerance = PUBLISHED[bits]
-    ours = calibrated(large, bits=bits, form="threshold", initialization="kl").item() / np.abs(large).max()
+    ours = (
+        calibrated(large, bits=bits, parametrization="clip_threshold", initialization="kl").item() / np.abs(large).max()
+    )
     assert ours == pytest.approx(ratio, abs=tolerance)
 
 
 def test_kl_keeps_more_of_the_tail_with_more_bits(large: np.ndarray) -> None:
-    ours = [calibrated(large, bits=bits, form="threshold", initialization="kl").item() for bits in PUBLISHED]
+    ours = [
+        calibrated(large, bits=bits, parametrization="clip_threshold", initialization="kl").item() for bits in PUBLISHED
+    ]
     assert ours == sorted(ours)
     assert ours[0] < 0.5 * ours[-1]
 
@@ -122,7 +131,7 @@ def test_kl_keeps_more_of_the_tail_with_more_bits(large: np.ndarray) -> None:
 def test_kl_is_near_the_naive_search(bits: int) -> None:
     """Both readings of what lies beyond a cut, in the divergence or not, give nearly the same cut of a Gaussian."""
     x = gaussian(bits, 200, 200)
-    ours = calibrated(x, bits=bits, form="threshold", initialization="kl").item()
+    ours = calibrated(x, bits=bits, parametrization="clip_threshold", initialization="kl").item()
     assert ours == pytest.approx(reference.kl(x, bits), rel=0.15)
 
 
@@ -130,44 +139,44 @@ def test_kl_is_near_the_naive_search(bits: int) -> None:
 def test_kl_cuts_nothing_off_even_values(bits: int, seed: int) -> None:
     """Their distribution is a straight line, which few points keep as well as many."""
     x = np.random.default_rng(seed).uniform(-1, 1, size=40_000)
-    assert calibrated(x, bits=bits, form="threshold", initialization="kl").item() > 0.9
+    assert calibrated(x, bits=bits, parametrization="clip_threshold", initialization="kl").item() > 0.9
 
 
 @given(seed=st.integers(0, 99), power=st.integers(-12, 12))
 def test_kl_scales_with_the_data(seed: int, power: int) -> None:
     """A power of two scales all bins exactly."""
     x = gaussian(seed, 60, 60)
-    arguments = {"bits": 3, "form": "threshold", "initialization": "kl"}
+    arguments = {"bits": 3, "parametrization": "clip_threshold", "initialization": "kl"}
     assert calibrated(x * 2.0**power, **arguments) == pytest.approx(calibrated(x, **arguments) * 2.0**power, rel=1e-6)
 
 
-@pytest.mark.parametrize("form", ["threshold", "step"])
+@pytest.mark.parametrize("parametrization", ["clip_threshold", "step_size"])
 @pytest.mark.parametrize("initialization", INITIALIZATIONS)
 @given(
     bits=st.integers(2, 8), count=st.integers(1, 400), seed=st.integers(0, 99), scale=st.sampled_from([1e-6, 1.0, 1e4])
 )
 def test_every_parameter_is_positive_finite_and_no_larger_than_the_data(
-    initialization: str, form: str, bits: int, count: int, seed: int, scale: float
+    initialization: str, parametrization: str, bits: int, count: int, seed: int, scale: float
 ) -> None:
     """Also where √n ≤ 2^(b−1), where the released KL search returns without storing anything."""
     x = gaussian(seed, count) * scale
-    ours = calibrated(x, bits=bits, form=form, initialization=initialization).item()
+    ours = calibrated(x, bits=bits, parametrization=parametrization, initialization=initialization).item()
     assert 0 < ours < np.inf
     if initialization != "lsq":
-        codes = 1 if form == "threshold" else reference.step_range(bits, True)[1]
+        codes = 1 if parametrization == "clip_threshold" else reference.step_range(bits, True)[1]
         assert ours * codes <= max(np.abs(x).max(), FLOOR * codes) * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("form", ["threshold", "step"])
+@pytest.mark.parametrize("parametrization", ["clip_threshold", "step_size"])
 @pytest.mark.parametrize("initialization", INITIALIZATIONS)
 @pytest.mark.parametrize("count", [3, 400])
-def test_zeros_get_a_parameter_and_stay_zeros(initialization: str, form: str, count: int) -> None:
-    quantizer = LSQQuantizer(bits=4, form=form, initialization=initialization)
+def test_zeros_get_a_parameter_and_stay_zeros(initialization: str, parametrization: str, count: int) -> None:
+    quantizer = LSQQuantizer(bits=4, parametrization=parametrization, initialization=initialization)
     zeros = torch.zeros(count, requires_grad=True)
     quantizer.calibrate(zeros.detach())
-    assert quantizer.learned.isfinite().all()
-    assert (quantizer.learned > 0).all()
+    assert quantizer.step_size.isfinite().all()
+    assert (quantizer.step_size > 0).all()
     quantizer(zeros).sum().backward()
     assert not quantizer(zeros).any()
     assert zeros.grad.isfinite().all()
-    assert quantizer.learned.grad.isfinite().all()
+    assert quantizer.step_size.grad.isfinite().all()

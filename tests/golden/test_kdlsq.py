@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.config.instantiate import create, create_all
-from qat_lightning.distillation.losses.feature_matching import Match, score_mean_squared_error
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
-from qat_lightning.models.capture import Observed, Signals
-from qat_lightning.models.convert import AttentionRule, Rule, open_attention, quantize
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss, score_mean_squared_error
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
+from qat_lightning.models.capture import SignalCapture, Signals
+from qat_lightning.models.convert import AttentionQuantization, QuantizationRule, open_attention, quantize
 from qat_lightning.models.quantized_model import calibrate
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from tests.golden import kdlsq as reference
@@ -30,8 +30,8 @@ SIZES = {"hidden_size": 16, "num_attention_heads": HEADS, "intermediate_size": 2
 SEED = 163
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-9, "atol": 1e-9}}
 both_types = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-REDUCTIONS = {"reference": None, "masked": LENGTHS}
-every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+REDUCTIONS = {"include": None, "ignore": LENGTHS}
+every_reduction = pytest.mark.parametrize("padding", REDUCTIONS)
 
 # Of one layer: six matrices and their inputs, four operands; then the pooler's two, and two embedding tables.
 PLACES = 2 * (6 * 2 + 4) + 2 + 2
@@ -46,17 +46,17 @@ def text_batch() -> dict[str, Tensor]:
     return batch | {"input_ids": batch["input_ids"] % SIZES["vocab_size"]}
 
 
-def by_hand(bits: int) -> tuple[list[Rule], AttentionRule]:
+def by_hand(bits: int) -> tuple[list[QuantizationRule], AttentionQuantization]:
     """The coverage of arXiv:2101.05938, released code."""
     weight = partial(LSQQuantizer, bits=bits, clip_gradient=False)
     activation = partial(LSQQuantizer, bits=8, clip_gradient=True)
     rules = [
-        Rule("embeddings.word", weight=weight),
-        Rule("embeddings.position", weight=weight),
-        Rule("layers.*", weight=weight, input=activation),
-        Rule("pooler", weight=weight, input=activation),
+        QuantizationRule("embeddings.word", weight=weight),
+        QuantizationRule("embeddings.position", weight=weight),
+        QuantizationRule("layers.*", weight=weight, input=activation),
+        QuantizationRule("pooler", weight=weight, input=activation),
     ]
-    return rules, AttentionRule(activation, activation, activation, activation)
+    return rules, AttentionQuantization(activation, activation, activation, activation)
 
 
 @cache
@@ -65,7 +65,7 @@ def configuration(*words: str) -> dict[str, Any]:
     return composed(*words)
 
 
-def by_configuration(bits: int) -> tuple[list[Rule], AttentionRule]:
+def by_configuration(bits: int) -> tuple[list[QuantizationRule], AttentionQuantization]:
     chosen = configuration(
         f"quantization=lsq_w{bits}a8", "quantization.activation.initialization=percentile", "losses=kdlsq"
     )["quantization"]
@@ -77,18 +77,18 @@ SOURCES = {"by hand": by_hand, "by configuration": by_configuration}
 every_source = pytest.mark.parametrize("source", SOURCES)
 
 
-def configured_losses(reduction: str, name: str = "kdlsq") -> dict[str, Any]:
+def configured_losses(padding: str, name: str = "kdlsq") -> dict[str, Any]:
     nodes = copy.deepcopy(configuration("quantization=lsq_w2a8", f"losses={name}")["losses"])
     for name in ("hidden", "scores"):
-        nodes[name]["reduction"] = reduction
+        nodes[name]["padding"] = padding
     return create_all(nodes, "losses")
 
 
-def losses_by_hand(reduction: str) -> dict[str, Any]:
+def losses_by_hand(padding: str) -> dict[str, Any]:
     return {
-        "logits": SoftCrossEntropy(classes="mean"),
-        "hidden": Match("hidden", reduction=reduction),
-        "scores": Match("attention.scores", score_mean_squared_error, reduction=reduction),
+        "logits": LogitDistillationLoss(classes="mean"),
+        "hidden": FeatureMatchingLoss("hidden", padding=padding),
+        "scores": FeatureMatchingLoss("attention.scores", score_mean_squared_error, padding=padding),
     }
 
 
@@ -124,7 +124,7 @@ def dense_student(bits: int) -> tuple[Signals, dict[str, Tensor], reference.Thre
     given = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in alphas(bits).items()}
     state, thresholds = float64_state(SEED + 1000), reference.Thresholds(bits, given)
     signals = Bert(state, HEADS, PAD, thresholds)(text_batch())
-    return signals, state | {f"{place}.learned": alpha for place, alpha in given.items()}, thresholds
+    return signals, state | {f"{place}.step_size": alpha for place, alpha in given.items()}, thresholds
 
 
 # --- ours -----------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def dense_student(bits: int) -> tuple[Signals, dict[str, Tensor], reference.Thre
 
 def teacher_signals(dtype: torch.dtype) -> Signals:
     with torch.no_grad():
-        return Observed(open_attention(model(SEED, dtype)), ("hidden", "attention.scores"))(text_batch())
+        return SignalCapture(open_attention(model(SEED, dtype)), ("hidden", "attention.scores"))(text_batch())
 
 
 def calibrated_student(source: str, bits: int, dtype: torch.dtype) -> nn.Module:
@@ -145,8 +145,8 @@ def our_student(source: str, bits: int, dtype: torch.dtype) -> tuple[Signals, nn
     student = calibrated_student(source, bits, dtype)
     with torch.no_grad():
         for place, alpha in alphas(bits).items():
-            student.get_parameter(f"{place}.learned").fill_(alpha)
-    return Observed(student, ("hidden", "attention.scores"))(text_batch()), student
+            student.get_parameter(f"{place}.step_size").fill_(alpha)
+    return SignalCapture(student, ("hidden", "attention.scores"))(text_batch()), student
 
 
 def compare_gradients(student: nn.Module, parameters: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -196,35 +196,35 @@ def test_no_decision_is_near() -> None:
 def test_calibration(bits: int, source: str) -> None:
     """Acceptance C3: every α set, by percentile, layer by layer; nothing but these places has one."""
     student = calibrated_student(source, bits, torch.float64)
-    ours = {name: value.item() for name, value in student.named_parameters() if name.endswith(".learned")}
-    assert ours == pytest.approx({f"{place}.learned": alpha for place, alpha in measured(bits).items()}, rel=1e-9)
+    ours = {name: value.item() for name, value in student.named_parameters() if name.endswith(".step_size")}
+    assert ours == pytest.approx({f"{place}.step_size": alpha for place, alpha in measured(bits).items()}, rel=1e-9)
 
 
 @every_source
 @every_reduction
 @pytest.mark.parametrize(("bits", "dtype"), [(2, torch.float32), (2, torch.float64), (4, torch.float64)], ids=str)
-def test_total_loss_and_every_gradient(bits: int, reduction: str, dtype: torch.dtype, source: str) -> None:
+def test_total_loss_and_every_gradient(bits: int, padding: str, dtype: torch.dtype, source: str) -> None:
     """L_pred + Σ MSE(X_l) + Σ MSE(AS_l), all weights 1: of weights, biases, LayerNorms and thresholds."""
     signals, student = our_student(source, bits, dtype)
-    losses = losses_by_hand(reduction) if source == "by hand" else configured_losses(reduction)
+    losses = losses_by_hand(padding) if source == "by hand" else configured_losses(padding)
     ours = sum(loss.weight * loss(signals, teacher_signals(dtype), text_batch()) for loss in losses.values())
     dense, parameters, _ = dense_student(bits)
-    terms = reference.losses(dense, dense_teacher(), text_batch()["labels"], REDUCTIONS[reduction])
+    terms = reference.losses(dense, dense_teacher(), text_batch()["labels"], REDUCTIONS[padding])
     theirs = terms["logits"] + terms["hidden"] + terms["scores"]
     torch.testing.assert_close(ours.double(), theirs, **TOLERANCE[dtype])
     ours.backward()
     theirs.backward()
     compare_gradients(student, parameters, dtype)
-    trained = [name for name, value in parameters.items() if name.endswith(".learned") and value.grad.abs() > 1e-4]
+    trained = [name for name, value in parameters.items() if name.endswith(".step_size") and value.grad.abs() > 1e-4]
     assert len(trained) > 0.9 * PLACES, "thresholds without a gradient compare nothing"
 
 
 @both_types
 @every_reduction
-def test_each_term(reduction: str, dtype: torch.dtype) -> None:
+def test_each_term(padding: str, dtype: torch.dtype) -> None:
     signals, teacher = our_student("by hand", 2, dtype)[0], teacher_signals(dtype)
-    theirs = reference.losses(dense_student(2)[0], dense_teacher(), text_batch()["labels"], REDUCTIONS[reduction])
-    for name, loss in (losses_by_hand(reduction) | {"task": Task()}).items():
+    theirs = reference.losses(dense_student(2)[0], dense_teacher(), text_batch()["labels"], REDUCTIONS[padding])
+    for name, loss in (losses_by_hand(padding) | {"task": TaskLoss()}).items():
         assert theirs[name] > 1e-3, "a loss near 0 compares nothing"
         torch.testing.assert_close(loss(signals, teacher, text_batch()).double(), theirs[name], **TOLERANCE[dtype])
 
@@ -234,9 +234,9 @@ def test_each_term(reduction: str, dtype: torch.dtype) -> None:
 def test_with_the_ground_truth(dtype: torch.dtype, source: str) -> None:
     """`new_kd` of the release adds the cross-entropy with weight 1."""
     signals, student = our_student(source, 2, dtype)
-    losses = losses_by_hand("reference") | {"task": Task()}
+    losses = losses_by_hand("include") | {"task": TaskLoss()}
     if source == "by configuration":
-        losses = configured_losses("reference", "kdlsq_task")
+        losses = configured_losses("include", "kdlsq_task")
     ours = sum(loss.weight * loss(signals, teacher_signals(dtype), text_batch()) for loss in losses.values())
     dense, parameters, _ = dense_student(2)
     theirs = sum(reference.losses(dense, dense_teacher(), text_batch()["labels"], None).values())

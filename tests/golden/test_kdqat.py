@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.distillation.losses.attention_map import AttentionMap
-from qat_lightning.distillation.losses.feature_matching import Match
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy
-from qat_lightning.distillation.losses.weighted_pair import Balance
-from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss
+from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
+from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention
 from tests.golden import kdqat as reference
 from tests.golden import test_teacher_intervention as w2a8
@@ -48,7 +48,7 @@ def dense(seed: int) -> Signals:
 def observed(seed: int, dtype: torch.dtype) -> Signals:
     model = open_attention(tiny_model("bert", seed=seed).to(dtype))
     with torch.no_grad():
-        return Observed(model, PLACES)(BATCH)
+        return SignalCapture(model, PLACES)(BATCH)
 
 
 def drawn(site: str, seed: int, layers: int, dtype: torch.dtype) -> Signals:
@@ -120,7 +120,7 @@ def test_each_signal(site: str, dtype: torch.dtype) -> None:
 def test_attention_map(dtype: torch.dtype) -> None:
     student, teacher = (drawn("attention.probs", seed, 3, torch.float32) for seed in (0, 1))
     own, other = leaves(student, dtype), leaves(student, torch.float64)
-    ours = AttentionMap()(own, {"attention.probs": [x.to(dtype) for x in teacher["attention.probs"]]}, BATCH)
+    ours = AttentionMapLoss()(own, {"attention.probs": [x.to(dtype) for x in teacher["attention.probs"]]}, BATCH)
     theirs = reference.attention_map(other["attention.probs"], teacher["attention.probs"], LENGTHS)
     # Among the gradients are ratios P^T/P^S of up to 1e8; the relative tolerance judges them.
     compared(ours, theirs, own["attention.probs"], other["attention.probs"], dtype)
@@ -128,7 +128,7 @@ def test_attention_map(dtype: torch.dtype) -> None:
 
 @both_types
 def test_attention_map_of_models(dtype: torch.dtype) -> None:
-    ours = AttentionMap()(observed(0, dtype), observed(1, dtype), BATCH)
+    ours = AttentionMapLoss()(observed(0, dtype), observed(1, dtype), BATCH)
     theirs = reference.attention_map(dense(0)["probs"], dense(1)["probs"], LENGTHS)
     torch.testing.assert_close(ours.double(), theirs, **TOLERANCE[dtype])
 
@@ -137,7 +137,7 @@ def test_attention_map_of_models(dtype: torch.dtype) -> None:
 def test_attention_map_at_a_temperature(dtype: torch.dtype) -> None:
     """softmax(scores/τ) on both sides."""
     student, teacher = (drawn("attention.probs", seed, 2, dtype) for seed in (0, 1))
-    ours = AttentionMap(temperature=4.0)(student, teacher, BATCH)
+    ours = AttentionMapLoss(temperature=4.0)(student, teacher, BATCH)
     soft = [
         [reference.softened(x.double(), 4.0, LENGTHS) for x in each["attention.probs"]] for each in (student, teacher)
     ]
@@ -152,7 +152,7 @@ def test_gradient_of_the_scores_at_a_temperature(dtype: torch.dtype) -> None:
     masked = ~BATCH["attention_mask"].bool()[:, None, None, :]
     teacher = drawn("attention.probs", 1, 1, dtype)
     student = own.masked_fill(masked, torch.finfo(dtype).min).softmax(-1)
-    ours = AttentionMap(temperature=4.0)({"attention.probs": [student]}, teacher, BATCH)
+    ours = AttentionMapLoss(temperature=4.0)({"attention.probs": [student]}, teacher, BATCH)
     probs = other.masked_fill(masked, -torch.inf).div(4.0).softmax(-1)
     soft = [reference.softened(x.double(), 4.0, LENGTHS) for x in teacher["attention.probs"]]
     compared(ours, reference.attention_map([probs], soft, LENGTHS), [own], [other], dtype)
@@ -160,37 +160,37 @@ def test_gradient_of_the_scores_at_a_temperature(dtype: torch.dtype) -> None:
 
 def test_attention_map_of_some_layers() -> None:
     student, teacher = (drawn("attention.probs", seed, 3, torch.float64) for seed in (0, 1))
-    ours = AttentionMap(layers=[[0, 2], [2, 1]])(student, teacher, BATCH)
+    ours = AttentionMapLoss(layers=[[0, 2], [2, 1]])(student, teacher, BATCH)
     own, other = student["attention.probs"], teacher["attention.probs"]
     torch.testing.assert_close(ours, reference.attention_map([own[0], own[2]], [other[2], other[1]], LENGTHS))
 
 
 def test_images_have_no_padding() -> None:
     student, teacher = (torch.randn(2, 3, 5, 5, dtype=torch.float64).softmax(-1) for _ in range(2))
-    ours = AttentionMap()({"attention.probs": [student]}, {"attention.probs": [teacher]}, {})
+    ours = AttentionMapLoss()({"attention.probs": [student]}, {"attention.probs": [teacher]}, {})
     torch.testing.assert_close(ours, reference.attention_map([student], [teacher], [5, 5]))
 
 
 @both_types
-@pytest.mark.parametrize("reduction", ["masked", "reference"])
+@pytest.mark.parametrize("padding", ["ignore", "include"])
 @pytest.mark.parametrize("site", [site for site in PLACES if site != "attention.probs"])
-def test_match(site: str, reduction: str, dtype: torch.dtype) -> None:
+def test_match(site: str, padding: str, dtype: torch.dtype) -> None:
     student, teacher = (drawn(site, seed, 2, torch.float32) for seed in (0, 1))
     own, other = leaves(student, dtype), leaves(student, torch.float64)
-    ours = Match(site, reduction=reduction)(own, {site: [x.to(dtype) for x in teacher[site]]}, BATCH)
-    lengths = LENGTHS if reduction == "masked" else None
+    ours = FeatureMatchingLoss(site, padding=padding)(own, {site: [x.to(dtype) for x in teacher[site]]}, BATCH)
+    lengths = LENGTHS if padding == "ignore" else None
     theirs = reference.matched(other[site], teacher[site], lengths, PLACES[site][1])
     compared(ours, theirs, own[site], other[site], dtype)
 
 
 @both_types
-@pytest.mark.parametrize("reduction", ["masked", "reference"])
+@pytest.mark.parametrize("padding", ["ignore", "include"])
 @every_place
-def test_match_of_models(site: str, reduction: str, dtype: torch.dtype) -> None:
+def test_match_of_models(site: str, padding: str, dtype: torch.dtype) -> None:
     """From the batch to the number, in each of the four places of the attention output, and the others."""
     name, axes = PLACES[site]
-    ours = Match(site, reduction=reduction)(observed(0, dtype), observed(1, dtype), BATCH)
-    theirs = reference.matched(dense(0)[name], dense(1)[name], LENGTHS if reduction == "masked" else None, axes)
+    ours = FeatureMatchingLoss(site, padding=padding)(observed(0, dtype), observed(1, dtype), BATCH)
+    theirs = reference.matched(dense(0)[name], dense(1)[name], LENGTHS if padding == "ignore" else None, axes)
     torch.testing.assert_close(ours.double(), theirs, **TOLERANCE[dtype])
 
 
@@ -211,10 +211,10 @@ def test_a_deeper_teacher(site: str, times: int) -> None:
     student = drawn(site, 0, depth + extra, torch.float64)
     teacher = drawn(site, 1, times * depth + extra, torch.float64)
     chosen = [teacher[site][LAYER_MAPS[site](layer, times)] for layer in range(depth + extra)]
-    ours = Match(site, reduction="reference")(student, teacher, BATCH)
+    ours = FeatureMatchingLoss(site, padding="include")(student, teacher, BATCH)
     torch.testing.assert_close(ours, reference.matched(student[site], chosen, None, ()))
     if site == "attention.probs":
-        ours = AttentionMap()(student, teacher, BATCH)
+        ours = AttentionMapLoss()(student, teacher, BATCH)
         torch.testing.assert_close(ours, reference.attention_map(student[site], chosen, LENGTHS))
 
 
@@ -228,7 +228,7 @@ def test_balance(share: float) -> None:
         drawn("attention.probs", seed, 2, torch.float64) | drawn("attention.output", seed, 2, torch.float64)
         for seed in (0, 1)
     )
-    loss = Balance(share, AttentionMap(), Match("attention.output", reduction="reference"))
+    loss = WeightedPairLoss(share, AttentionMapLoss(), FeatureMatchingLoss("attention.output", padding="include"))
     wanted = [site for site, part in (("attention.probs", share), ("attention.output", 1 - share)) if part]
     assert sorted(loss.sites) == sorted(wanted)
     ours = loss({site: student[site] for site in wanted}, {site: teacher[site] for site in wanted}, BATCH)
@@ -243,7 +243,7 @@ def test_prediction_sums_over_classes() -> None:
     probs, logs = other[0].softmax(-1), dense(0)["logits"][0].log_softmax(-1)
     summed = -(probs * logs).sum() / len(LENGTHS)
     for classes, expected in (("sum", summed), ("mean", summed / CLASSES)):
-        ours = SoftCrossEntropy(classes=classes)({"logits": own}, {"logits": other}, BATCH)
+        ours = LogitDistillationLoss(classes=classes)({"logits": own}, {"logits": other}, BATCH)
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -255,7 +255,7 @@ RECIPES = {
     ("attention_output",): (0.0, 1.0),
     ("unified", "losses.output.weight=0.3"): (1.0, 0.3),
     ("unified", "losses.map.weight=0.1"): (0.1, 1.0),
-    ("unified_gamma", "losses.unified.share=0.7"): (0.7, 0.3),
+    ("unified_gamma", "losses.unified.gamma=0.7"): (0.7, 0.3),
 }
 
 
@@ -264,8 +264,8 @@ def configured(name: str, *words: str) -> list[Any]:
     """The losses of a recipe, with padding counted in the mean squared errors, as released."""
     nodes = composed("quantization=ternary_w2a8", f"losses={name}", *words)["losses"]
     for node in [*nodes.values(), *(node["second"] for node in nodes.values() if "second" in node)]:
-        if "reduction" in node:
-            node["reduction"] = "reference"
+        if "padding" in node:
+            node["padding"] = "include"
     return list(create_all(nodes, "losses").values())
 
 

@@ -30,7 +30,7 @@ def with_learned(quantizer: LSQQuantizer, x: Tensor, value: float | np.ndarray) 
     quantizer = quantizer.to(x.dtype)
     quantizer.calibrate(x)
     with torch.no_grad():
-        quantizer.learned.copy_(torch.as_tensor(value, dtype=x.dtype).reshape(quantizer.learned.shape))
+        quantizer.step_size.copy_(torch.as_tensor(value, dtype=x.dtype).reshape(quantizer.step_size.shape))
     return quantizer
 
 
@@ -40,7 +40,7 @@ def run(quantizer: LSQQuantizer, x: np.ndarray, gradient: np.ndarray, value: flo
     quantizer = with_learned(quantizer, values.detach(), value)
     output = quantizer(values)
     output.backward(torch.tensor(gradient, dtype=dtype))
-    return [output.detach(), values.grad, quantizer.learned.grad.reshape(-1)]
+    return [output.detach(), values.grad, quantizer.step_size.grad.reshape(-1)]
 
 
 def compare(ours: list[Tensor], expected: reference.Backward, dtype: torch.dtype) -> None:
@@ -108,7 +108,9 @@ def test_threshold(bits: int, clip_gradient: bool, dtype: torch.dtype) -> None:
     """Released KDLSQ: activations stop the gradient beyond α, weights let it pass everywhere."""
     x, gradient = drawn(bits, 12, 16)
     for alpha in (0.6, 1.3, 4.5):  # many beyond, some beyond, none beyond
-        quantizer = LSQQuantizer(bits=bits, form="threshold", clip_gradient=clip_gradient, gradient_scale="none")
+        quantizer = LSQQuantizer(
+            bits=bits, parametrization="clip_threshold", clip_gradient=clip_gradient, gradient_scale="none"
+        )
         alpha = float(np.float32(alpha))
         expected = reference.threshold(x, alpha, bits, gradient, clip_gradient)
         compare(run(quantizer, x, gradient, alpha, dtype), expected, dtype)
@@ -122,7 +124,9 @@ def test_step(bits: int, signed: bool, scaled: bool, dtype: torch.dtype) -> None
     """LSQ: −2^(b−1)…2^(b−1)−1, or 0…2^b−1."""
     x, gradient = drawn(bits, 12, 16)
     size = float(np.float32(2.0 / 2 ** (bits - 1)))
-    quantizer = LSQQuantizer(bits=bits, form="step", signed=signed, clip_gradient=True, gradient_scale=SCALES[scaled])
+    quantizer = LSQQuantizer(
+        bits=bits, parametrization="step_size", signed=signed, clip_gradient=True, gradient_scale=SCALES[scaled]
+    )
     expected = reference.step(x, size, bits, signed, gradient, scaled)
     compare(run(quantizer, x, gradient, size, dtype), expected, dtype)
 
@@ -131,7 +135,7 @@ def test_step(bits: int, signed: bool, scaled: bool, dtype: torch.dtype) -> None
 def test_a_value_on_the_threshold_is_inside(dtype: torch.dtype) -> None:
     """|x| = α, which is where min-max and percentile put α: no clipping yet, so g_x passes and g_α gets nothing."""
     x, gradient = np.array([1.5, -1.5, 0.5, -0.75]), np.array([1.0, 2.0, 4.0, 8.0])
-    quantizer = LSQQuantizer(bits=3, form="threshold", clip_gradient=True, gradient_scale="none")
+    quantizer = LSQQuantizer(bits=3, parametrization="clip_threshold", clip_gradient=True, gradient_scale="none")
     output, of_input, of_alpha = run(quantizer, x, gradient, 1.5, dtype)
     torch.testing.assert_close(of_input, torch.tensor(gradient, dtype=dtype))
     # 0.5 is on the grid as well; −0.75 = −1.5·(1.5 codes)/3 rounds to the even code −2, so x̂ = −1
@@ -146,26 +150,31 @@ def test_the_value_that_sets_the_threshold_is_inside(bits: int, dtype: torch.dty
     """Whatever its digits: after min-max calibration nothing lies beyond α, so every gradient passes."""
     values = torch.tensor(drawn(seed, 30)[0], dtype=dtype, requires_grad=True)
     quantizer = LSQQuantizer(
-        bits=bits, form="threshold", clip_gradient=True, gradient_scale="none", initialization="minmax"
+        bits=bits, parametrization="clip_threshold", clip_gradient=True, gradient_scale="none", initialization="minmax"
     ).to(dtype)
     quantizer.calibrate(values.detach())
     quantizer(values).sum().backward()
     assert (values.grad == 1).all()
 
 
-@pytest.mark.parametrize(("granularity", "group_size"), [("row", None), ("group", 4)])
-@pytest.mark.parametrize("form", ["threshold", "step"])
-def test_one_parameter_for_each_row_or_group(form: str, granularity: str, group_size: int | None) -> None:
+@pytest.mark.parametrize(("granularity", "group_size"), [("per_channel", None), ("per_group", 4)])
+@pytest.mark.parametrize("parametrization", ["clip_threshold", "step_size"])
+def test_one_parameter_for_each_row_or_group(parametrization: str, granularity: str, group_size: int | None) -> None:
     x, gradient = drawn(5, 6, 8)
     runs = x.reshape(-1, group_size or 8), gradient.reshape(-1, group_size or 8)
-    learned = np.linspace(0.4, 1.6, len(runs[0])) / (1 if form == "threshold" else 4)
+    learned = np.linspace(0.4, 1.6, len(runs[0])) / (1 if parametrization == "clip_threshold" else 4)
     quantizer = LSQQuantizer(
-        bits=4, granularity=granularity, group_size=group_size, form=form, clip_gradient=True, gradient_scale="none"
+        bits=4,
+        granularity=granularity,
+        group_size=group_size,
+        parametrization=parametrization,
+        clip_gradient=True,
+        gradient_scale="none",
     )
     output, of_input, of_learned = run(quantizer, x, gradient, learned, torch.float64)
     for index, value in enumerate(learned):
         own, incoming = runs[0][index], runs[1][index]
-        if form == "threshold":
+        if parametrization == "clip_threshold":
             expected = reference.threshold(own, value, 4, incoming, clip_gradient=True)
         else:
             expected = reference.step(own, value, 4, signed=True, gradient=incoming, scaled=False)
@@ -174,17 +183,19 @@ def test_one_parameter_for_each_row_or_group(form: str, granularity: str, group_
         assert of_learned[index].item() == pytest.approx(expected.learned_gradient, rel=1e-9)
 
 
-@pytest.mark.parametrize(("scale", "granularity", "elements"), [("elements", "row", 8), ("features", "tensor", 8)])
+@pytest.mark.parametrize(
+    ("scale", "granularity", "elements"), [("elements", "per_channel", 8), ("features", "per_tensor", 8)]
+)
 def test_what_the_gradient_scale_counts(scale: str, granularity: str, elements: int) -> None:
     """N of 1/√(N·Q_P): the elements that share a step, or, for an activation, those of one sample (of 6 with 8 features)."""
     x, gradient = drawn(5, 6, 8)
-    arguments = {"bits": 4, "granularity": granularity, "form": "step", "clip_gradient": True}
+    arguments = {"bits": 4, "granularity": granularity, "parametrization": "step_size", "clip_gradient": True}
     scaled, plain = (
         run(
             LSQQuantizer(**arguments, gradient_scale=way),
             x,
             gradient,
-            np.full(6 if granularity == "row" else 1, 0.3),
+            np.full(6 if granularity == "per_channel" else 1, 0.3),
             torch.float64,
         )[2]
         for way in (scale, "none")
@@ -198,7 +209,7 @@ def test_values_lie_on_the_grid(bits: int, seed: int, alpha: float) -> None:
     """Acceptance C1: k·α/(2^(b−1)−1) with |k| ≤ 2^(b−1)−1; two bits are ternary."""
     x, _ = drawn(seed, 5, 7)
     values = torch.from_numpy(x)
-    quantizer = with_learned(LSQQuantizer(bits=bits, form="threshold"), values, alpha)
+    quantizer = with_learned(LSQQuantizer(bits=bits, parametrization="clip_threshold"), values, alpha)
     codes = quantizer(values).detach() / alpha * reference.largest_code(bits)
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-9)
     assert codes.abs().max() <= reference.largest_code(bits) + 1e-9
@@ -211,8 +222,8 @@ def test_two_forms_are_one_function_where_their_ranges_agree() -> None:
     x, gradient = drawn(3, 40)
     alpha, codes = 4.9, reference.largest_code(4)
     assert np.abs(x).max() < alpha
-    threshold = LSQQuantizer(bits=4, form="threshold", clip_gradient=True, gradient_scale="none")
-    step = LSQQuantizer(bits=4, form="step", signed=True, clip_gradient=True, gradient_scale="none")
+    threshold = LSQQuantizer(bits=4, parametrization="clip_threshold", clip_gradient=True, gradient_scale="none")
+    step = LSQQuantizer(bits=4, parametrization="step_size", signed=True, clip_gradient=True, gradient_scale="none")
     first = run(threshold, x, gradient, alpha, torch.float64)
     second = run(step, x, gradient, alpha / codes, torch.float64)
     torch.testing.assert_close(first[0], second[0])

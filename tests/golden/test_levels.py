@@ -14,7 +14,9 @@ from tests.golden import learned_steps as reference
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.float64: {"rtol": 1e-9, "atol": 1e-9}}
 both_types = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-every_grouping = pytest.mark.parametrize(("granularity", "group_size"), [("tensor", None), ("row", None), ("group", 4)])
+every_grouping = pytest.mark.parametrize(
+    ("granularity", "group_size"), [("per_tensor", None), ("per_channel", None), ("per_group", 4)]
+)
 RANGES = ("minmax", "symmetric", "mean")
 
 
@@ -43,13 +45,13 @@ def test_binary(granularity: str, group_size: int | None, dtype: torch.dtype) ->
     expected = reference.grouped(reference.binary, w, granularity, group_size)
     ours = BinaryQuantizer(granularity=granularity, group_size=group_size)(torch.tensor(w, dtype=dtype))
     torch.testing.assert_close(ours.double(), torch.from_numpy(expected), **TOLERANCE[dtype])
-    if granularity != "tensor":
+    if granularity != "per_tensor":
         assert not ours[4].any()
     assert ours[2, 3] > 0
 
 
 def test_binary_zeros() -> None:
-    for granularity in ("tensor", "row"):
+    for granularity in ("per_tensor", "per_channel"):
         assert not BinaryQuantizer(granularity=granularity)(torch.zeros(3, 4)).any()
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.distillation.losses.feature_matching import Match, score_mean_squared_error
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy
-from qat_lightning.models.capture import Observed, Signals
-from qat_lightning.models.convert import AttentionRule, Rule, open_attention, quantize
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss, score_mean_squared_error
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss
+from qat_lightning.models.capture import SignalCapture, Signals
+from qat_lightning.models.convert import AttentionQuantization, QuantizationRule, open_attention, quantize
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.golden import reference
@@ -43,10 +43,10 @@ SITES = {
     "logits": "logits",
 }
 LOSSES = {
-    "prediction": SoftCrossEntropy(),
-    "hidden": Match("hidden", reduction="reference"),
-    "scores": Match("attention.scores", score_mean_squared_error, reduction="reference"),
-    "output": Match("attention.output", reduction="reference"),
+    "prediction": LogitDistillationLoss(),
+    "hidden": FeatureMatchingLoss("hidden", padding="include"),
+    "scores": FeatureMatchingLoss("attention.scores", score_mean_squared_error, padding="include"),
+    "output": FeatureMatchingLoss("attention.output", padding="include"),
 }
 REFERENCE_LOSSES = {
     "prediction": reference.prediction_loss,
@@ -76,11 +76,11 @@ def student_model() -> nn.Module:
 def w2a8(model: nn.Module) -> nn.Module:
     ternary, eight_bit = TernaryQuantizer, partial(UniformQuantizer, bits=8)
     rules = [
-        Rule("embeddings.word", weight=partial(TernaryQuantizer, granularity="row")),
-        Rule("layers.*", weight=ternary, input=eight_bit),
-        Rule("pooler", weight=ternary, input=eight_bit),
+        QuantizationRule("embeddings.word", weight=partial(TernaryQuantizer, granularity="per_channel")),
+        QuantizationRule("layers.*", weight=ternary, input=eight_bit),
+        QuantizationRule("pooler", weight=ternary, input=eight_bit),
     ]
-    return quantize(model, rules, AttentionRule(eight_bit, eight_bit, eight_bit, eight_bit))
+    return quantize(model, rules, AttentionQuantization(eight_bit, eight_bit, eight_bit, eight_bit))
 
 
 def text_batch() -> dict[str, Tensor]:
@@ -94,13 +94,13 @@ def float64_state(model: nn.Module) -> dict[str, Tensor]:
 
 def signals_of_teacher(model: nn.Module, batch: dict[str, Tensor]) -> Signals:
     with torch.no_grad():
-        return Observed(open_attention(model), SITES.values())(batch)
+        return SignalCapture(open_attention(model), SITES.values())(batch)
 
 
 def signals_under(mode: str | None, student: nn.Module, teacher: Signals, batch: dict[str, Tensor]) -> Signals:
     intervention = INTERVENTIONS[mode]
-    with nullcontext() if intervention is None else intervention.by(teacher, student):
-        return Observed(student, SITES.values())(batch)
+    with nullcontext() if intervention is None else intervention.apply(student, teacher):
+        return SignalCapture(student, SITES.values())(batch)
 
 
 def reference_run(mode: str | None) -> tuple[reference.Run, Signals, dict[str, Tensor]]:
@@ -165,7 +165,7 @@ def test_prediction_loss_as_mean_over_classes() -> None:
     """TernaryBERT and KDLSQ average over classes (arXiv:2009.12812, released code)."""
     expected, expected_teacher, _ = reference_run(None)
     signals, teacher, _ = our_run(None, torch.float64)
-    ours = SoftCrossEntropy(classes="mean")(signals, teacher, text_batch())
+    ours = LogitDistillationLoss(classes="mean")(signals, teacher, text_batch())
     theirs = reference.prediction_loss(expected.signals, expected_teacher, over_classes="mean")
     torch.testing.assert_close(ours, theirs, **TOLERANCE[torch.float64])
 
@@ -212,7 +212,7 @@ def test_lower_layers_learn_nothing_through_query_and_key(mode: str) -> None:
 def test_internal_output_distillation_trains_value_and_projection() -> None:
     """arXiv:2302.11812 Fig. 3b: under TI-O, matching AO before the residual reaches W_V and W_O."""
     signals, teacher, student = our_run("O", torch.float32)
-    Match("attention.projection")(signals, teacher, text_batch()).backward()
+    FeatureMatchingLoss("attention.projection")(signals, teacher, text_batch()).backward()
     for layer in range(2):
         attention = student.get_submodule(f"bert.encoder.layer.{layer}.attention")
         assert attention.get_submodule("self.value").weight.grad.any()

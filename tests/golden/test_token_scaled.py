@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task, TokenScaled
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss, TokenScaledLoss
 from tests.golden import token_scaled as reference
 from tests.training.runs import composed
 
@@ -77,7 +77,7 @@ def test_an_unsurprised_teacher_weighs_all_tokens_alike() -> None:
 @pytest.mark.parametrize("temperature", [10.0, 1.5])
 def test_token_scaled(temperature: float, over_batch: str, dtype: torch.dtype) -> None:
     own, other = pair(dtype)
-    loss = TokenScaled(temperature=temperature, batch=over_batch)
+    loss = TokenScaledLoss(temperature=temperature, batch=over_batch)
     ours = loss({"logits": [own]}, {"logits": [vocabulary_logits(1, dtype)]}, BATCH)
     compare(
         ours, reference.token_scaled(other, vocabulary_logits(1), LABELS, temperature, over_batch), own, other, dtype
@@ -86,7 +86,7 @@ def test_token_scaled(temperature: float, over_batch: str, dtype: torch.dtype) -
 
 def test_defaults_are_the_readmes() -> None:
     """τ = 10, summed over the batch."""
-    ours = TokenScaled()({"logits": [vocabulary_logits(0)]}, {"logits": [vocabulary_logits(1)]}, BATCH)
+    ours = TokenScaledLoss()({"logits": [vocabulary_logits(0)]}, {"logits": [vocabulary_logits(1)]}, BATCH)
     theirs = reference.token_scaled(vocabulary_logits(0), vocabulary_logits(1), LABELS, 10.0, "sum")
     torch.testing.assert_close(ours.double(), theirs, **TOLERANCE[torch.float32])
 
@@ -95,14 +95,16 @@ def test_defaults_are_the_readmes() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_soft_cross_entropy(temperature: float, dtype: torch.dtype) -> None:
     own, other = pair(dtype)
-    loss = SoftCrossEntropy(temperature=temperature)
+    loss = LogitDistillationLoss(temperature=temperature)
     ours = loss({"logits": [own]}, {"logits": [vocabulary_logits(1, dtype)]}, BATCH)
     compare(ours, reference.soft_cross_entropy(other, vocabulary_logits(1), LABELS, temperature), own, other, dtype)
 
 
 def test_averaged_over_the_vocabulary() -> None:
     summed, averaged = (
-        SoftCrossEntropy(classes=way)({"logits": [vocabulary_logits(0)]}, {"logits": [vocabulary_logits(1)]}, BATCH)
+        LogitDistillationLoss(classes=way)(
+            {"logits": [vocabulary_logits(0)]}, {"logits": [vocabulary_logits(1)]}, BATCH
+        )
         for way in ("sum", "mean")
     )
     torch.testing.assert_close(summed, VOCABULARY * averaged)
@@ -111,7 +113,7 @@ def test_averaged_over_the_vocabulary() -> None:
 @both_types
 def test_ground_truth(dtype: torch.dtype) -> None:
     own, other = pair(dtype)
-    ours = Task()({"logits": [own]}, {}, BATCH)
+    ours = TaskLoss()({"logits": [own]}, {}, BATCH)
     compare(ours, reference.cross_entropy(other, LABELS), own, other, dtype)
 
 
@@ -134,7 +136,7 @@ def test_a_sequence_without_a_label_adds_nothing() -> None:
     labels = LABELS.clone()
     labels[1] = NONE
     student = vocabulary_logits(0).requires_grad_()
-    ours = TokenScaled()({"logits": [student]}, {"logits": [vocabulary_logits(1)]}, BATCH | {"labels": labels})
+    ours = TokenScaledLoss()({"logits": [student]}, {"logits": [vocabulary_logits(1)]}, BATCH | {"labels": labels})
     theirs = reference.token_scaled(vocabulary_logits(0), vocabulary_logits(1), labels)
     torch.testing.assert_close(ours.double(), theirs, **TOLERANCE[torch.float32])
     ours.backward()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.sites import AXES
 from tests.tiny_models import FAMILIES, LAYERS, tiny_batch, tiny_model, without_labels
@@ -24,7 +24,7 @@ def test_signals_equal_transformers_own(family: str) -> None:
     eager, batch = tiny_model(family), tiny_batch(family)
     eager.set_attn_implementation("eager")
     expected = eager(**without_labels(batch), output_hidden_states=True, output_attentions=True)
-    signals = Observed(open_attention(copy.deepcopy(eager)), ["hidden", "attention.probs"])(batch)
+    signals = SignalCapture(open_attention(copy.deepcopy(eager)), ["hidden", "attention.probs"])(batch)
     assert len(signals["hidden"]) == len(expected.hidden_states) == LAYERS + 1
     assert len(signals["attention.probs"]) == len(expected.attentions) == LAYERS
     assert all(torch.equal(*pair) for pair in zip(signals["hidden"], expected.hidden_states, strict=True))
@@ -34,20 +34,20 @@ def test_signals_equal_transformers_own(family: str) -> None:
 
 def test_only_what_was_asked_for_and_always_the_logits() -> None:
     model, batch = tiny_model("bert"), tiny_batch("bert")
-    assert list(Observed(model)(batch)) == ["logits"]
-    assert set(Observed(model, ["hidden"])(batch)) == {"hidden", "logits"}
-    assert set(Observed(model, ["attention.query", "logits"])(batch)) == {"attention.query", "logits"}
+    assert list(SignalCapture(model)(batch)) == ["logits"]
+    assert set(SignalCapture(model, ["hidden"])(batch)) == {"hidden", "logits"}
+    assert set(SignalCapture(model, ["attention.query", "logits"])(batch)) == {"attention.query", "logits"}
 
 
 def test_sites_outside_the_core_leave_attention_on_its_fast_path() -> None:
     model = tiny_model("bert")
-    Observed(model, ["hidden", "attention.output", "attention.projection"])(tiny_batch("bert"))
+    SignalCapture(model, ["hidden", "attention.output", "attention.projection"])(tiny_batch("bert"))
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_gradient_flows_from_signals_into_the_model() -> None:
     model = tiny_model("bert")
-    Observed(model, ["hidden"])(tiny_batch("bert"))["hidden"][1].sum().backward()
+    SignalCapture(model, ["hidden"])(tiny_batch("bert"))["hidden"][1].sum().backward()
     assert model.bert.embeddings.word_embeddings.weight.grad.any()
     assert model.classifier.weight.grad is None
 
@@ -55,7 +55,7 @@ def test_gradient_flows_from_signals_into_the_model() -> None:
 def test_hooks_are_gone_after_a_call() -> None:
     model = open_attention(tiny_model("bert"))
     before = hooks_of(model)
-    observe = Observed(model, AXES)
+    observe = SignalCapture(model, AXES)
     assert hooks_of(model) == before
     observe(tiny_batch("bert"))
     assert hooks_of(model) == before
@@ -66,14 +66,14 @@ def test_hooks_are_gone_after_an_exception() -> None:
     before = hooks_of(model)
     batch = tiny_batch("bert")
     with pytest.raises(IndexError):
-        Observed(model, AXES)(batch | {"input_ids": batch["input_ids"] + 10_000})
+        SignalCapture(model, AXES)(batch | {"input_ids": batch["input_ids"] + 10_000})
     assert hooks_of(model) == before
-    signals = Observed(model, AXES)(batch)
+    signals = SignalCapture(model, AXES)(batch)
     assert len(signals["hidden"]) == LAYERS + 1
 
 
 def test_a_second_call_starts_anew() -> None:
-    observe = Observed(tiny_model("bert"), ["hidden"])
+    observe = SignalCapture(tiny_model("bert"), ["hidden"])
     first = observe(tiny_batch("bert", seed=1))
     second = observe(tiny_batch("bert", seed=2))
     assert len(first["hidden"]) == len(second["hidden"]) == LAYERS + 1
@@ -83,13 +83,13 @@ def test_a_second_call_starts_anew() -> None:
 def test_a_deep_copy_of_an_observed_model_is_independent() -> None:
     """A copy made after hooking would keep the old closures (the design's eighth trap)."""
     model, batch = open_attention(tiny_model("bert")), tiny_batch("bert")
-    observe = Observed(model, ["hidden", "attention.probs"])
+    observe = SignalCapture(model, ["hidden", "attention.probs"])
     before = observe(batch)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.5)
-    of_other = Observed(other, ["hidden", "attention.probs"])(batch)
+    of_other = SignalCapture(other, ["hidden", "attention.probs"])(batch)
     after = observe(batch)
     for site in ("hidden", "attention.probs"):
         assert len(of_other[site]) == len(after[site]) == len(before[site])
@@ -101,16 +101,16 @@ def test_labels_never_reach_the_model() -> None:
     model, batch = tiny_model("bert"), tiny_batch("bert")
     seen = []
     model.register_forward_pre_hook(lambda module, inputs, keywords: seen.append(set(keywords)), with_kwargs=True)
-    Observed(model)(batch | {"sentence": torch.zeros(1)})
+    SignalCapture(model)(batch | {"sentence": torch.zeros(1)})
     assert seen == [{"input_ids", "attention_mask"}]
 
 
 def test_a_replaced_signal_is_returned_as_the_model_made_it() -> None:
     model, batch = open_attention(tiny_model("bert")), tiny_batch("bert")
-    observe = Observed(model, ["attention.probs", "attention.context"])
+    observe = SignalCapture(model, ["attention.probs", "attention.context"])
     own = observe(batch)
-    other = Observed(open_attention(tiny_model("bert", seed=1)), ["attention.probs"])(batch)
-    with Intervention(["attention.probs"]).by(other, model):
+    other = SignalCapture(open_attention(tiny_model("bert", seed=1)), ["attention.probs"])(batch)
+    with Intervention(["attention.probs"]).apply(model, other):
         under = observe(batch)
     assert torch.equal(under["attention.probs"][0], own["attention.probs"][0])
     assert not torch.equal(under["attention.context"][0], own["attention.context"][0])
@@ -118,6 +118,6 @@ def test_a_replaced_signal_is_returned_as_the_model_made_it() -> None:
 
 def test_unknown_and_missing_sites_are_refused_before_the_first_batch() -> None:
     with pytest.raises(ValueError, match=r"unknown site 'hiden'; sites: .*hidden"):
-        Observed(tiny_model("bert"), ["hiden"])
+        SignalCapture(tiny_model("bert"), ["hiden"])
     with pytest.raises(ValueError, match=r"call open_attention\(model\) first"):
-        Observed(tiny_model("bert"), ["attention.scores"])
+        SignalCapture(tiny_model("bert"), ["attention.scores"])

@@ -9,11 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.models.capture import Observed
-from qat_lightning.models.convert import AttentionRule, Rule, open_attention, open_attention_for, quantize
+from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.convert import (
+    AttentionQuantization,
+    QuantizationRule,
+    open_attention,
+    open_attention_for,
+    quantize,
+)
 from qat_lightning.models.module_paths import part_paths
 from qat_lightning.models.quantized_model import calibrate
-from qat_lightning.quantization.modules.attention import IMPLEMENTATION, AttentionCore
+from qat_lightning.quantization.modules.attention import IMPLEMENTATION, InstrumentedAttention
 from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
@@ -21,15 +27,15 @@ from tests.tiny_models import FAMILIES, LAYERS, tiny_batch, tiny_model, without_
 
 EIGHT_BIT = partial(UniformQuantizer, bits=8)
 STATIC = partial(UniformQuantizer, bits=8, scale="static")
-BY_ROW = partial(TernaryQuantizer, granularity="row")
-LINEAR = Rule("layers.*", weight=TernaryQuantizer, input=EIGHT_BIT)
+BY_ROW = partial(TernaryQuantizer, granularity="per_channel")
+LINEAR = QuantizationRule("layers.*", weight=TernaryQuantizer, input=EIGHT_BIT)
 # What the papers quantize (arXiv:2009.12812, released code); image models have neither words nor a pooler.
 W2A8 = [
-    Rule("embeddings.word", weight=BY_ROW, optional=True),
+    QuantizationRule("embeddings.word", weight=BY_ROW, optional=True),
     LINEAR,
-    Rule("pooler", weight=TernaryQuantizer, input=EIGHT_BIT, optional=True),
+    QuantizationRule("pooler", weight=TernaryQuantizer, input=EIGHT_BIT, optional=True),
 ]
-OPERANDS = AttentionRule(EIGHT_BIT, EIGHT_BIT, EIGHT_BIT, EIGHT_BIT)
+OPERANDS = AttentionQuantization(EIGHT_BIT, EIGHT_BIT, EIGHT_BIT, EIGHT_BIT)
 
 
 def module_at(model: nn.Module, part: str) -> nn.Module:
@@ -81,7 +87,7 @@ def test_coverage_of_bert() -> None:
             assert type(module) in (nn.Linear, nn.Embedding, nn.LayerNorm), path
     x, weight = used[parts["head"]]
     assert torch.equal(weight, plain.classifier.weight)
-    cores = [module for module in model.modules() if isinstance(module, AttentionCore)]
+    cores = [module for module in model.modules() if isinstance(module, InstrumentedAttention)]
     assert len(cores) == LAYERS
     for core in cores:
         slots = [core.query_quantizer, core.key_quantizer, core.probs_quantizer, core.value_quantizer]
@@ -140,9 +146,9 @@ def test_no_rules_change_nothing() -> None:
 
 def test_first_matching_rule_wins() -> None:
     rules = [
-        Rule("layers.0.attention.query", weight=partial(UniformQuantizer, bits=4)),
-        Rule("layers.1.*"),
-        Rule("layers.*", weight=TernaryQuantizer),
+        QuantizationRule("layers.0.attention.query", weight=partial(UniformQuantizer, bits=4)),
+        QuantizationRule("layers.1.*"),
+        QuantizationRule("layers.*", weight=TernaryQuantizer),
     ]
     model = quantize(tiny_model("bert"), rules)
     assert module_at(model, "layers.0.attention.query").weight_quantizer.bits == 4
@@ -160,26 +166,26 @@ def test_a_rule_that_matches_nothing_names_the_parts() -> None:
     message = r"rule 'layers\.\*\.ffn' matches no part of BertForSequenceClassification.*; parts: .*layers\.\*\.feedforward\.in"
     model = tiny_model("bert")
     with pytest.raises(ValueError, match=message):
-        quantize(model, [LINEAR, Rule("layers.*.ffn", weight=TernaryQuantizer)])
+        quantize(model, [LINEAR, QuantizationRule("layers.*.ffn", weight=TernaryQuantizer)])
     assert not any(isinstance(module, QuantLinear) for module in model.modules()), "nothing is changed before the check"
 
 
 def test_an_optional_rule_may_match_nothing() -> None:
-    model = quantize(tiny_model("vit"), [Rule("embeddings.word", weight=BY_ROW, optional=True)])
+    model = quantize(tiny_model("vit"), [QuantizationRule("embeddings.word", weight=BY_ROW, optional=True)])
     assert not any(isinstance(module, QuantEmbedding) for module in model.modules())
 
 
 def test_an_embedding_has_no_input_to_quantize() -> None:
     message = "part 'embeddings.word' is a Embedding: weights and inputs of linear layers and weights of embeddings"
     with pytest.raises(ValueError, match=message):
-        quantize(tiny_model("bert"), [Rule("embeddings.word", weight=BY_ROW, input=EIGHT_BIT)])
+        quantize(tiny_model("bert"), [QuantizationRule("embeddings.word", weight=BY_ROW, input=EIGHT_BIT)])
 
 
 def test_open_attention_is_idempotent_and_keeps_the_core() -> None:
     model = quantize(tiny_model("bert"), [], OPERANDS)
-    cores = [module for module in model.modules() if isinstance(module, AttentionCore)]
+    cores = [module for module in model.modules() if isinstance(module, InstrumentedAttention)]
     open_attention(model)
-    assert [id(module) for module in model.modules() if isinstance(module, AttentionCore)] == [
+    assert [id(module) for module in model.modules() if isinstance(module, InstrumentedAttention)] == [
         id(core) for core in cores
     ]
     assert isinstance(cores[0].query_quantizer, UniformQuantizer)
@@ -192,8 +198,8 @@ def test_attention_is_opened_only_for_its_sites() -> None:
 
 
 def test_an_attention_rule_may_leave_operands() -> None:
-    model = quantize(tiny_model("bert"), [], AttentionRule(probs=EIGHT_BIT))
-    core = next(module for module in model.modules() if isinstance(module, AttentionCore))
+    model = quantize(tiny_model("bert"), [], AttentionQuantization(probs=EIGHT_BIT))
+    core = next(module for module in model.modules() if isinstance(module, InstrumentedAttention))
     assert isinstance(core.probs_quantizer, UniformQuantizer)
     assert isinstance(core.query_quantizer, nn.Identity)
 
@@ -208,8 +214,8 @@ def test_a_model_that_does_not_route_is_refused() -> None:
 
 
 def static_model() -> nn.Module:
-    rules = [Rule("layers.*", weight=TernaryQuantizer, input=STATIC)]
-    return quantize(tiny_model("bert"), rules, AttentionRule(STATIC, STATIC, STATIC, STATIC))
+    rules = [QuantizationRule("layers.*", weight=TernaryQuantizer, input=STATIC)]
+    return quantize(tiny_model("bert"), rules, AttentionQuantization(STATIC, STATIC, STATIC, STATIC))
 
 
 def test_calibration_reaches_every_static_quantizer_in_order() -> None:
@@ -223,7 +229,7 @@ def test_calibration_reaches_every_static_quantizer_in_order() -> None:
     model.eval()
     for name, module in static.items():
         module.register_forward_pre_hook(lambda module, inputs, name=name: seen.update({name: inputs[0].abs().max()}))
-    Observed(model)(batch)
+    SignalCapture(model)(batch)
     # Equal to what passes now only if each was calibrated with the earlier ones already on.
     for name, module in static.items():
         assert module.maximum == seen[name].clamp(max=2.5), name

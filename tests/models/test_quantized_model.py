@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from qat_lightning.models.capture import Observed
-from qat_lightning.models.convert import AttentionRule, Rule, keep_layers, quantize
+from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.convert import AttentionQuantization, QuantizationRule, keep_layers, quantize
 from qat_lightning.models.module_paths import layer_paths
 from qat_lightning.models.quantized_model import calibrate, step_sizes, switch_on, weights_held
 from qat_lightning.models.size import bits, quantized_weights, size
@@ -17,11 +17,11 @@ from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.tiny_models import DECODERS, LAYERS, tiny_batch, tiny_model
 
-RULES = [Rule("layers.*", weight=TernaryQuantizer, input=UniformQuantizer)]
-OPERANDS = AttentionRule(UniformQuantizer, UniformQuantizer, UniformQuantizer, UniformQuantizer)
+RULES = [QuantizationRule("layers.*", weight=TernaryQuantizer, input=UniformQuantizer)]
+OPERANDS = AttentionQuantization(UniformQuantizer, UniformQuantizer, UniformQuantizer, UniformQuantizer)
 LEARNED = [
-    Rule("layers.*", weight=partial(LSQQuantizer, bits=3), input=LSQQuantizer),
-    Rule("embeddings.*", weight=partial(LSQQuantizer, bits=3)),
+    QuantizationRule("layers.*", weight=partial(LSQQuantizer, bits=3), input=LSQQuantizer),
+    QuantizationRule("embeddings.*", weight=partial(LSQQuantizer, bits=3)),
 ]
 
 
@@ -58,10 +58,12 @@ def test_attention_propagation_is_value_projection_and_its_operands():
 def test_with_everything_off_the_model_is_in_full_precision():
     batch, student = tiny_batch("bert"), quantize(tiny_model("bert"), RULES, OPERANDS)
     switch_on(student, ["layers.0.feedforward.in"])
-    one = Observed(student)(batch)["logits"][0]
+    one = SignalCapture(student)(batch)["logits"][0]
     switch_on(student, [])
-    torch.testing.assert_close(Observed(student)(batch)["logits"][0], Observed(tiny_model("bert"))(batch)["logits"][0])
-    assert not torch.allclose(Observed(student)(batch)["logits"][0], one)
+    torch.testing.assert_close(
+        SignalCapture(student)(batch)["logits"][0], SignalCapture(tiny_model("bert"))(batch)["logits"][0]
+    )
+    assert not torch.allclose(SignalCapture(student)(batch)["logits"][0], one)
 
 
 def test_a_glob_without_a_quantizer_is_refused():
@@ -70,7 +72,7 @@ def test_a_glob_without_a_quantizer_is_refused():
 
 
 def test_step_sizes_of_weights_and_activations():
-    student = quantize(tiny_model("bert"), LEARNED, AttentionRule(query=LSQQuantizer))
+    student = quantize(tiny_model("bert"), LEARNED, AttentionQuantization(query=LSQQuantizer))
     found = step_sizes(student)
     # six matrices a layer and three tables; six inputs a layer and one operand
     assert [len(found["weights"]), len(found["activations"])] == [6 * LAYERS + 3, 6 * LAYERS + LAYERS]
@@ -80,8 +82,12 @@ def test_step_sizes_of_weights_and_activations():
 @pytest.mark.parametrize("initialization", ["percentile", "kl", "lsq", "minmax"])
 def test_every_threshold_is_measured_positive_and_finite(initialization):
     make = partial(LSQQuantizer, initialization=initialization)
-    rules = [Rule("layers.*", weight=make, input=make), Rule("embeddings.*", weight=make), Rule("pooler", weight=make)]
-    student = quantize(tiny_model("bert"), rules, AttentionRule(make, make, make, make))
+    rules = [
+        QuantizationRule("layers.*", weight=make, input=make),
+        QuantizationRule("embeddings.*", weight=make),
+        QuantizationRule("pooler", weight=make),
+    ]
+    student = quantize(tiny_model("bert"), rules, AttentionQuantization(make, make, make, make))
     calibrate(student, [tiny_batch("bert", seed) for seed in range(3)])
     learned = [step for steps in step_sizes(student).values() for step in steps]
     assert all(step.isfinite().all() and (step > 0).all() for step in learned)
@@ -92,23 +98,25 @@ def test_calibration_takes_the_mean_over_batches():
     quantizer = LSQQuantizer(initialization="minmax")
     for largest in (1.0, 2.0, 6.0):
         quantizer.calibrate(torch.tensor([largest, -0.5]))
-    assert quantizer.learned.item() == pytest.approx(3.0)
+    assert quantizer.step_size.item() == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("granularity", ["row", "group"])
+@pytest.mark.parametrize("granularity", ["per_channel", "per_group"])
 def test_learned_steps_by_row_are_for_weights(granularity):
-    group = 2 if granularity == "group" else None
+    group = 2 if granularity == "per_group" else None
     quantizer = LSQQuantizer(granularity=granularity, group_size=group, initialization="minmax")
     quantizer.calibrate(torch.tensor([[1.0, -2.0], [0.5, 0.25], [0.0, 0.0]]))
     expected = torch.tensor([2.0, 0.5, 1e-5])
-    torch.testing.assert_close(quantizer.learned.detach().flatten(), expected)
+    torch.testing.assert_close(quantizer.step_size.detach().flatten(), expected)
     with pytest.raises(ValueError, match="is for weights: inputs change their number of rows"):
         quantizer.calibrate(torch.zeros(2, 2))
 
 
 def test_table_of_bits_and_the_size_that_comes_of_it():
     table = {"layers.0.*": 8, "layers.*.feedforward.out": 4}
-    student = quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer, input=LSQQuantizer)], None, table)
+    student = quantize(
+        tiny_model("bert"), [QuantizationRule("layers.*", weight=LSQQuantizer, input=LSQQuantizer)], None, table
+    )
     widths = {name: module.bits for name, module in student.named_modules() if name.endswith("weight_quantizer")}
     assert {width for name, width in widths.items() if "layer.0." in name} == {8}
     assert widths["bert.encoder.layer.1.output.dense.weight_quantizer"] == 4
@@ -128,11 +136,11 @@ def test_table_of_bits_is_refused_in_words():
         ValueError,
         match=r"names 'layer\.0', to which no part falls that an earlier line has left; parts",
     ):
-        quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer)], None, {"layer.0": 4})
+        quantize(tiny_model("bert"), [QuantizationRule("layers.*", weight=LSQQuantizer)], None, {"layer.0": 4})
     with pytest.raises(ValueError, match="has a width of its own: choose one that takes bits"):
         quantize(tiny_model("bert"), RULES, None, {"layers.*": 4})
     with pytest.raises(ValueError, match="bits=9 is outside the range of LSQQuantizer: choose 2 to 8"):
-        quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer)], None, {"layers.*": 9})
+        quantize(tiny_model("bert"), [QuantizationRule("layers.*", weight=LSQQuantizer)], None, {"layers.*": 9})
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "vit", *DECODERS])
@@ -141,7 +149,7 @@ def test_a_shallower_student_of_some_layers(name):
     assert len(layer_paths(student)) == student.config.num_hidden_layers == 1
     kept, whole = (model.get_submodule(layer_paths(model)[-1]).state_dict() for model in (student, teacher))
     assert all(torch.equal(kept[key], whole[key]) for key in whole)
-    assert Observed(student, ["hidden"])(tiny_batch(name))["hidden"][1].isfinite().all()
+    assert SignalCapture(student, ["hidden"])(tiny_batch(name))["hidden"][1].isfinite().all()
 
 
 @pytest.mark.parametrize("layers", [[], [2], [-1, 0]])
@@ -152,7 +160,7 @@ def test_layers_that_are_not_there(layers):
 
 def test_gpt2_output_channels_are_the_rows():
     """Its layers keep their weights transposed."""
-    student = quantize(tiny_model("gpt2"), [Rule("layers.*", weight=BinaryQuantizer)])
+    student = quantize(tiny_model("gpt2"), [QuantizationRule("layers.*", weight=BinaryQuantizer)])
     layer = student.get_submodule("transformer.h.0.mlp.c_fc")
     seen = layer.weight_quantizer(layer.quantized_weight)
     torch.testing.assert_close(seen.abs().mean(1), layer.weight.abs().mean(0))
@@ -161,7 +169,9 @@ def test_gpt2_output_channels_are_the_rows():
 
 
 def test_learned_steps_of_a_row_need_the_whole_table():
-    rule = Rule("embeddings.word", weight=partial(LSQQuantizer, granularity="row", initialization="minmax"))
+    rule = QuantizationRule(
+        "embeddings.word", weight=partial(LSQQuantizer, granularity="per_channel", initialization="minmax")
+    )
     student = quantize(tiny_model("bert"), [rule])
     calibrate(student, [tiny_batch("bert")])
     table = student.get_submodule("bert.embeddings.word_embeddings")
@@ -169,7 +179,7 @@ def test_learned_steps_of_a_row_need_the_whole_table():
     torch.testing.assert_close(table(ids), table.weight_quantizer(table.weight)[ids])
 
 
-@pytest.mark.parametrize("rules", [RULES, LEARNED], ids=["ternary", "learned"])
+@pytest.mark.parametrize("rules", [RULES, LEARNED], ids=["ternary", "step_size"])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "vit"])
 def test_a_validation_quantizes_each_weight_once_to_the_same_answers(family, rules, monkeypatch):
     rules = rules if family == "bert" else rules[:1]
@@ -180,11 +190,11 @@ def test_a_validation_quantizes_each_weight_once_to_the_same_answers(family, rul
         monkeypatch.setattr(kind, "codes", _noting(kind.codes, seen))
     names = list(student.state_dict())
     with torch.no_grad():
-        expected = [Observed(student)(batch)["logits"][0] for batch in batches]
+        expected = [SignalCapture(student)(batch)["logits"][0] for batch in batches]
         every_time = len(seen)
         seen.clear()
         with weights_held(student):
-            own = [Observed(student)(batch)["logits"][0] for batch in batches]
+            own = [SignalCapture(student)(batch)["logits"][0] for batch in batches]
             assert list(student.state_dict()) == names
     assert all(torch.equal(*both) for both in zip(own, expected, strict=True))
     weights = [quantizer for _, quantizer in quantized_weights(student)]
@@ -203,13 +213,13 @@ def _noting(codes, seen):
 def test_a_weight_that_changes_within_a_validation_is_quantized_anew():
     student, batch = quantize(tiny_model("bert"), RULES).eval(), tiny_batch("bert")
     with torch.no_grad(), weights_held(student):
-        before = Observed(student)(batch)["logits"][0]
+        before = SignalCapture(student)(batch)["logits"][0]
         for parameter in student.parameters():
             parameter.mul_(1.5)
-        after = Observed(student)(batch)["logits"][0]
+        after = SignalCapture(student)(batch)["logits"][0]
         assert not torch.equal(after, before)
     with torch.no_grad():
-        assert torch.equal(after, Observed(student)(batch)["logits"][0])
+        assert torch.equal(after, SignalCapture(student)(batch)["logits"][0])
 
 
 def test_an_error_in_a_validation_leaves_a_student_that_learns():
@@ -219,8 +229,10 @@ def test_an_error_in_a_validation_leaves_a_student_that_learns():
     held = weights_held(student)
     held.__enter__()  # and nobody leaves it
     assert list(student.state_dict()) == names
-    Observed(student.train())(batch)["logits"][0].sum().backward()
-    learned = [parameter for name, parameter in student.named_parameters() if name.endswith("weight_quantizer.learned")]
+    SignalCapture(student.train())(batch)["logits"][0].sum().backward()
+    learned = [
+        parameter for name, parameter in student.named_parameters() if name.endswith("weight_quantizer.step_size")
+    ]
     assert learned
     assert all(parameter.grad is not None for parameter in learned)
     held.__exit__(None, None, None)

@@ -15,7 +15,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.families import FAMILIES
 from qat_lightning.models.module_paths import attention_paths, entrances, family, layer_paths, part_paths, site_paths
@@ -49,7 +49,7 @@ def test_every_family_is_tested() -> None:
 def test_sites_of_a_decoder(name: str) -> None:
     """Grouped heads make keys and values narrower; GPT-2 has query, key and value in one layer."""
     sites = [site for site in AXES if name != "gpt2" or site not in FUSED]
-    signals = Observed(open_attention(tiny_model(name)), sites)(tiny_batch(name))
+    signals = SignalCapture(open_attention(tiny_model(name)), sites)(tiny_batch(name))
     samples, tokens, narrow = len(LENGTHS), max(LENGTHS), WIDTH // HEADS * 2
     shapes = dict.fromkeys(AXES, (samples, tokens, WIDTH)) | {"logits": (samples, tokens, VOCABULARY)}
     shapes |= dict.fromkeys(("attention.key", "attention.value"), (samples, tokens, narrow))
@@ -82,7 +82,7 @@ def test_what_a_gradient_must_not_enter() -> None:
 @pytest.mark.parametrize("name", ["bert", "vit", "distilbert", "llama"])
 def test_residual_is_what_layer_normalization_takes(name: str) -> None:
     model = open_attention(tiny_model(name))
-    signals = Observed(model, ["attention.residual", "attention.output"])(tiny_batch(name))
+    signals = SignalCapture(model, ["attention.residual", "attention.output"])(tiny_batch(name))
     for index, residual in enumerate(signals["attention.residual"]):
         normalization = model.get_submodule(site_paths(model, "attention.residual")[index])
         torch.testing.assert_close(normalization(residual), signals["attention.output"][index])
@@ -93,7 +93,7 @@ def test_every_site_has_its_shape_and_count(name: str) -> None:
     tokens = TOKENS[name]
     assert tokens != WIDTH // HEADS, "else the axes M and D look alike"
     sizes = {"B": len(LENGTHS), "N": tokens, "M": tokens, "H": HEADS, "D": WIDTH // HEADS, "E": WIDTH, "C": CLASSES}
-    signals = Observed(open_attention(tiny_model(name)), AXES)(tiny_batch(name))
+    signals = SignalCapture(open_attention(tiny_model(name)), AXES)(tiny_batch(name))
     counts = dict.fromkeys(AXES, LAYERS) | {"hidden": LAYERS + 1, "logits": 1}
     assert signals.keys() == AXES.keys()
     for site, tensors in signals.items():
@@ -107,7 +107,7 @@ def test_sites_agree_with_one_another(name: str) -> None:
     """probs = softmax(scores); the projection is W_O · context; the layers follow each other."""
     model = open_attention(tiny_model(name))
     with torch.no_grad():
-        signals = Observed(model, AXES)(tiny_batch(name))
+        signals = SignalCapture(model, AXES)(tiny_batch(name))
         for layer in range(LAYERS):
             scores = signals["attention.scores"][layer]
             assert torch.equal(signals["attention.probs"][layer], scores.softmax(-1))
@@ -128,7 +128,7 @@ def test_sites_agree_with_one_another(name: str) -> None:
 def test_output_is_after_residual_and_layer_norm(name: str) -> None:
     """Y = LayerNorm(W_O·context + X), arXiv:2211.11014, released code."""
     model = open_attention(tiny_model(name))
-    signals = Observed(model, AXES)(tiny_batch(name))
+    signals = SignalCapture(model, AXES)(tiny_batch(name))
     for layer in range(LAYERS):
         path = site_paths(model, "attention.output")[layer]
         module = model.get_submodule(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from qat_lightning.models.convert import Rule, quantize
+from qat_lightning.models.convert import QuantizationRule, quantize
 from qat_lightning.models.size import bits, size, tensors_hash
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
@@ -16,9 +16,9 @@ from tests.tiny_models import tiny_model
 
 MEBI = 2**20
 TERNARY = [
-    Rule("embeddings.word", weight=partial(TernaryQuantizer, "row")),
-    Rule("layers.*", weight=TernaryQuantizer, input=UniformQuantizer),
-    Rule("pooler", weight=TernaryQuantizer),
+    QuantizationRule("embeddings.word", weight=partial(TernaryQuantizer, "per_channel")),
+    QuantizationRule("layers.*", weight=TernaryQuantizer, input=UniformQuantizer),
+    QuantizationRule("pooler", weight=TernaryQuantizer),
 ]
 
 
@@ -80,14 +80,14 @@ def test_a_table_that_the_head_reads_too_is_there_twice(name):
     plain = size(model)
     table = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is table
-    quantize(model, [Rule("embeddings.word", weight=TernaryQuantizer)])
+    quantize(model, [QuantizationRule("embeddings.word", weight=TernaryQuantizer)])
     assert size(model).float32 == plain.float32
     assert size(model).packed == plain.float32 + table.numel() // 4 + 4
 
 
 def test_layers_of_other_widths_are_named():
     widths = {"layers.0.*": 8, "layers.1.feedforward.*": 3, "layers.1.*": 8}
-    student = quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer)], None, widths)
+    student = quantize(tiny_model("bert"), [QuantizationRule("layers.*", weight=LSQQuantizer)], None, widths)
     told = bits(student)
     assert told["attention.query"] == 8
     assert (told["layers.0.feedforward.in"], told["layers.1.feedforward.in"]) == (8, 3)

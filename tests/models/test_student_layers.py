@@ -132,7 +132,7 @@ def test_a_run_trains_exports_and_scores_kept_layers(tmp_path):
     tiny_model("qwen2", vocab_size=128, max_position_embeddings=64, **LAST).save_pretrained(tmp_path / "model")
     words = (
         f"model.path={tmp_path / 'model'}", "data=random_tokens", "model.student_layers=[1,3]", "losses=logits",
-        "quantization=ternary_w2a16", "intervention=none", "schedule=none", "stages.train.max_steps=4",
+        "quantization=ternary_w2a16", "intervention=none", "intervention_schedule=none", "stages.train.max_steps=4",
     )  # fmt: skip
     results, config = small_run(tmp_path / "run", *words), composed(*words)
     packed = load_packed(tmp_path / "run/export/packed")

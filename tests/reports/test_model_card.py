@@ -31,7 +31,7 @@ IMAGE = (
     "quantization=lsq_w3a8",
     "quantization.bits={layers.0.*:8}",
     "intervention=none",
-    "schedule=none",
+    "intervention_schedule=none",
     "losses=unified_gamma",
 )
 DECODER = ("+experiment=tsld_llama", "model.path=/home/me/tiny-llama", "data=language", "data.path=/home/me/stories")
@@ -68,8 +68,8 @@ EXPORTED: dict[str, Any] = {
         "bits_per_weight": 2.0417,
         "full_precision_bytes": 2_097_152,
         "full_precision": ["bert.embeddings.position_embeddings", "classifier"],
-        "rest": "float32",
-        "ternary": "bits",
+        "unquantized_dtype": "float32",
+        "ternary_encoding": "bits",
     },
     "onnx": {
         "bytes": 30_408_704,
@@ -216,7 +216,7 @@ def test_all_equal_is_only_said_where_all_are(tmp_path: Path, agreement: float, 
 def test_equal_predictions_are_only_claimed_where_they_were_seen(tmp_path: Path) -> None:
     claim = "predicted what the student predicts on every row checked"
     assert claim in card(tmp_path)
-    half = EXPORTED["packed"] | {"rest": "float16", "agreement": 0.999}
+    half = EXPORTED["packed"] | {"unquantized_dtype": "float16", "agreement": 0.999}
     text = card(tmp_path, exported={"packed": half})
     assert claim not in text
     assert "2 MiB of it stay float16" in text
@@ -252,11 +252,11 @@ def test_the_method_is_told_in_the_papers_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (("intervention=map", "schedule=map"), "every layer: TI-M (`attention.probs`)."),
-        (("schedule=stochastic",), "drawn at each step among TI-O (`attention.projection`), TI-C"),
-        (("intervention.map.at=[0,2]", "schedule=map"), "TI-M (`attention.probs`) in layers 0, 2 alone."),
+        (("intervention=map", "intervention_schedule=map"), "every layer: TI-M (`attention.probs`)."),
+        (("intervention_schedule=stochastic",), "drawn at each step among TI-O (`attention.projection`), TI-C"),
+        (("intervention.map.at=[0,2]", "intervention_schedule=map"), "TI-M (`attention.probs`) in layers 0, 2 alone."),
         (
-            ("stages.intervene.parts=[layers.*.feedforward.*]",),
+            ("stages.intervene.target_modules=[layers.*.feedforward.*]",),
             "Only `layers.*.feedforward.*` were quantized meanwhile.",
         ),
     ],
@@ -271,11 +271,11 @@ def test_interventions(tmp_path: Path, overrides: tuple[str, ...], told: str) ->
         (("losses.scores.weight=0.25",), "MSE of the attention scores (arXiv:2009.12812 §3.3) | 0.25 |"),
         (("losses=attention_map", "losses.map.layers=[[0,1]]"), "(arXiv:2211.11014 §4); layers [[0, 1]] | 1 |"),
         (("losses=attention_map", "losses.map.temperature=2"), "(arXiv:2211.11014 §4); temperature 2 | 1 |"),
-        (("losses.hidden.reduction=reference",), "(arXiv:2009.12812 §3.3); padding counts | 1 |"),
+        (("losses.hidden.padding=include",), "(arXiv:2009.12812 §3.3); padding counts | 1 |"),
         (("losses.logits.classes=mean",), "the teacher's logits, mean over the classes"),
         (("data.num_labels=1",), "| `logits` | MSE of the logits (arXiv:2009.12812) | 1 |"),
         (
-            ("losses=unified_gamma", "losses.unified.share=0.7"),
+            ("losses=unified_gamma", "losses.unified.gamma=0.7"),
             "| `unified` | 0.7 · KL divergence of the attention maps",
         ),
         (("losses=task", "losses.task.weight=16"), "| `task` | the labels | 16 |"),
@@ -299,16 +299,16 @@ def test_a_loss_of_weight_0_is_not_told(tmp_path: Path) -> None:
             "uniform, least to largest value (arXiv:2009.12812) | one a tensor",
         ),
         (("quantization=lsq_w2a8",), "learned threshold (arXiv:2101.05938) | one a matrix, learned | – | 2 |"),
-        (("quantization=lsq_w2a8", "quantization.weight.form=step"), "learned step (arXiv:1902.08153)"),
+        (("quantization=lsq_w2a8", "quantization.weight.parametrization=step_size"), "learned step (arXiv:1902.08153)"),
         (
-            ("quantization.weight.granularity=group", "quantization.weight.group_size=8"),
+            ("quantization.weight.granularity=per_group", "quantization.weight.group_size=8"),
             "(arXiv:1605.04711) | one for 8 neighbours | ±2.5 | 2 |",
         ),
         (
             ("quantization.activation.scale=static",),
             "one a tensor, fixed (static, from 256 training rows) | ±2.5 | 8 |",
         ),
-        (("quantization.activation.granularity=row",), "one a token, of the batch at hand (dynamic)"),
+        (("quantization.activation.granularity=per_token",), "one a token, of the batch at hand (dynamic)"),
     ],
 )
 def test_quantizers(tmp_path: Path, overrides: tuple[str, ...], told: str) -> None:
@@ -321,7 +321,7 @@ def test_quantizers(tmp_path: Path, overrides: tuple[str, ...], told: str) -> No
         ("quantization=lsq_w2a8",),
         ("quantization=ternary_w2a16",),  # dynamic quantizers are described there, and nothing takes them
         ("quantization.activation.scale=static",),
-        ("quantization.activation.granularity=row",),
+        ("quantization.activation.granularity=per_token",),
         ("quantization=none",),
     ],
 )
@@ -415,7 +415,7 @@ def test_without_a_teacher_there_is_no_distillation(tmp_path: Path) -> None:
 
 
 def test_plain_fine_tuning_claims_no_quantization(tmp_path: Path) -> None:
-    overrides = ("quantization=none", "teacher=none", "losses=task", "intervention=none", "schedule=none")
+    overrides = ("quantization=none", "teacher=none", "losses=task", "intervention=none", "intervention_schedule=none")
     whole = {"bits": {"attention.query": 32, "head": 32}, "steps": {"teacher": 4, "train": 3}, "assisted": None}
     text = card(tmp_path, (*TEXT, *overrides), whole)
     assert metadata(tmp_path)["tags"] == ["qat_lightning"]
@@ -473,7 +473,7 @@ def test_what_is_not_known_is_left_out(tmp_path: Path, nothing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["losses", "intervention", "schedule", "optimizer", "quantization", "stages", "trainer"]
+    "part", ["losses", "intervention", "intervention_schedule", "optimizer", "quantization", "stages", "trainer"]
 )
 def test_an_empty_part_of_the_configuration_is_left_out(tmp_path: Path, part: str) -> None:
     text = card(tmp_path, config=composed(*TEXT) | {part: {}})
@@ -590,7 +590,7 @@ def test_a_real_run_loads_as_its_card_says(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_real_runs(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    plain = ("intervention=none", "schedule=none", "stages.intervene.max_steps=0")
+    plain = ("intervention=none", "intervention_schedule=none", "stages.intervene.max_steps=0")
     results = small_run(tmp_path, *overrides, *plain)
     text = write_card(tmp_path).read_text(encoding="utf-8")
     assert str(tmp_path) not in text

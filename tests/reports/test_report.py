@@ -12,7 +12,7 @@ from qat_lightning.analysis.attention_maps import column_mass
 from qat_lightning.analysis.attention_ranking import ranking_loss
 from qat_lightning.analysis.loss_landscape import Landscape
 from qat_lightning.analysis.result_files import write_landscapes, write_spectra
-from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention
 from qat_lightning.reports.report import StageHistory, draw_sections, read_history, summary_table, write_report
 from tests.tiny_models import LENGTHS, tiny_batch, tiny_model
@@ -47,7 +47,7 @@ def signals() -> dict[str, Signals]:
 @torch.no_grad()
 def run(family: str, seed: int, **changes: object) -> Signals:
     model = open_attention(tiny_model(family, seed, **changes))
-    return Observed(model, SITES)(tiny_batch(family))
+    return SignalCapture(model, SITES)(tiny_batch(family))
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ TARGETS = {
     "pickle.loads": target("pickle.loads"),
     "runpy": target("runpy.run_path", path_name="evil.py"),
     "a metaclass": target("torch.optim.Adam.__class__"),
-    "a module's globals": target("qat_lightning.distillation.losses.Match.__init__.__globals__"),
+    "a module's globals": target("qat_lightning.distillation.losses.FeatureMatchingLoss.__init__.__globals__"),
     "a module": target("qat_lightning.distillation.losses"),
     "torch's wrapper of any module": target("torch.optim.swa_utils.AveragedModel"),
     "a metric that loads a model": target("torchmetrics.text.BERTScore", model_name_or_path="evil/model"),
@@ -206,8 +206,8 @@ TARGETS = {
     "a whole run": target("qat_lightning.commands.train.run.run"),
     "the command line": target("qat_lightning.commands.cli.train"),
     "a reader of files": target("qat_lightning.data.tokenizers.read_tokenizer", path="evil/model"),
-    "a writer of files": target("qat_lightning.training.callbacks.ResumePoint", path="canary", every=1),
-    "a target with an empty part": target("qat_lightning..losses.Match"),
+    "a writer of files": target("qat_lightning.training.callbacks.ResumeCheckpoint", path="canary", every=1),
+    "a target with an empty part": target("qat_lightning..losses.FeatureMatchingLoss"),
     "an empty target": target(""),
     "a number for a target": target(7),
     "a list for a target": target(["os.system"]),
@@ -215,7 +215,7 @@ TARGETS = {
     "a target for a target": target({"_target_": "os.system"}),
 }  # fmt: skip
 
-MATCH = {"_target_": "qat_lightning.distillation.losses.Match", "site": "hidden"}
+MATCH = {"_target_": "qat_lightning.distillation.losses.FeatureMatchingLoss", "site": "hidden"}
 
 PLACES = {
     "nested in an argument": node(lambda command: MATCH | {"distance": _evil(command)}),
@@ -233,7 +233,8 @@ PLACES = {
     ),
     "a temporary folder when Hydra resolves again": node(
         lambda command: {
-            "_target_": "qat_lightning.models.convert.Rule", "parts": "${oc.create:{_target_:tempfile.mkdtemp}}",
+            "_target_": "qat_lightning.models.convert.QuantizationRule", 
+            "target_modules": "${oc.create:{_target_:tempfile.mkdtemp}}",
         },
         "is an interpolation within a value",
     ),
@@ -253,7 +254,7 @@ PLACES = {
         NOT_ALLOWED, checked,
     ),
     "an optimizer, checked": node(lambda command: {"optimizer": _evil(command)}, NOT_ALLOWED, checked),
-    "a schedule, checked": node(lambda command: {"schedule": _evil(command)}, NOT_ALLOWED, checked),
+    "a schedule, checked": node(lambda command: {"intervention_schedule": _evil(command)}, NOT_ALLOWED, checked),
     "a quantizer, checked": node(
         lambda command: {"quantization": {"rules": {"layers": {"weight": _evil(command)}}}}, NOT_ALLOWED, checked
     ),

@@ -23,7 +23,7 @@ from transformers import BertTokenizer
 from qat_lightning.exporters.packed.manifest import canonical
 from qat_lightning.exporters.packed.untrusted_files import sha256
 from qat_lightning.exporters.packed.writer import write_packed
-from qat_lightning.training.checkpoints.callbacks import BestWeights
+from qat_lightning.training.checkpoints.callbacks import BestCheckpoint
 from tests.exporters.students import student
 from tests.security.modules import OneWeight
 from tests.tiny_models import tiny_model
@@ -211,7 +211,7 @@ def _checkpoint() -> Path:
 def checkpoint(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """A stage's `last.ckpt`, as Lightning writes it but for one thing."""
     told = torch.load(_checkpoint(), weights_only=True)
-    told["callbacks"]["BestWeights"] = BestWeights(folder, "x", True).state_dict()
+    told["callbacks"]["BestCheckpoint"] = BestCheckpoint(folder, "x", True).state_dict()
     change(told)
     return raw_checkpoint(folder, lambda path: torch.save(told, path))
 

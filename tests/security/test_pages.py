@@ -23,8 +23,8 @@ from qat_lightning.reports.plots.training_curves import training_curves
 from qat_lightning.training.guards.diagnosis import Seen
 from qat_lightning.training.guards.divergence_report import _write
 from tests.reports import test_model_card as test_card
-from tests.security.hostile import PAGES, STRINGS, controls
 from tests.reports import test_report
+from tests.security.hostile import PAGES, STRINGS, controls
 
 PLAIN, PLAIN_PATH = "a good name", "some/good name"
 HOSTILE = PAGES | STRINGS
@@ -45,7 +45,11 @@ def report(folder: Path, name: str) -> str:
     """All that a report takes from outside, so named."""
     (folder / "overrides.yaml").write_text(yaml.safe_dump([f"data.path={name}"]))
     write_spectra(folder, {"teacher": [[1.0]], name: [[2.0]]}, name)
-    packed = copy.deepcopy(test_card.EXPORTED["packed"]) | {"full_precision": [name], "rest": name, "student": 0.5575}
+    packed = copy.deepcopy(test_card.EXPORTED["packed"]) | {
+        "full_precision": [name],
+        "unquantized_dtype": name,
+        "student": 0.5575,
+    }
     results = test_report.RESULTS | {
         "experiment": name, "task": name, "metric": name, "bits": {name: 2, "head": 32}, "student_hash": name,
         "versions": {name: name}, "export": {"packed": packed},

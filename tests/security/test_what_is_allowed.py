@@ -58,7 +58,7 @@ def test_every_target_of_conf(name: str) -> None:
         "torch.optim.SGD",
         "torchmetrics.classification.BinaryAUROC",
         "torchmetrics.regression.MeanSquaredError",
-        "qat_lightning.distillation.losses.feature_matching.Match",
+        "qat_lightning.distillation.losses.feature_matching.FeatureMatchingLoss",
     ],
 )
 def test_others_of_these_kinds(name: str) -> None:

@@ -141,7 +141,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, analysed)
 @pytest.mark.parametrize(
     "method",
     [
-        ("teacher=none", "losses=task", "intervention=none", "schedule=none", *ALL),
+        ("teacher=none", "losses=task", "intervention=none", "intervention_schedule=none", *ALL),
         ("callbacks=[analysis,landscape]", "callbacks.landscape.points=3"),
         ("model=vit_digits", "data=random_images", "data.channels=1", "data.size=8", "data.rows=16",
          "model.architecture.num_hidden_layers=2", "trainer.precision=64-true", *ALL),

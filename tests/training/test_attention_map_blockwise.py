@@ -15,7 +15,7 @@ from qat_lightning.config.builders.training import build_module, build_trainer
 from qat_lightning.config.instantiate import create_all
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.models.sites import FACTORS
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.training.module import QATModule
 from tests.training.runs import composed
 
@@ -44,13 +44,15 @@ def test_same_loss_and_gradient_in_training(quantization: str, intervention: str
     for implementation in ("dense", "blockwise"):
         words = [f"losses.map.implementation={implementation}", f"quantization={quantization}"]
         stage = "train" if intervention == "none" else "intervene"
-        module, data, config = made(*words, f"intervention={intervention}", f"schedule={intervention}", stage=stage)
+        module, data, config = made(
+            *words, f"intervention={intervention}", f"intervention_schedule={intervention}", stage=stage
+        )
         if stage == "intervene":
             module.intervention = create_all(config["intervention"], "intervention")[intervention]
         batch = data.example_batch(4)
         teacher = module.teach(batch)
         module.student.eval()
-        with module.intervention.by(teacher, module.student):
+        with module.intervention.apply(module.student, teacher):
             student = module.observe_student(batch)
         term = module.weighted(student, teacher, batch)["map"]
         term.backward()
@@ -66,9 +68,9 @@ def test_same_loss_and_gradient_in_training(quantization: str, intervention: str
 def test_the_teacher_is_lean_and_only_what_is_read_is_observed() -> None:
     module, _, _ = made(BLOCKWISE)
     assert set(module.observe_teacher.paths) == {*FACTORS, "hidden"}
-    assert all(core.lean for core in module.teacher.modules() if isinstance(core, AttentionCore))
+    assert all(core.lean for core in module.teacher.modules() if isinstance(core, InstrumentedAttention))
     dense, _, _ = made()
-    assert not any(core.lean for core in dense.teacher.modules() if isinstance(core, AttentionCore))
+    assert not any(core.lean for core in dense.teacher.modules() if isinstance(core, InstrumentedAttention))
 
 
 def test_some_steps_of_lightning(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_some_steps_of_lightning(tmp_path: Path) -> None:
 
 def test_replaced_scores_are_refused_in_words_before_anything_is_trained() -> None:
     """The dense loss sees the teacher's scores there, and the blockwise one would make the student's own."""
-    words = ("intervention=map", "schedule=map", "intervention.map.replace=[attention.scores]")
+    words = ("intervention=map", "intervention_schedule=map", "intervention.map.replace=[attention.scores]")
     refused = "replaces attention.scores, which losses.map makes anew .* give it implementation=dense"
     with pytest.raises(ValueError, match=refused):
         made(*words, BLOCKWISE, stage="intervene")

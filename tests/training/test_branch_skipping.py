@@ -10,7 +10,7 @@ from qat_lightning.config.builders.models import build_data, build_model, build_
 from qat_lightning.config.builders.training import build_module
 from qat_lightning.config.instantiate import create_all
 from qat_lightning.distillation import intervention
-from qat_lightning.distillation.losses.feature_matching import Match
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
 from tests.training.runs import composed
 
 
@@ -29,8 +29,10 @@ def made(*words, stage="intervene"):
 
 def test_a_loss_of_weight_zero_is_never_called_and_its_sites_are_asked_of_nobody(monkeypatch):
     words = [f"losses.{name}.weight=0" for name in ("scores", "output")]
-    called, of_match = [], Match.__call__
-    monkeypatch.setattr(Match, "__call__", lambda loss, *given: called.append(loss.sites) or of_match(loss, *given))
+    called, of_match = [], FeatureMatchingLoss.__call__
+    monkeypatch.setattr(
+        FeatureMatchingLoss, "__call__", lambda loss, *given: called.append(loss.sites) or of_match(loss, *given)
+    )
     _, data, module = made(*words, "losses=teacher_intervention", stage="train")
     asked = {}
     for name in ("observe_student", "observe_teacher"):
@@ -47,7 +49,7 @@ def test_a_loss_of_weight_zero_is_never_called_and_its_sites_are_asked_of_nobody
 
 
 def test_the_teacher_is_asked_for_what_is_replaced_and_the_student_is_not():
-    _, _, module = made("losses=logits", "intervention=context", "schedule=context")
+    _, _, module = made("losses=logits", "intervention=context", "intervention_schedule=context")
     assert "attention.context" not in module.observe_student.paths
     assert "attention.context" in module.observe_teacher.paths
 

@@ -70,7 +70,12 @@ def test_without_rows_of_tokens_nothing_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("qat_lightning.reports.report.picture", lambda *_: "")
     monkeypatch.setattr("qat_lightning.reports.sections.picture", lambda *_: "")
     images = ("model=tiny_vit", "data=random_images", "data.size=16", "stages.teacher.max_steps=1")
-    short = ("stages.intervene.max_steps=0", "intervention=none", "schedule=none", "stages.train.max_steps=1")
+    short = (
+        "stages.intervene.max_steps=0",
+        "intervention=none",
+        "intervention_schedule=none",
+        "stages.train.max_steps=1",
+    )
     results = small_run(tmp_path, *images, *short, "export.packed=false")
     assert results["padding"] == {}
     assert "Padding" not in (tmp_path / "report.md").read_text()

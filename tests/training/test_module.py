@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.training.guards.callbacks import NumbersGuard, TeacherGuard
+from qat_lightning.training.guards.callbacks import FrozenTeacherCheck, NonFiniteCheck
 from tests.training.runs import composed
 
 
@@ -88,7 +88,9 @@ def test_student_without_a_teacher_asks_for_none(parts):
 @pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_what_an_intervention_does_not_train_is_bit_identical_after_it(tmp_path, optimizer, compiled):
-    config = composed("intervention=output", "schedule=output", f"optimizer={optimizer}", "optimizer.weight_decay=0.5")
+    config = composed(
+        "intervention=output", "intervention_schedule=output", f"optimizer={optimizer}", "optimizer.weight_decay=0.5"
+    )
     data = build_data(config)
     data.load()
     teacher = build_model(config, data)
@@ -122,7 +124,7 @@ def test_assisted_score_of_a_full_precision_student_at_any_weights_is_its_teache
     module = build_module(config, "intervene", 4, student, data, teacher)
     module.intervention = Intervention(["attention.projection"])
     signals = module.teach(batch)
-    with torch.no_grad(), module.intervention.by(signals, student):
+    with torch.no_grad(), module.intervention.apply(student, signals):
         assert torch.equal(module.answer(batch)["logits"][0], signals["logits"][0])
 
 
@@ -156,10 +158,10 @@ def test_intervention_follows_the_schedule_by_steps_not_batches(parts, tmp_path)
 
 def test_the_guards_come_with_the_module_once(parts, tmp_path):
     config, data, teacher, student = parts
-    module, own = build_module(config, "train", 2, student, data, teacher), NumbersGuard()
+    module, own = build_module(config, "train", 2, student, data, teacher), NonFiniteCheck()
     trainer = build_trainer(config, "train", 2, tmp_path, [own], validate_every=2)
     trainer.fit(module, datamodule=data)
     trainer.validate(module, datamodule=data, verbose=False)
-    guards = [callback for callback in trainer.callbacks if isinstance(callback, NumbersGuard | TeacherGuard)]
-    assert sorted(type(guard).__name__ for guard in guards) == ["NumbersGuard", "TeacherGuard"]
+    guards = [callback for callback in trainer.callbacks if isinstance(callback, NonFiniteCheck | FrozenTeacherCheck)]
+    assert sorted(type(guard).__name__ for guard in guards) == ["FrozenTeacherCheck", "NonFiniteCheck"]
     assert own in guards

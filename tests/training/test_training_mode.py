@@ -31,7 +31,7 @@ DATA = {
 }
 METHOD = {
     **dict.fromkeys(DECODERS, ("losses=logits",)),
-    "gpt2": ("losses=logits", "~intervention.map", "schedule=output"),
+    "gpt2": ("losses=logits", "~intervention.map", "intervention_schedule=output"),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qat_lightning.models.convert import Rule, quantize
+from qat_lightning.models.convert import QuantizationRule, quantize
 from qat_lightning.models.quantized_model import mean_step_sizes, step_sizes
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.training.callbacks import StepSizeWarmup
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 # lr 0 for all but the step sizes: what is quantized stays, so that what a step size follows can be told.
 METHOD = (
     "quantization=lsq_w4a8", "quantization.weight.initialization=minmax", "losses=logits", "intervention=none",
-    "schedule=none", "callbacks=step_size_warmup", "stages=baseline", "stages.train.keep=last",
+    "intervention_schedule=none", "callbacks=step_size_warmup", "stages=baseline", "stages.train.keep=last",
 )  # fmt: skip
 
 
 def learned(folder: Path) -> dict[str, torch.Tensor]:
     tensors = load_file(folder / "checkpoints" / "train.safetensors")
-    return {name: value for name, value in tensors.items() if name.endswith(".learned")}
+    return {name: value for name, value in tensors.items() if name.endswith(".step_size")}
 
 
 def test_following_measures_each_tensor_and_takes_no_gradient():
@@ -36,20 +36,20 @@ def test_following_measures_each_tensor_and_takes_no_gradient():
     for largest in (3.0, 0.5):
         x = torch.tensor([largest, -0.25], requires_grad=True)
         quantizer(x).sum().backward()
-        assert quantizer.learned.item() == largest
-        assert quantizer.learned.grad is None
+        assert quantizer.step_size.item() == largest
+        assert quantizer.step_size.grad is None
         assert torch.equal(x.grad, torch.ones(2))
     quantizer.following = False
     quantizer(torch.tensor([3.0])).sum().backward()
-    assert quantizer.learned.item() == 0.5
-    assert quantizer.learned.grad is not None
+    assert quantizer.step_size.item() == 0.5
+    assert quantizer.step_size.grad is not None
 
 
 def test_evaluation_uses_what_training_left():
     quantizer = LSQQuantizer(bits=4, initialization="minmax").eval()
     quantizer.following = True
     quantizer(torch.tensor([3.0]))
-    assert quantizer.learned.item() == 1.0
+    assert quantizer.step_size.item() == 1.0
 
 
 def test_steps_below_zero_are_refused():
@@ -59,7 +59,7 @@ def test_steps_below_zero_are_refused():
 
 def test_released_after_the_first_steps(tmp_path):
     steps = ("stages.train.max_steps=6", "stages.train.max_epochs=null")
-    own_rates = ("quantization.learned.weights.lr=1e-2", "optimizer.lr=1e-30")
+    own_rates = ("quantization.step_size.weights.lr=1e-2", "optimizer.lr=1e-30")
     followed = small_run(tmp_path / "a", *METHOD, *steps, *own_rates, "callbacks.step_size_warmup.steps=6")
     released = small_run(tmp_path / "b", *METHOD, *steps, *own_rates, "callbacks.step_size_warmup.steps=3")
     assert followed["status"] == released["status"] == "finished"
@@ -67,8 +67,8 @@ def test_released_after_the_first_steps(tmp_path):
     tensors = load_file(tmp_path / "a" / "checkpoints" / "train.safetensors")
     moved = 0
     for name, value in following.items():
-        if name.endswith("weight_quantizer.learned"):
-            weight = tensors[name.replace("weight_quantizer.learned", "weight")]
+        if name.endswith("weight_quantizer.step_size"):
+            weight = tensors[name.replace("weight_quantizer.step_size", "weight")]
             assert value == weight.abs().max(), "min-max of a weight that stays"
             moved += bool(free[name] != value)
     assert moved > 0, "the gradient moves what it may"
@@ -137,7 +137,7 @@ def test_history_of_step_sizes_is_logged_and_drawn(tmp_path):
 
 
 def test_mean_step_size_is_geometric():
-    student = quantize(tiny_model("bert"), [Rule("layers.*", weight=LSQQuantizer, input=LSQQuantizer)])
+    student = quantize(tiny_model("bert"), [QuantizationRule("layers.*", weight=LSQQuantizer, input=LSQQuantizer)])
     learned = step_sizes(student)
     with torch.no_grad():
         for index, step in enumerate(learned["weights"]):

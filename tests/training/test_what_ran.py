@@ -15,7 +15,7 @@ from tests.training.runs import composed, small_run
 ONE_STAGE = (
     "export.packed=false",
     "intervention=none",
-    "schedule=none",
+    "intervention_schedule=none",
     "stages.teacher.max_steps=1",
     "stages.train.max_steps=2",
 )

@@ -20,7 +20,7 @@ from qat_lightning.commands.bench.timing import Around
 from qat_lightning.config.builders.models import build_data, build_model, build_quantized
 from qat_lightning.config.builders.training import build_callbacks, build_module
 from qat_lightning.config.schema import Plain
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import keep_layers
 from qat_lightning.models.quantized_model import calibrate, weights_held
 from qat_lightning.training.compilation import compile_parts
@@ -55,7 +55,7 @@ class Workshop:
     So many of them fit into memory side by side. They never run at the same time, and gradients live within a step.
 
     Args:
-        plain: the yardstick's configuration.
+        plain: the baseline's configuration.
         precision: "32-true" or "bf16-mixed", as Lightning's.
     """
 
@@ -75,7 +75,7 @@ class Workshop:
         labels = torch.randint(self.data.num_labels, (len(next(iter(made.values()))),), generator=draw)
         return {name: value.to(self.device) for name, value in (made | {"labels": labels}).items()}
 
-    def yardstick(self, shape: Shape | None = None, layers: int | None = None, compiled: bool = False,
+    def baseline(self, shape: Shape | None = None, layers: int | None = None, compiled: bool = False,
                   wrap: Wrap | None = None) -> Case:  # fmt: skip
         """A plain step of transformers' own model, its attention and its loss, with the same optimizer."""
         model, batch = self._copy(self.model, layers).train(), self.batch(shape)
@@ -139,7 +139,7 @@ class Workshop:
         return optimizer
 
     def _evaluation(self, model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
-        answer = Observed(model)
+        answer = SignalCapture(model)
 
         def evaluate() -> Any:
             with torch.no_grad(), self.precision.forward_context():

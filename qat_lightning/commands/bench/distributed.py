@@ -21,7 +21,7 @@ from qat_lightning.io.files import write_text
 
 
 def seconds_of_processes(config: Plain, plain: Plain, variant: Plain, processes: int) -> list[list[float]]:
-    """Seconds of each round, of the yardstick and of the variant, side by side; as the first of the processes sees them.
+    """Seconds of each round, of the baseline and of the variant, side by side; as the first of the processes sees them.
 
     Raises:
         ConfigError: more processes than CUDA devices.
@@ -52,7 +52,7 @@ def _time(
     compiled = bench["compiled"]
     with compiled_or_told():
         cases = [
-            workshops[0].yardstick(wrap=wrap, compiled=compiled),
+            workshops[0].baseline(wrap=wrap, compiled=compiled),
             workshops[1].variant(variant, wrap=wrap, compiled=compiled),
         ]
         calls: dict[Any, Any] = {number: case.step for number, case in enumerate(cases)}

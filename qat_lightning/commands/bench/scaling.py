@@ -1,4 +1,4 @@
-"""How the yardstick's step and a variant's grow with length, rows, layers and processes."""
+"""How the baseline's step and a variant's grow with length, rows, layers and processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qat_lightning.commands.bench.environment import torch_threads
 from qat_lightning.commands.bench.memory import peak_bytes, storages
 from qat_lightning.commands.bench.shapes import Shape, check_shapes, shapes_for, takes_images
 from qat_lightning.commands.bench.training_step import (
-    YARDSTICK,
+    BASELINE,
     Say,
     about,
     check_training,
@@ -34,7 +34,7 @@ def measure_scaling(config: Plain, say: Say) -> Plain:
 
     Returns what becomes JSON: {…, "axes": {axis: {point: {"transformers": {"seconds", "peak"}, variant: {"seconds",
     "ratio", "peak"}}}}}. All points of one process are timed side by side; those of several are timed one after the
-    other, each with its own yardstick beside it.
+    other, each with its own baseline beside it.
 
     Raises:
         ConfigError: numbers or names that cannot be timed.
@@ -50,7 +50,7 @@ def measure_scaling(config: Plain, say: Say) -> Plain:
     for processes in bench["processes"]:
         say(f"timing: {processes} processes …")
         axes["processes"][str(processes)] = _of_processes(config, plain, variant, processes)
-    return told | {"yardstick": YARDSTICK, "variant": name, "axes": axes}
+    return told | {"baseline": BASELINE, "variant": name, "axes": axes}
 
 
 def _in_this_process(
@@ -63,7 +63,7 @@ def _in_this_process(
     seconds = timed(bench | {"evaluation": False}, cases, say) if cases else {}
     axes: dict[str, dict[str, Plain]] = {axis: {} for axis in AXES if bench[axis]}
     for axis, point in dict.fromkeys((axis, point) for axis, point, _ in cases):
-        lists = {which: seconds["step", (axis, point, which)] for which in (YARDSTICK, name)}
+        lists = {which: seconds["step", (axis, point, which)] for which in (BASELINE, name)}
         peaks = {which: _peak(cases[axis, point, which], workshop) for which in lists if bench["memory"]}
         axes[axis][str(point)] = _row(lists, peaks, point if axis == "rows" else workshop.shape[0])
     return about(config, workshop), axes
@@ -90,9 +90,9 @@ def _cases(workshop: Workshop, variant: Plain, bench: Plain, say: Say) -> dict[t
     for axis, point, given in _points(workshop, bench):
         say(f"building: {axis} {point} …")
         given["compiled"] = bench["compiled"]
-        cases[axis, point, YARDSTICK] = workshop.yardstick(**given)
+        cases[axis, point, BASELINE] = workshop.baseline(**given)
         cases[axis, point, name] = workshop.variant(variant, **given)
-        for which in (YARDSTICK, name):
+        for which in (BASELINE, name):
             cases[axis, point, which].step()
     return cases
 
@@ -119,7 +119,7 @@ def _peak(case: Case, workshop: Workshop) -> int:
 
 
 def _row(seconds: Mapping[str, list[float]], peaks: Mapping[str, int], samples: int) -> Plain:
-    made = {name: figures(own, seconds[YARDSTICK], samples) for name, own in seconds.items()}
+    made = {name: figures(own, seconds[BASELINE], samples) for name, own in seconds.items()}
     return {name: row | ({"peak": peaks[name]} if name in peaks else {}) for name, row in made.items()}
 
 
@@ -128,5 +128,5 @@ def _of_processes(config: Plain, plain: Plain, variant: Plain, processes: int) -
         seconds = seconds_of_processes(config, plain, variant, processes)
     except Exception as error:  # of a process that ended; the other figures stay
         return {"error": f"{type(error).__name__}: … {' '.join(str(error).split())[-500:]}"}  # the words are at its end
-    lists = dict(zip((YARDSTICK, config["bench"]["variant"]), seconds, strict=True))
+    lists = dict(zip((BASELINE, config["bench"]["variant"]), seconds, strict=True))
     return _row(lists, {}, processes * config["bench"]["shape"][0])

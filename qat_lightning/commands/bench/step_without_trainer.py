@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import Precision
 from torch import Tensor, distributed, nn
 
 from qat_lightning.models.capture import Batch
-from qat_lightning.training.guards.callbacks import NumbersGuard, TeacherGuard
+from qat_lightning.training.guards.callbacks import FrozenTeacherCheck, NonFiniteCheck
 from qat_lightning.training.module import QATModule
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -38,7 +38,7 @@ class StepOfRun:
         wrap: Wrap | None = None,
     ) -> None:
         self.module, self.optimizer, self.precision = module, optimizer, precision
-        self.callbacks: list[Any] = [*callbacks, TeacherGuard(), NumbersGuard()]
+        self.callbacks: list[Any] = [*callbacks, FrozenTeacherCheck(), NonFiniteCheck()]
         self.trainer = _stand_in(optimizer)
         module.log = module.log_dict = _unlogged  # type: ignore[method-assign]
         module.optimizers = lambda *given: optimizer  # type: ignore[method-assign]

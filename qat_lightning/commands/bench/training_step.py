@@ -23,7 +23,7 @@ from qat_lightning.training.compilation import GRAPHS
 Say = Callable[[str], None]
 """Takes a line for the terminal, in place of the one before."""
 
-YARDSTICK = "transformers"
+BASELINE = "transformers"
 """The row that ratios are against."""
 
 CHOICES: Mapping[str, tuple[Any, ...]] = {
@@ -39,9 +39,9 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
 def measure_training(config: Plain, say: Say) -> Plain:
     """Seconds, samples a second and bytes of a step of each variant, all in this process and on the same batch.
 
-    Returns what becomes JSON: {"model", "yardstick", "shape", …, "variants": {name: {"step": {"seconds": {"median", "low",
+    Returns what becomes JSON: {"model", "baseline", "shape", …, "variants": {name: {"step": {"seconds": {"median", "low",
     "high", "least"}, "ratio", "ratio_of_least", "samples_per_second"}, "memory": {"peak", "saved", …}, "evaluation":
-    {…}} or {"error": words}}}. Ratios are of the variant to the yardstick.
+    {…}} or {"error": words}}}. Ratios are of the variant to the baseline.
 
     Raises:
         ConfigError: numbers or names that cannot be timed.
@@ -60,7 +60,7 @@ def measure_training(config: Plain, say: Say) -> Plain:
         memory = {name: _bytes(case, workshop.device) for name, case in cases.items()} if bench["memory"] else {}
         seconds = timed(bench, cases, say)
     rows |= {name: _row(name, seconds, memory, workshop.shape[0]) for name in cases}
-    return about(config, workshop) | {"yardstick": YARDSTICK, "variants": rows}
+    return about(config, workshop) | {"baseline": BASELINE, "variants": rows}
 
 
 def check_training(bench: Plain) -> None:
@@ -117,13 +117,13 @@ def timed(bench: Plain, cases: Mapping[Any, Case], say: Say) -> dict[tuple[str, 
     )
 
 
-def figures(own: Sequence[float], yardstick: Sequence[float] | None, samples: int) -> Plain:
-    """Seconds of one row, and how many times the yardstick's they are (None without one)."""
+def figures(own: Sequence[float], baseline: Sequence[float] | None, samples: int) -> Plain:
+    """Seconds of one row, and how many times the baseline's they are (None without one)."""
     median = spread(own).median
     return {
         "seconds": asdict(spread(own)) | {"least": min(own)},
-        "ratio": yardstick and median / spread(yardstick).median,
-        "ratio_of_least": yardstick and min(own) / min(yardstick),
+        "ratio": baseline and median / spread(baseline).median,
+        "ratio_of_least": baseline and min(own) / min(baseline),
         "samples_per_second": samples / median,
     }
 
@@ -138,7 +138,7 @@ def _made(
 ) -> tuple[dict[str, Case], dict[str, Plain]]:
     """The cases, each run once; and a row that says why for each variant that cannot be built, compiled or run here."""
     last = COMPILED if compiled else ""
-    makers = {YARDSTICK: partial(workshop.yardstick, compiled=compiled)} | {
+    makers = {BASELINE: partial(workshop.baseline, compiled=compiled)} | {
         name: partial(workshop.variant, variant, compiled=compiled) for name, variant in variants.items()
     }
     cases, errors = {}, {}
@@ -170,9 +170,9 @@ def _bytes(case: Case, device: torch.device) -> Plain:
 def _row(
     name: str, seconds: Mapping[tuple[str, Hashable], list[float]], memory: Mapping[str, Plain], rows: int
 ) -> Plain:
-    yardstick = beside(name, YARDSTICK)
+    baseline = beside(name, BASELINE)
     made: Plain = {}
     for kind in ("step", "evaluation"):
         if (kind, name) in seconds:
-            made[kind] = figures(seconds[kind, name], seconds.get((kind, yardstick)), rows)
+            made[kind] = figures(seconds[kind, name], seconds.get((kind, baseline)), rows)
     return made | ({"memory": memory[name]} if name in memory else {})

@@ -13,7 +13,7 @@ STEP = ("step", "10–90 %", "ratio", "rows/s")
 MEMORY = ("peak", "ratio", "saved")
 EVALUATION = ("eval", "ratio")
 NONE, COMPILED = "–", ", compiled"
-"""What stands for no figure, and what is added to the names of compiled rows, whose yardstick is compiled as well."""
+"""What stands for no figure, and what is added to the names of compiled rows, whose baseline is compiled as well."""
 
 
 def training_table(results: Plain) -> Group:
@@ -28,28 +28,28 @@ def training_table(results: Plain) -> Group:
     table = _table("variant", [name for _, names in groups for name in names])
     for name, row in variants.items():
         if "error" not in row:
-            compared = beside(name, results["yardstick"])
+            compared = beside(name, results["baseline"])
             cells = [cell for key, _ in groups for cell in _CELLS[key](row, variants.get(compared, {}))]
             table.add_row(name, *cells, style="bold" if name == compared else "")
     failed = [f"{name}: {row['error']}" for name, row in variants.items() if "error" in row]
     return Group(*heading(results, *_unit(results)), table, *failed)
 
 
-def beside(name: str, yardstick: str) -> str:
+def beside(name: str, baseline: str) -> str:
     """The row that a row's ratios are against: a compiled one's is compiled as well."""
-    return yardstick + COMPILED if name.endswith(COMPILED) else yardstick
+    return baseline + COMPILED if name.endswith(COMPILED) else baseline
 
 
 def scaling_table(results: Plain) -> Group:
     """What was run where, and a row for each length, number of rows, layers and processes."""
     name = results["variant"]
-    table = _table("", [results["yardstick"], f"{name} ms", "ratio", results["yardstick"], f"{name} MiB", "ratio"])
+    table = _table("", [results["baseline"], f"{name} ms", "ratio", results["baseline"], f"{name} MiB", "ratio"])
     for axis, points in results["axes"].items():
         for point, row in points.items():
             if "error" in row:
                 table.add_row(f"{axis} {point}", *[NONE] * 6)
                 continue
-            plain, own = row[results["yardstick"]], row[name]
+            plain, own = row[results["baseline"]], row[name]
             seconds = [milliseconds(each["seconds"]["median"]) for each in (plain, own)]
             peaks = [each.get("peak") for each in (plain, own)]
             sizes = [_mebibytes(peak) if peak else NONE for peak in peaks]
@@ -68,7 +68,7 @@ def _unit(results: Plain) -> list[str]:
     milliseconds = "ms of processor time" if results["clock"] == "processor" else "ms"
     return [
         f"steps of {results['shape']} (rows × tokens; of images rows) on {results['device']}, {results['precision']}",
-        f"{milliseconds}, median of {results['repeats']}; MiB; ratio: to {results['yardstick']}",
+        f"{milliseconds}, median of {results['repeats']}; MiB; ratio: to {results['baseline']}",
     ]
 
 
@@ -80,7 +80,7 @@ def _table(first: str, names: list[str]) -> Table:
     return table
 
 
-def _step(row: Plain, yardstick: Plain) -> list[str]:
+def _step(row: Plain, baseline: Plain) -> list[str]:
     seconds = row["step"]["seconds"]
     spread = f"{milliseconds(seconds['low'])}–{milliseconds(seconds['high'])}"
     return [
@@ -91,13 +91,13 @@ def _step(row: Plain, yardstick: Plain) -> list[str]:
     ]
 
 
-def _memory(row: Plain, yardstick: Plain) -> list[str]:
-    memory, other = row["memory"], yardstick.get("memory")
+def _memory(row: Plain, baseline: Plain) -> list[str]:
+    memory, other = row["memory"], baseline.get("memory")
     ratio = _times(memory["peak"] / other["peak"] if other else None)
     return [_mebibytes(memory["peak"]), ratio, _mebibytes(memory["saved"])]
 
 
-def _evaluation(row: Plain, yardstick: Plain) -> list[str]:
+def _evaluation(row: Plain, baseline: Plain) -> list[str]:
     return [milliseconds(row["evaluation"]["seconds"]["median"]), _times(row["evaluation"]["ratio"])]
 
 

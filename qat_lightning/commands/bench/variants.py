@@ -15,7 +15,7 @@ from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import ConfigError, Plain, resolve
 from qat_lightning.config.validation import check
 
-NO_METHOD = ("quantization=none", "teacher=none", "losses=task", "intervention=none", "schedule=none")
+NO_METHOD = ("quantization=none", "teacher=none", "losses=task", "intervention=none", "intervention_schedule=none")
 """Plain fine-tuning; a variant begins without an intervention."""
 
 OF_THE_COMMAND = {
@@ -43,7 +43,7 @@ def compose_variants(config: Plain) -> dict[str, Plain]:
 
 
 def compose_plain(config: Plain) -> Plain:
-    """The configuration of the yardstick: what all variants have in common, and no method."""
+    """The configuration of the baseline: what all variants have in common, and no method."""
     return compose_run(config, NO_METHOD, "bench.common")
 
 
@@ -55,7 +55,7 @@ def compose_run(config: Plain, overrides: Sequence[str], key: str) -> Plain:
     """
     _check_overrides(overrides, key)
     data = "random_images" if _reads_images(config["model"]) else "random_text"
-    no_intervention = [] if _chooses("intervention", overrides) else ["intervention=none", "schedule=none"]
+    no_intervention = [] if _chooses("intervention", overrides) else ["intervention=none", "intervention_schedule=none"]
     try:
         words = [f"data={data}", *no_intervention, *config["bench"]["common"], *overrides]
         made = resolve(compose("config", overrides=words))

@@ -33,7 +33,7 @@ from qat_lightning.data.padding_stats import count_padding
 from qat_lightning.io.screen import console, printable
 from qat_lightning.models.quantized_model import switch_on
 from qat_lightning.reports.summary import score
-from qat_lightning.training.checkpoints.stage_result import Outcome, load_stage, weights_of
+from qat_lightning.training.checkpoints.stage_result import StageResult, load_stage, weights_of
 from qat_lightning.training.compilation import compiled
 from qat_lightning.training.process.supervision import watch_the_others
 from qat_lightning.training.stage import Budget, Stage, own_scores, shared
@@ -50,7 +50,7 @@ class Run:
     data: TaskData
     console: Console
     scoring: Plain = field(default_factory=dict)  # for reading data and scoring models; empty: as `config`
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, StageResult] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     cache: TeacherCache | None = None
     content: str = ""
@@ -186,7 +186,7 @@ class Run:
         trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
         if self.cache is not None and module.teacher is not None:
             self.cache.claim(facts(self.config, self.content, module.teacher, trainer.strategy.root_device))
-        switch_on(student, settings.get("parts"))
+        switch_on(student, settings.get("target_modules"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and first_process():
                 with key_in_errors(self.config):
@@ -210,7 +210,7 @@ class Run:
         elif steps:
             self.say(name, f"{steps} steps …")
 
-    def _told(self, outcome: Outcome) -> str:
+    def _told(self, outcome: StageResult) -> str:
         told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {score(outcome.score)}"
         return told + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
 

@@ -17,7 +17,7 @@ from qat_lightning.config.schema import ConfigError, Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.tokenizers import read_tokenizer
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention_for
 from qat_lightning.models.module_paths import part_paths
 from qat_lightning.models.quantized_model import switch_on
@@ -47,12 +47,12 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
         intervention.check(copied)
     read = {site for loss in losses.values() for site in loss.sites}
     given = {site for intervention in interventions.values() for site in intervention.sites}
-    taught = Observed(open_attention_for(copied, read | given), sorted(read | given))(batch)
+    taught = SignalCapture(open_attention_for(copied, read | given), sorted(read | given))(batch)
     student = build_quantized(config, copied)
-    switch_on(student, config["stages"]["intervene"]["parts"])
+    switch_on(student, config["stages"]["intervene"]["target_modules"])
     for intervention in [Intervention(), *interventions.values()]:
-        with intervention.by(taught, student):
-            own = Observed(student, sorted(read))(batch)
+        with intervention.apply(student, taught):
+            own = SignalCapture(student, sorted(read))(batch)
         for name, loss in losses.items():
             try:
                 value = float(loss(own, taught, batch))
@@ -67,7 +67,7 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
 def _check_metrics(data: TaskData, model: nn.Module) -> None:
     """Each metric takes what the model answers, and makes one number of it."""
     batch = data.example_batch(8)
-    answers = data.predict([logits.float() for logits in Observed(model)(batch)["logits"]], batch)
+    answers = data.predict([logits.float() for logits in SignalCapture(model)(batch)["logits"]], batch)
     for name, metric in copy.deepcopy(data.metrics).items():
         try:
             with warnings.catch_warnings(action="ignore"):  # of so few rows

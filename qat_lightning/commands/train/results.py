@@ -17,7 +17,7 @@ from qat_lightning.config.schema import Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.documents import read_json
 from qat_lightning.io.files import finite
-from qat_lightning.models.capture import Observed, Signals
+from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.module_paths import has_site
 from qat_lightning.models.size import bits, size, tensors_hash
@@ -105,7 +105,7 @@ def check_recorded(folder: Path, results: Plain) -> None:
 def watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
     """The signals that the report shows, on the CPU."""
     device, training = next(model.parameters()).device, model.training
-    observe = Observed(open_attention(model).eval(), [site for site in PICTURED if has_site(model, site)])
+    observe = SignalCapture(open_attention(model).eval(), [site for site in PICTURED if has_site(model, site)])
     signals = observe({name: value.to(device) for name, value in batch.items()})
     signals["attention.projection.weight"] = projection_weights(model)
     model.train(training)

@@ -20,7 +20,7 @@ from qat_lightning.config.schema import ConfigError, Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.padding_stats import widths
 from qat_lightning.io.markdown import human_bytes
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention_for
 from qat_lightning.models.sites import AXES, CORE_SITES, MAPS
 from qat_lightning.models.size import tensors_hash
@@ -126,7 +126,7 @@ def _foreseen(config: Plain, data: TaskData, model: nn.Module, batches: Mapping[
             rows["validation"] = len(data.validation_rows)
         copied = open_attention_for(in_teacher_precision(config, copy.deepcopy(model)).eval(), sites)
         padded = widths(data, count)
-        for site, layers in Observed(copied, sorted(sites))(batch).items():
+        for site, layers in SignalCapture(copied, sorted(sites))(batch).items():
             each = sum(signal.nbytes for signal in layers) / len(batch["labels"])
             if padded is not None:
                 sizes, tokens = padded

@@ -12,8 +12,8 @@ from transformers import PretrainedConfig
 from qat_lightning.config.builders.pretrained import optional_file, read_architecture
 from qat_lightning.config.schema import ConfigError, Plain
 from qat_lightning.data.base import TaskData
-from qat_lightning.data.image_classification import ImageData
-from qat_lightning.data.text_classification import TextData
+from qat_lightning.data.image_classification import ImageClassificationData
+from qat_lightning.data.text_classification import TextClassificationData
 from qat_lightning.io.documents import read_json
 from qat_lightning.training.compatibility import names_of
 
@@ -30,11 +30,11 @@ def follow_model(model: Plain, data: TaskData) -> None:
     path = model["path"]
     if not path or not (model["pretrained"] or (Path(path) / "config.json").is_file()):
         return
-    if isinstance(data, TextData | ImageData) and not data.regression:
+    if isinstance(data, TextClassificationData | ImageClassificationData) and not data.regression:
         architecture = read_architecture(model, num_labels=data.num_labels)
         _check_names(architecture, path)
         data.model_names = names_of(architecture)
-    if isinstance(data, ImageData) and (statistics := _statistics(model, data.channels)):
+    if isinstance(data, ImageClassificationData) and (statistics := _statistics(model, data.channels)):
         data.follow_statistics(*statistics)
 
 

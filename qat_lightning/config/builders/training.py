@@ -22,7 +22,7 @@ from qat_lightning.config.builders.monitored_value import with_mode
 from qat_lightning.config.instantiate import check_targets, create, create_all
 from qat_lightning.config.schema import ConfigError, Plain
 from qat_lightning.data.base import TaskData
-from qat_lightning.distillation.losses.logits import Task
+from qat_lightning.distillation.losses.logits import TaskLoss
 from qat_lightning.models.convert import checkpoint_activations, open_attention_for
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar, StoppingReport
 from qat_lightning.training.module import QATModule
@@ -71,7 +71,7 @@ def build_module(
     """
     taught_by = None if teacher is None else in_teacher_precision(config, teacher)
     fine_tuning = stage == "teacher"
-    losses = {"task": Task()} if fine_tuning else create_all(config["losses"], "losses")
+    losses = {"task": TaskLoss()} if fine_tuning else create_all(config["losses"], "losses")
     interventions = create_all(config["intervention"], "intervention") if stage == "intervene" else {}
     sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
     replaced = {site for intervention in interventions.values() for site in intervention.sites}
@@ -83,20 +83,20 @@ def build_module(
     lr = config["stages"][stage]["lr"]
     optimizer = config["optimizer"] | ({} if lr is None else {"lr": lr})
     if optimizer.get("fused", False) is None and torch.cuda.is_available():
-        optimizer["fused"] = True  # it can leave out a step by itself, so the host never waits (`NumbersGuard`)
+        optimizer["fused"] = True  # it can leave out a step by itself, so the host never waits (`NonFiniteCheck`)
     return QATModule(
         student=student,
         losses=losses,
         metrics=data.metrics,
         predict=data.predict,
         optimizer=create(optimizer, "optimizer"),
-        scheduler=create(config["scheduler"], "scheduler"),
+        lr_scheduler=create(config["lr_scheduler"], "lr_scheduler"),
         steps=steps,
         stage=stage,
         teacher=taught_by,
         interventions=list(interventions.values()),
         weight_decay=config["optimizer"].get("weight_decay", 0.0),
-        learned={kind: _without_none(given) for kind, given in config["quantization"]["learned"].items()},
+        step_size={kind: _without_none(given) for kind, given in config["quantization"]["step_size"].items()},
         cache=cache,
         full_teacher=None if taught_by is teacher else teacher,
     )
@@ -142,7 +142,7 @@ def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]
     """What turns knobs in this stage, and the configured callbacks, with the direction of what they watch (`with_mode`)."""
     callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
     if stage == "intervene":
-        schedule = create(config["schedule"], "schedule")
+        schedule = create(config["intervention_schedule"], "intervention_schedule")
         callbacks.append(InterventionSchedule(create_all(config["intervention"], "intervention"), schedule))
     chosen = {name: node for name, node in config["callbacks"].items() if node is not None}
     check_targets(chosen, "callbacks")
@@ -168,16 +168,16 @@ def stage_settings(
     config: Plain, stage: str, steps: int, data: TaskData, content: str, previous: str | None
 ) -> Settings:
     """Dotted key → value of all that decides the stage's result, and so its fingerprint; content is the data's."""
-    groups = ["model", "optimizer", "scheduler", "callbacks"]
+    groups = ["model", "optimizer", "lr_scheduler", "callbacks"]
     if stage != "teacher":
         groups += ["quantization", "losses", "teacher"]
     if stage == "intervene":
-        groups += ["intervention", "schedule"]
+        groups += ["intervention", "intervention_schedule"]
     trainer = (
         "devices", "num_nodes", "precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
         "limit_val_batches",
     )  # fmt: skip
-    own = ("lr", "validate_every", "keep", *(["parts"] if stage == "intervene" else []))
+    own = ("lr", "validate_every", "keep", *(["target_modules"] if stage == "intervene" else []))
     chosen = {group: config[group] for group in groups} | {
         "seed": config["seed"],
         "trainer": {name: config["trainer"][name] for name in trainer},

@@ -3,24 +3,24 @@
 Each says which sites it reads, how much it weighs, and whether it needs a teacher.
 """
 
-from qat_lightning.distillation.losses.attention_map import AttentionMap
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.distillation.losses.feature_matching import (
     Distance,
-    Match,
+    FeatureMatchingLoss,
     mean_squared_error,
     score_mean_squared_error,
 )
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task, TokenScaled
-from qat_lightning.distillation.losses.weighted_pair import Balance
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss, TokenScaledLoss
+from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
 
 __all__ = [
-    "AttentionMap",
-    "Balance",
+    "AttentionMapLoss",
     "Distance",
-    "Match",
-    "SoftCrossEntropy",
-    "Task",
-    "TokenScaled",
+    "FeatureMatchingLoss",
+    "LogitDistillationLoss",
+    "TaskLoss",
+    "TokenScaledLoss",
+    "WeightedPairLoss",
     "mean_squared_error",
     "score_mean_squared_error",
 ]

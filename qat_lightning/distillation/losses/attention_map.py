@@ -26,7 +26,7 @@ SMALLEST = 1e-8
 Implementation = Literal["dense", "blockwise"]
 
 
-class AttentionMap:
+class AttentionMapLoss:
     """Σ over layers of mean over samples and heads of (1/n) Σ_i Σ_j P^T_ij · log(P^T_ij / P^S_ij), i and j no padding.
 
     KL(teacher‖student) of each query's map, averaged over the n valid queries of a sample; the maps are those before
@@ -42,7 +42,7 @@ class AttentionMap:
             second derivative has the dense one alone.
 
     Raises:
-        ValueError: a temperature that is not positive; an unknown implementation; pairs as for `Match`.
+        ValueError: a temperature that is not positive; an unknown implementation; pairs as for `FeatureMatchingLoss`.
     """
 
     needs_teacher = True

@@ -1,6 +1,6 @@
 """Losses that bring one signal of the student towards the teacher's, layer by layer.
 
-Shapes: B batch, H heads, N queries, M keys. `reduction="masked"` (default) never lets padding count; `"reference"` averages
+Shapes: B batch, H heads, N queries, M keys. `padding="ignore"` (default) never lets padding count; `"include"` averages
 over all elements, padding included, as the papers' released code does.
 """
 
@@ -17,7 +17,7 @@ from qat_lightning.distillation.losses.layer_mapping import given_pairs, loss_we
 from qat_lightning.models.capture import Batch, Signals, what_counts
 from qat_lightning.models.sites import check_site
 
-Reduction = Literal["masked", "reference"]
+Padding = Literal["ignore", "include"]
 Distance = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(student, teacher, what counts or None for all) → scalar, in float32 at least."""
 
@@ -53,7 +53,7 @@ def _sum_of_squares(x: Tensor) -> Tensor:
     return functional.mse_loss(x, x.new_zeros(()).expand_as(x), reduction="sum")
 
 
-class Match:
+class FeatureMatchingLoss:
     """Σ over layers of distance(student's signal, teacher's signal) at one site.
 
     (hidden, MSE) and (attention.scores, score MSE) are TernaryBERT's, arXiv:2009.12812 §3.3; (attention.output, MSE) is
@@ -64,7 +64,7 @@ class Match:
             `qat_lightning.models.module_paths.layer_pairs` matches them.
 
     Raises:
-        ValueError: an unknown site or reduction; at the first batch, depths that do not go together without `layers`,
+        ValueError: an unknown site or padding; at the first batch, depths that do not go together without `layers`,
             or a pair beyond a model's depth.
     """
 
@@ -75,16 +75,16 @@ class Match:
         site: str,
         distance: Distance = mean_squared_error,
         weight: float = 1.0,
-        reduction: Reduction = "masked",
+        padding: Padding = "ignore",
         layers: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.site, self.distance, self.weight = check_site(site), distance, loss_weight(weight)
-        self.reduction = one_of(reduction, Reduction, "reduction")
+        self.padding = one_of(padding, Padding, "padding")
         self.layers, self.sites = given_pairs(layers), (site,)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         own, other = student[self.site], teacher[self.site]
-        counts = what_counts(self.site, batch) if self.reduction == "masked" else None
+        counts = what_counts(self.site, batch) if self.padding == "ignore" else None
         pairs = pairs_of_layers(self.site, self.layers, len(own), len(other))
         distances = [self.distance(own[s], other[t].detach(), counts) for s, t in pairs]
         return torch.stack(distances).sum()

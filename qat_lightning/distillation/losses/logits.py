@@ -19,7 +19,7 @@ IGNORED = -100
 """The label of a token that has no next one."""
 
 
-class SoftCrossEntropy:
+class LogitDistillationLoss:
     """L_pred = −Σ_c p^T_c · log p^S_c, averaged over the batch, or over all tokens that have a next one.
 
     The sum over start and end for question answering, padding outside both distributions (arXiv:2009.12812 §4.2). A
@@ -52,7 +52,7 @@ class SoftCrossEntropy:
         return (entropy * counts).sum() / counts.sum().clamp(min=1)
 
 
-class Task:
+class TaskLoss:
     """The ground truth: cross-entropy with `labels`, or MSE where the labels are floating (regression).
 
     Question answering: the mean of start and end. Language models: the mean over the tokens that have a next one.
@@ -71,7 +71,7 @@ class Task:
         return torch.stack([_cross_entropy(*pair) for pair in zip(heads, targets, strict=True)]).mean()
 
 
-class TokenScaled:
+class TokenScaledLoss:
     """Σ_t w_t · SCE(p^T, p^S)_t with w = softmax over a sequence's tokens of (the teacher's own cross-entropy / 10).
 
     Tokens that the teacher itself finds hard count more. For language models. Source: TSLD, arXiv:2308.06744 §4.2.

@@ -69,8 +69,8 @@ class Simulated(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        codes, scale, offset = self.quantizer.codes(x)
-        return ((codes - offset) * scale).reshape(x.shape)
+        codes, scale, zero_point = self.quantizer.codes(x)
+        return ((codes - zero_point) * scale).reshape(x.shape)
 
 
 def at_work(quantizer: nn.Module) -> bool:
@@ -80,7 +80,7 @@ def at_work(quantizer: nn.Module) -> bool:
 
 def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput | None:
     """None where the quantizer has no whole codes with one scale for the tensor."""
-    if not at_work(quantizer) or quantizer.granularity != "tensor":
+    if not at_work(quantizer) or quantizer.granularity != "per_tensor":
         return None
     if isinstance(quantizer, UniformQuantizer):
         high = float(2 ** (quantizer.bits - 1) - 1)

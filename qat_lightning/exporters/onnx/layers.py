@@ -12,7 +12,7 @@ from torch.nn import functional
 from qat_lightning.exporters.onnx.activations import IntegerInput, at_work, float_input, integer_input
 from qat_lightning.exporters.onnx.operators import multiply_integers
 from qat_lightning.exporters.onnx.weights import FloatWeight, IntegerWeight, is_integer
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
 from qat_lightning.quantization.packing.stored_weight import Stored, stored
 
@@ -77,7 +77,7 @@ class Product(nn.Module):
 class PackedCore(nn.Module):
     """The opened attention without ports: softmax(Q(q) Q(k)ᵀ·s + mask), Q(·) Q(v)."""
 
-    def __init__(self, core: AttentionCore) -> None:
+    def __init__(self, core: InstrumentedAttention) -> None:
         super().__init__()
         self.scores = Product(core.query_quantizer, core.key_quantizer, transposed=True)
         self.context = Product(core.probs_quantizer, core.value_quantizer, positive=True)
@@ -108,7 +108,7 @@ def replace_layers(model: nn.Module) -> nn.Module:
             model.set_submodule(path, _linear(module))
         elif isinstance(module, QuantEmbedding) and at_work(module.weight_quantizer):
             model.set_submodule(path, PackedEmbedding(FloatWeight(_kept(module))))
-        elif isinstance(module, AttentionCore):
+        elif isinstance(module, InstrumentedAttention):
             model.set_submodule(path, PackedCore(module))
     return model
 

@@ -63,7 +63,7 @@ class IntegerWeight(nn.Module):
     def __init__(self, kept: Stored) -> None:
         super().__init__()
         if not is_integer(kept):
-            raise ValueError("codes with an offset of their own, or a scale for each group, are no whole numbers")
+            raise ValueError("codes with a zero point of their own, or a scale for each group, are no whole numbers")
         whole, times = _whole(kept)
         signed = _largest(whole, kept.codes) <= SAFE
         within = whole.clamp(-128, 127)  # what lies beyond belongs to codes that are not in use
@@ -77,19 +77,19 @@ class IntegerWeight(nn.Module):
 
 
 class FloatWeight(nn.Module):
-    """Any weight (R, C) in float32, (codes − offset) · scale: all of it, folded when the runtime loads it, or some rows."""
+    """Any weight (R, C) in float32, (codes − zero_point) · scale: all of it, folded when the runtime loads it, or some rows."""
 
     scale: Tensor
-    offset: Tensor
+    zero_point: Tensor
 
     def __init__(self, kept: Stored) -> None:
         super().__init__()
         values = torch.arange(2.0**kept.bits)
-        self.single, self.moved = kept.scale.numel() == 1, isinstance(kept.offset, Tensor)
-        if isinstance(kept.offset, Tensor):
-            self.register_buffer("offset", kept.offset.expand(kept.scale.shape).flatten(1))
+        self.single, self.moved = kept.scale.numel() == 1, isinstance(kept.zero_point, Tensor)
+        if isinstance(kept.zero_point, Tensor):
+            self.register_buffer("zero_point", kept.zero_point.expand(kept.scale.shape).flatten(1))
         else:
-            values = values - kept.offset
+            values = values - kept.zero_point
         if self.single:
             values = values * kept.scale.reshape(())
         else:
@@ -102,7 +102,7 @@ class FloatWeight(nn.Module):
             return values
         values = values.unflatten(-1, (self.scale.shape[1], -1))
         if self.moved:
-            values = values - self._of(self.offset, rows)
+            values = values - self._of(self.zero_point, rows)
         return (values * self._of(self.scale, rows)).flatten(-2)
 
     @staticmethod
@@ -112,8 +112,8 @@ class FloatWeight(nn.Module):
 
 
 def is_integer(kept: Stored) -> bool:
-    """Whether the codes less their offset, or twice that, are whole numbers of 8 bits with a scale for each output at most."""
-    if isinstance(kept.offset, Tensor) or kept.codes.dim() != 2:
+    """Whether codes − zero_point, or twice that, are whole numbers of 8 bits with a scale for each output at most."""
+    if isinstance(kept.zero_point, Tensor) or kept.codes.dim() != 2:
         return False
     whole, _ = _whole(kept)
     low, high = (float(whole[int(end)]) for end in kept.codes.aminmax())
@@ -122,9 +122,9 @@ def is_integer(kept: Stored) -> bool:
 
 def _whole(kept: Stored) -> tuple[Tensor, int]:
     """What each code stands for, and what that was multiplied by: 2 for ±½, ±1½, …"""
-    assert isinstance(kept.offset, float)
-    times = 1 if kept.offset.is_integer() else 2
-    return (torch.arange(2.0**kept.bits) - kept.offset) * times, times
+    assert isinstance(kept.zero_point, float)
+    times = 1 if kept.zero_point.is_integer() else 2
+    return (torch.arange(2.0**kept.bits) - kept.zero_point) * times, times
 
 
 def _largest(whole: Tensor, codes: Tensor) -> float:

@@ -29,7 +29,7 @@ MANIFEST, WEIGHTS, CONFIG = "manifest.json", "packed.safetensors", "config.json"
 """Not model.safetensors: `from_pretrained` would take that, find none of its names, and go on with random weights."""
 GENERATION = "generation_config.json"
 """Of a language model: how it generates where nothing else is asked for."""
-PARTS = (".weight.codes", ".weight.scale", ".weight.offset")
+PARTS = (".weight.codes", ".weight.scale", ".weight.zero_point")
 
 Plain = dict[str, Any]
 
@@ -145,7 +145,7 @@ def _kind(name: str, tensor: Tensor) -> str:
 
 
 def _totals(entries: Mapping[str, Plain], size: Size, packed: Packed) -> Plain:
-    """Bytes; bits a weight count the codes, scales and offsets of the weights that are quantized."""
+    """Bytes; bits a weight count the codes, scales and zero points of the weights that are quantized."""
     of_weights = {f"{path}{part}" for path in packed.weights for part in PARTS}
     quantized = sum(entry["bytes"] for name, entry in entries.items() if name in of_weights)
     count = sum(math.prod(weight.shape) for weight in packed.weights.values())

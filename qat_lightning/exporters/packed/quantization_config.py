@@ -14,10 +14,10 @@ from torch import nn
 from qat_lightning.exporters.packed.manifest import FORMAT, Plain
 from qat_lightning.exporters.packed.quantizer_spec import describe, made
 from qat_lightning.exporters.packed.untrusted_files import PackedError
-from qat_lightning.models.convert import AttentionRule, Rule
+from qat_lightning.models.convert import AttentionQuantization, QuantizationRule
 from qat_lightning.models.module_paths import attention_paths, part_paths
 from qat_lightning.models.packed_state import Packed
-from qat_lightning.quantization.modules.attention import IMPLEMENTATION, AttentionCore
+from qat_lightning.quantization.modules.attention import IMPLEMENTATION, InstrumentedAttention
 from qat_lightning.quantization.quantizers.base import Quantizer
 
 METHOD = "qat_lightning"
@@ -31,7 +31,7 @@ class Weight:
     bits: float
     shape: tuple[int, ...]
     group_size: int | None
-    offset: float | None
+    zero_point: float | None
     transposed: bool
 
 
@@ -40,8 +40,8 @@ class Block:
     """What the quantization_config block says."""
 
     weights: dict[str, Weight] = field(default_factory=dict)
-    rules: list[Rule] = field(default_factory=list)
-    attention: AttentionRule | None = None
+    rules: list[QuantizationRule] = field(default_factory=list)
+    attention: AttentionQuantization | None = None
     eager: bool = False  # whether the student computed its attention so, not by a fused kernel
 
 
@@ -64,7 +64,7 @@ def make_block(model: nn.Module, packed: Packed) -> Plain:
             "packing": weight.packing,
             "shape": list(weight.shape),
             "group_size": weight.quantizer.group_size,
-            "offset": weight.offset,
+            "zero_point": weight.zero_point,
             "transposed": weight.transposed,
         }
         for path, weight in packed.weights.items()
@@ -98,7 +98,7 @@ def _operands(model: nn.Module) -> dict[str, list[Quantizer]]:
     """
     cores = [getattr(model.get_submodule(path), "core", None) for path in attention_paths(model)]
     found: dict[str, list[Quantizer]] = {}
-    for slot in AttentionCore.QUANTIZED:
+    for slot in InstrumentedAttention.QUANTIZED:
         layers = [getattr(core, f"{slot}_quantizer", None) for core in cores]
         quantizers = [quantizer for quantizer in layers if isinstance(quantizer, Quantizer)]
         if quantizers and (len(quantizers) < len(layers) or len({str(describe(each)) for each in quantizers}) > 1):
@@ -143,8 +143,10 @@ def read_block(told: Any) -> Block:
     attention = {slot: partial(made, descriptions[name]) for slot, name in told["attention"].items()}
     return Block(
         weights={path: _weight(path, weight) for path, weight in told["weights"].items()},
-        rules=[Rule(part, input=partial(made, descriptions[name])) for part, name in told["inputs"].items()],
-        attention=AttentionRule(**attention) if attention else None,
+        rules=[
+            QuantizationRule(part, input=partial(made, descriptions[name])) for part, name in told["inputs"].items()
+        ],
+        attention=AttentionQuantization(**attention) if attention else None,
         eager=told["eager"] is True,
     )
 
@@ -155,12 +157,15 @@ def _weight(path: str, told: Plain) -> Weight:
         **{name: value for name, value in told.items() if name != "quantizer"} | {"shape": tuple(told["shape"])}
     )
     numbers = (*weight.shape, 1 if weight.group_size is None else weight.group_size)
-    layouts = {"bits": range(1, 9), "trits": (1.6,)}
+    layouts = {"bits": range(1, 9), "base3": (1.6,)}
     if (
         not weight.shape
         or not all(type(number) is int and number > 0 for number in numbers)
         or weight.bits not in layouts[weight.packing]
-        or (weight.offset is not None and not (type(weight.offset) in (int, float) and math.isfinite(weight.offset)))
+        or (
+            weight.zero_point is not None
+            and not (type(weight.zero_point) in (int, float) and math.isfinite(weight.zero_point))
+        )
         or weight.shape[-1] % (weight.group_size or 1)
     ):
         raise ValueError(f"the description of {path}.weight makes no sense")

@@ -16,7 +16,7 @@ from qat_lightning.exporters.packed.model_config import read_config, read_genera
 from qat_lightning.exporters.packed.quantization_config import Block, Weight
 from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line, tensors
 from qat_lightning.models.convert import quantize
-from qat_lightning.quantization.packing.bit_packing import unpack, unpack_trits
+from qat_lightning.quantization.packing.bit_packing import unpack, unpack_base3
 from qat_lightning.quantization.packing.stored_weight import dequantized
 
 if TYPE_CHECKING:
@@ -65,23 +65,23 @@ def _restored(stored: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
 
 
 def _weight(name: str, told: Weight, stored: dict[str, Tensor]) -> Tensor:
-    """Takes codes, scale and offset out of `stored`."""
+    """Takes codes, scale and zero_point out of `stored`."""
     try:
         packed, scale = stored.pop(f"{name}.codes"), stored.pop(f"{name}.scale")
-        offset = stored.pop(f"{name}.offset") if told.offset is None else told.offset
+        zero_point = stored.pop(f"{name}.zero_point") if told.zero_point is None else told.zero_point
     except KeyError as error:
         raise PackedError(f"the tensor {error.args[0]} is missing: {REMEDY}") from error
-    for part in (scale, offset):
+    for part in (scale, zero_point):
         if isinstance(part, Tensor) and part.dtype != torch.float32:
-            raise PackedError(f"{name} has a scale or an offset of {part.dtype} where float32 is written: {REMEDY}")
+            raise PackedError(f"{name} has a scale or a zero point of {part.dtype} where float32 is written: {REMEDY}")
     group = told.group_size
     shape = told.shape if group is None else (*told.shape[:-1], told.shape[-1] // group, group)
     try:
         count = torch.Size(shape).numel()
-        codes = unpack_trits(packed, count) if told.packing == "trits" else unpack(packed, int(told.bits), count)
-        if torch.broadcast_shapes(shape, scale.shape, getattr(offset, "shape", ())) != torch.Size(shape):
+        codes = unpack_base3(packed, count) if told.packing == "base3" else unpack(packed, int(told.bits), count)
+        if torch.broadcast_shapes(shape, scale.shape, getattr(zero_point, "shape", ())) != torch.Size(shape):
             raise ValueError(f"a scale of shape {tuple(scale.shape)} for codes of shape {tuple(shape)}")
-        weight = dequantized(codes.view(shape), scale, offset, told.shape)
+        weight = dequantized(codes.view(shape), scale, zero_point, told.shape)
     except (RuntimeError, ValueError) as error:
         raise PackedError(f"{name}: {error}: {REMEDY}") from error
     return weight.t().contiguous() if told.transposed else weight

@@ -28,7 +28,7 @@ from qat_lightning.exporters.packed.model_config import make_config, make_genera
 from qat_lightning.exporters.packed.untrusted_files import LARGEST_JSON, SUFFIXES
 from qat_lightning.io.documents import DocumentError, read_json
 from qat_lightning.io.files import atomic_write
-from qat_lightning.models.packed_state import Layout, Rest, packed_tensors
+from qat_lightning.models.packed_state import TernaryEncoding, UnquantizedDtype, packed_tensors
 from qat_lightning.models.size import size_of
 
 
@@ -36,8 +36,8 @@ def write_packed(
     model: nn.Module,
     folder: str | Path,
     *,
-    rest: Rest = "float32",
-    ternary: Layout = "bits",
+    unquantized_dtype: UnquantizedDtype = "float32",
+    ternary_encoding: TernaryEncoding = "2bit",
     processor: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Plain:
@@ -47,8 +47,8 @@ def write_packed(
     that computes in bfloat16 or float64 is stored, and will be read, in float32.
 
     Args:
-        rest: type of the weights that are not quantized; float16 halves them, and predictions then differ a little.
-        ternary: weights of at most three levels as 2 bits each, or as five trits a byte (1.6 bits).
+        unquantized_dtype: type of the weights that are not quantized; float16 halves them, and predictions then differ a little.
+        ternary_encoding: weights of at most three levels as 2 bits each, or as five trits a byte (1.6 bits).
         processor: a tokenizer or image processor, which writes its own files (`save_pretrained`).
         facts: what the manifest carries along, as JSON.
 
@@ -57,7 +57,7 @@ def write_packed(
     """
     folder = Path(os.path.realpath(folder))
     _check_free(folder)
-    packed = packed_tensors(model, rest, ternary)
+    packed = packed_tensors(model, unquantized_dtype, ternary_encoding)
     configurations = {CONFIG: canonical(make_config(model, packed))}
     if (generation := make_generation(model)) is not None:
         configurations[GENERATION] = canonical(generation)

@@ -31,7 +31,7 @@ def all_read(port: str) -> bool:
     return True
 
 
-class AttentionCore(nn.Module):
+class InstrumentedAttention(nn.Module):
     """softmax(Q(q) Q(k)ᵀ·s + mask) → dropout → Q(·) Q(v), with ports on all that passes.
 
     Ports (identity children; watch and replace by hooks): `query`, `key`, `value`, `scores` (masked, before softmax),

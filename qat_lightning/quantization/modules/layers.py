@@ -96,7 +96,7 @@ class QuantEmbedding(nn.Embedding):
     def by_rows(self) -> bool:
         """Whether the quantizer sees the batch's rows alone."""
         quantizer = self.weight_quantizer
-        return getattr(quantizer, "rows_are_independent", False) and quantizer.granularity != "tensor"
+        return getattr(quantizer, "rows_are_independent", False) and quantizer.granularity != "per_tensor"
 
     def forward(self, input: Tensor) -> Tensor:
         if self.by_rows:

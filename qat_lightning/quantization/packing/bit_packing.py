@@ -52,7 +52,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return torch.cat([_split(chunk, bits) for chunk in words.split(CHUNK)])[:count]
 
 
-def pack_trits(codes: Tensor) -> Tensor:
+def pack_base3(codes: Tensor) -> Tensor:
     """Whole numbers 0, 1, 2 of any shape → uint8 (⌈count/5⌉,), Σ code_k·3^k; the last byte is filled up with zeros.
 
     Raises:
@@ -66,7 +66,7 @@ def pack_trits(codes: Tensor) -> Tensor:
     return packed
 
 
-def unpack_trits(packed: Tensor, count: int) -> Tensor:
+def unpack_base3(packed: Tensor, count: int) -> Tensor:
     """The first `count` digits, uint8 (count,).
 
     Raises:

@@ -1,4 +1,4 @@
-"""A quantized weight as what is stored of it: unsigned codes, their scale and their offset."""
+"""A quantized weight as what is stored of it: unsigned codes, their scale and their zero_point."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from qat_lightning.quantization.quantizers.base import Quantizer
 
 @dataclass(frozen=True)
 class Stored:
-    """(codes − offset) · scale, with the last two dimensions of groups joined again, is the weight.
+    """(codes − zero_point) · scale, with the last two dimensions of groups joined again, is the weight.
 
     Attributes:
         codes: uint8 from 0 on, in the shape of the weight as its quantizer sees it; with groups (…, groups, group_size).
         scale: float32, broadcastable to the codes.
-        offset: one number for all, or float32 that broadcasts like the scale.
+        zero_point: one number for all, or float32 that broadcasts like the scale.
         bits: the width of a code.
     """
 
     codes: Tensor
     scale: Tensor
-    offset: float | Tensor
+    zero_point: float | Tensor
     bits: int
 
 
@@ -35,8 +35,8 @@ class DivergedError(ValueError):
 def stored(weight: Tensor, quantizer: Quantizer) -> Stored:
     """What `quantizer` makes of a weight, in float32: `dequantized(stored(w, q), w.shape) == q(w)`, to the last bit.
 
-    (A zero may have lost its sign.) Codes below zero are moved up by a whole number, and the offset with them. Of a
-    weight on the meta device shapes and types are told, and of offsets the most that there can be.
+    (A zero may have lost its sign.) Codes below zero are moved up by a whole number, and the zero point with them. Of a
+    weight on the meta device shapes and types are told, and of zero points the most that there can be.
 
     Raises:
         DivergedError: a weight or a scale that is not finite.
@@ -44,24 +44,24 @@ def stored(weight: Tensor, quantizer: Quantizer) -> Stored:
     if weight.is_meta:
         return _shapes(weight, quantizer)
     with torch.no_grad():
-        codes, scale, offset = quantizer.codes(weight.detach().float())
+        codes, scale, zero_point = quantizer.codes(weight.detach().float())
     low, high = (float(end) for end in codes.aminmax())
-    if not (torch.isfinite(scale).all() and torch.isfinite(offset).all() and high - low < 2**quantizer.bits):
+    if not (torch.isfinite(scale).all() and torch.isfinite(zero_point).all() and high - low < 2**quantizer.bits):
         raise DivergedError("the quantized weight is not finite: nothing can be stored of a training that has diverged")
     lowest = min(low, 0.0)
-    moved = (offset - lowest).float()
+    moved = (zero_point - lowest).float()
     same = bool((moved == moved.reshape(-1)[0]).all())
     return Stored(
         codes=(codes - lowest).to(torch.uint8).cpu(),
         scale=scale.float().cpu(),
-        offset=float(moved.reshape(-1)[0]) if same else moved.cpu(),
+        zero_point=float(moved.reshape(-1)[0]) if same else moved.cpu(),
         bits=quantizer.bits,
     )
 
 
-def dequantized(codes: Tensor, scale: Tensor, offset: float | Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(codes − offset) · scale in float32, in the weight's shape."""
-    return codes.float().sub_(offset).mul_(scale).reshape(shape)
+def dequantized(codes: Tensor, scale: Tensor, zero_point: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(codes − zero_point) · scale in float32, in the weight's shape."""
+    return codes.float().sub_(zero_point).mul_(scale).reshape(shape)
 
 
 def transposed(module: nn.Module) -> bool:
@@ -78,6 +78,6 @@ def _shapes(weight: Tensor, quantizer: Quantizer) -> Stored:
     return Stored(
         codes=torch.empty(shape, dtype=torch.uint8, device="meta"),
         scale=torch.empty(flat, device="meta"),
-        offset=torch.empty(flat, device="meta") if several else 0.0,
+        zero_point=torch.empty(flat, device="meta") if several else 0.0,
         bits=quantizer.bits,
     )

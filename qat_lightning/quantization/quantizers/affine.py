@@ -32,7 +32,7 @@ class AffineQuantizer(Quantizer):
     def __init__(
         self,
         bits: int = 8,
-        granularity: Granularity = "tensor",
+        granularity: Granularity = "per_tensor",
         clip: float | None = 2.5,
         range: Range = "minmax",
         scale: Scale = "dynamic",
@@ -62,17 +62,19 @@ class AffineQuantizer(Quantizer):
         low, high = self.ends.to(x.dtype) if self.static else self._ends(x)
         levels, tiny = 2**self.bits - 1, torch.finfo(x.dtype).tiny
         step = (high - low) / levels
-        # Where all values are one: code 0 with scale |low| and offset ∓1 is that value, and zeros stay zeros.
+        # Where all values are one: code 0 with scale |low| and zero point ∓1 is that value, and zeros stay zeros.
         step = torch.where(step > tiny, step, low.abs())
         floored = step.clamp(min=tiny)
         if self.static:
-            offset = (-low / floored).round()
+            zero_point = (-low / floored).round()
         elif self.range == "minmax":
-            offset = -low / floored
+            zero_point = -low / floored
         else:
-            offset = torch.full_like(low, levels / 2)  # zero lies in the middle, whatever the division would round to
-        codes = (x / floored).round() + offset if self.static else ((x - low) / floored).round()
-        return codes.clamp(0, levels), step, offset
+            zero_point = torch.full_like(
+                low, levels / 2
+            )  # zero lies in the middle, whatever the division would round to
+        codes = (x / floored).round() + zero_point if self.static else ((x - low) / floored).round()
+        return codes.clamp(0, levels), step, zero_point
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shared = self.shared(x)

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from qat_lightning.quantization.quantizers.reuse import LATEST, Codes, may_come_again, place, with_codes
 from qat_lightning.quantization.quantizers.straight_through import straight_through
 
-Granularity = Literal["tensor", "row", "group"]
-"""How much shares one scale: the whole tensor; each vector along the last dimension (an output channel of a linear weight,
-one token's row of an embedding table, one token's features of an activation); or each `group_size` neighbours in it."""
+Granularity = Literal["per_tensor", "per_channel", "per_token", "per_group"]
+"""What shares one scale: the whole tensor; each vector along the last dimension, which is one output channel of a weight or
+one row of an embedding table (per_channel), or the features of one token of an activation (per_token); or each `group_size`
+neighbours in that dimension. per_channel and per_token compute the same; the two words are those of the field."""
 
 Scale = Literal["dynamic", "static"]
 
 
 class Quantizer(nn.Module):
-    """x → x̂ = (codes − offset) · scale, same shape and dtype, with a straight-through gradient inside ±clip.
+    """x → x̂ = (codes − zero_point) · scale, same shape and dtype, with a straight-through gradient inside ±clip.
 
     Subclasses write `codes`. The arithmetic runs in float32 at least, whatever autocast or the input's dtype says.
 
@@ -28,7 +29,7 @@ class Quantizer(nn.Module):
         granularity: what shares a scale, see `Granularity`.
         clip: inputs are clamped to [−clip, clip] first; None leaves them. The papers use 2.5 for weights and
             activations alike (arXiv:2009.12812, released code).
-        group_size: elements of a group, with granularity "group"; it must divide the last dimension.
+        group_size: elements of a group, with granularity "per_group"; it must divide the last dimension.
 
     Raises:
         ValueError: bits outside the quantizer's range, an unknown granularity, a clip that is not positive, a group size
@@ -36,8 +37,8 @@ class Quantizer(nn.Module):
     """
 
     bits_range: tuple[int, int] = (1, 8)
-    has_offset = True
-    """Whether `codes` ever returns an offset other than 0."""
+    has_zero_point = True
+    """Whether `codes` ever returns a zero point other than 0."""
     code_type: torch.dtype | None = None
     """Of one byte, int8 or uint8, which holds every code; None: codes are not kept in bytes."""
     alike = False
@@ -48,7 +49,7 @@ class Quantizer(nn.Module):
     def __init__(
         self,
         bits: int,
-        granularity: Granularity = "tensor",
+        granularity: Granularity = "per_tensor",
         clip: float | None = 2.5,
         group_size: int | None = None,
     ) -> None:
@@ -62,9 +63,9 @@ class Quantizer(nn.Module):
             )
         if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip={clip} must be positive and finite, or null for none")
-        if (granularity == "group") != (group_size is not None) or (group_size is not None and group_size < 1):
+        if (granularity == "per_group") != (group_size is not None) or (group_size is not None and group_size < 1):
             raise ValueError(
-                f"granularity={granularity} with group_size={group_size}: granularity=group needs a group_size of 1 or more,"
+                f"granularity={granularity} with group_size={group_size}: granularity=per_group needs a group_size of 1 or more,"
                 " and no other takes one"
             )
         self.bits, self.granularity, self.clip, self.group_size = bits, granularity, clip, group_size
@@ -73,9 +74,9 @@ class Quantizer(nn.Module):
         self._kept: tuple[tuple[object, ...], Tensor] | None = None
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Integers (held in a floating dtype), scale and offset, broadcastable: `forward(x) == (codes - offset) * scale`.
+        """Integers (held in a floating dtype), scale and zero_point, broadcastable: `forward(x) == (codes - zero_point) * scale`.
 
-        With granularity "group" the last dimension is split in two, (groups, group_size). The codes are new memory, which
+        With granularity "per_group" the last dimension is split in two, (groups, group_size). The codes are new memory, which
         the caller may write to.
         """
         raise NotImplementedError(f"{type(self).__name__} must define codes(x)")
@@ -93,10 +94,10 @@ class Quantizer(nn.Module):
             return known
         keeping = torch.is_grad_enabled()
         with torch.no_grad():
-            codes, scale, offset = self.codes(x)
-            held = self.held(codes, scale, offset, x) if keeping else None
+            codes, scale, zero_point = self.codes(x)
+            held = self.held(codes, scale, zero_point, x) if keeping else None
             # In place: on a CPU most of the time is spent on memory that is new, not on the arithmetic.
-            quantized = (codes.sub_(offset) if self.has_offset else codes).mul_(scale).reshape(x.shape)
+            quantized = (codes.sub_(zero_point) if self.has_zero_point else codes).mul_(scale).reshape(x.shape)
         result = with_codes(straight_through(x, quantized.to(x.dtype), self.clip), held)
         if shared:
             LATEST.keep(x, self._settings, result)
@@ -120,11 +121,11 @@ class Quantizer(nn.Module):
         same = x.shape == quantized.shape if torch.compiler.is_compiling() else where == place(x)
         return quantized if same else None
 
-    def held(self, codes: Tensor, scale: Tensor, offset: Tensor, x: Tensor) -> Codes | None:
+    def held(self, codes: Tensor, scale: Tensor, zero_point: Tensor, x: Tensor) -> Codes | None:
         """The same in bytes, where a layer will keep them until its backward pass and no compiler decides what is kept."""
         if not self.keep_codes or self.code_type is None or torch.compiler.is_compiling():
             return None
-        return Codes(codes.to(self.code_type), scale, offset if self.has_offset else None, x.shape, x.dtype)
+        return Codes(codes.to(self.code_type), scale, zero_point if self.has_zero_point else None, x.shape, x.dtype)
 
     @property
     def _settings(self) -> tuple[object, ...]:
@@ -143,7 +144,7 @@ class Quantizer(nn.Module):
         return self.grouped(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
 
     def grouped(self, x: Tensor) -> Tensor:
-        """(…, E) → (…, groups, group_size) with granularity "group", else x itself."""
+        """(…, E) → (…, groups, group_size) with granularity "per_group", else x itself."""
         if self.group_size is None:
             return x
         if x.shape[-1] % self.group_size:
@@ -154,12 +155,12 @@ class Quantizer(nn.Module):
 
     def shared(self, x: Tensor) -> list[int]:
         """The dimensions of `prepared` values over which one scale is shared."""
-        return list(range(x.dim())) if self.granularity == "tensor" else [-1]
+        return list(range(x.dim())) if self.granularity == "per_tensor" else [-1]
 
     def scales(self, shape: torch.Size) -> int:
         """How many scales a tensor of this shape takes."""
         elements = shape.numel()
-        return {"tensor": 1, "row": elements // shape[-1]}.get(self.granularity, elements // (self.group_size or 1))
+        return 1 if self.granularity == "per_tensor" else elements // (self.group_size or shape[-1])
 
     def extra_repr(self) -> str:
         group = "" if self.group_size is None else f" of {self.group_size}"
@@ -174,6 +175,8 @@ def is_static(scale: str, granularity: Granularity, clip: float | None) -> bool:
     """
     if scale not in get_args(Scale):
         raise ValueError(f"scale={scale!r} is unknown: choose {' or '.join(get_args(Scale))}")
-    if scale == "static" and (granularity != "tensor" or clip is None):
-        raise ValueError("a static scale is one for the tensor, below the clip: it needs granularity=tensor and a clip")
+    if scale == "static" and (granularity != "per_tensor" or clip is None):
+        raise ValueError(
+            "a static scale is one for the tensor, below the clip: it needs granularity=per_tensor and a clip"
+        )
     return scale == "static"

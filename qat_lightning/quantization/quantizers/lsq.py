@@ -13,7 +13,7 @@ from qat_lightning.quantization.quantizers.initialization import INITIALIZATIONS
 from qat_lightning.quantization.quantizers.reuse import with_codes
 from qat_lightning.quantization.quantizers.straight_through import learned_step
 
-Form = Literal["threshold", "step"]
+Parametrization = Literal["clip_threshold", "step_size"]
 GradientScale = Literal["none", "elements", "features"]
 
 SMALLEST, LARGEST = 1e-5, 1e30
@@ -23,12 +23,13 @@ SMALLEST, LARGEST = 1e-5, 1e30
 class LSQQuantizer(Quantizer):
     """x̂ = s·round(clip(x/s, −Q_N, Q_P)), with the step s, or a threshold that gives it, trained by gradient.
 
-    form="threshold" learns α = s·Q, Q_N = Q_P = 2^(bits−1) − 1, so 2 bits are ternary: KDLSQ-BERT's released form,
-    x̂ = α·round(clip(x/α, −1, 1)·Q)/Q (arXiv:2101.05938). form="step" learns s itself over all 2^bits codes,
+    parametrization="clip_threshold" learns α = s·Q, Q_N = Q_P = 2^(bits−1) − 1, so 2 bits are ternary: KDLSQ-BERT's
+    released form, x̂ = α·round(clip(x/α, −1, 1)·Q)/Q (arXiv:2101.05938).
+    parametrization="step_size" learns s itself over all 2^bits codes,
     Q_N = 2^(bits−1), Q_P = 2^(bits−1) − 1 (arXiv:1902.08153 §2). Unsigned: 0 … 2^bits − 1 in both.
 
     Args:
-        granularity: "row" and "group" have a step for each and are for weights only, as their shape must stay.
+        granularity: "per_channel" and "per_group" have a step for each and are for weights only, as their shape must stay.
         clip_gradient: outside the range no gradient reaches x (LSQ; KDLSQ's activations). False lets it pass everywhere
             (KDLSQ's weights, released code).
         gradient_scale: factor 1/√(N·Q_P) on the step's gradient: "elements", N = all elements that share the step
@@ -37,22 +38,23 @@ class LSQQuantizer(Quantizer):
         tail: γ of the percentile initialization; γ/2 of the values lie beyond the threshold on either side.
 
     Attributes:
-        learned: α or s, one for the tensor, a row or a group; always positive and finite.
-        following: a knob; in training, `learned` is measured anew on each tensor and gets no gradient.
+        step_size: the learned parameter, one for the tensor, a row or a group; always positive and finite. It is s, or with
+            parametrization="clip_threshold" the threshold α = s·Q.
+        following: a knob; in training, `step_size` is measured anew on each tensor and gets no gradient.
         join: a knob; (a tensor of this process) → all processes' values, before they are measured.
 
     Raises:
         ValueError: bits outside 2…8; an unknown option; a tensor with another number of rows than the first one.
     """
 
-    bits_range, has_offset = (2, 8), False
+    bits_range, has_zero_point = (2, 8), False
     rows_are_independent = False
 
     def __init__(
         self,
         bits: int = 8,
-        granularity: Granularity = "tensor",
-        form: Form = "threshold",
+        granularity: Granularity = "per_tensor",
+        parametrization: Parametrization = "clip_threshold",
         signed: bool = True,
         clip_gradient: bool = True,
         gradient_scale: GradientScale = "none",
@@ -61,26 +63,26 @@ class LSQQuantizer(Quantizer):
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, None, group_size)
-        _check(form, Form, "form")
+        _check(parametrization, Parametrization, "parametrization")
         _check(gradient_scale, GradientScale, "gradient_scale")
         _check(initialization, Initialization, "initialization")
         if not 0 <= tail < 1:
             raise ValueError(f"tail={tail} is a share of the values: 0 or more, less than 1")
         self.code_type = torch.int8 if signed else torch.uint8
-        self.form, self.signed, self.clip_gradient = form, signed, clip_gradient
+        self.parametrization, self.signed, self.clip_gradient = parametrization, signed, clip_gradient
         self.gradient_scale, self.initialization, self.tail = gradient_scale, initialization, tail
         half = 2 ** (bits - 1)
         self.high = float(half - 1 if signed else 2**bits - 1)
-        self.low = 0.0 if not signed else -self.high if form == "threshold" else -float(half)
-        self.learned = nn.Parameter(torch.tensor(1.0))
+        self.low = 0.0 if not signed else -self.high if parametrization == "clip_threshold" else -float(half)
+        self.step_size = nn.Parameter(torch.tensor(1.0))
         self.measured = 0
         self.following = False
         self.join: Callable[[Tensor], Tensor] = _alone
 
     @property
     def step(self) -> Tensor:
-        """s, with the gradient of `learned`."""
-        return self.learned / self.high if self.form == "threshold" else self.learned
+        """s, with the gradient of `step_size`."""
+        return self.step_size / self.high if self.parametrization == "clip_threshold" else self.step_size
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
@@ -92,8 +94,8 @@ class LSQQuantizer(Quantizer):
         wide = self.grouped(x.to(torch.promote_types(x.dtype, torch.float32)))
         step, keeping = (self.step.detach() if self.following else self.step).to(wide.dtype), torch.is_grad_enabled()
         with torch.no_grad():
-            codes, scale, offset = self.codes(x)
-            held = self.held(codes, scale, offset, x) if keeping else None
+            codes, scale, zero_point = self.codes(x)
+            held = self.held(codes, scale, zero_point, x) if keeping else None
             codes.mul_(scale)
         quantized = learned_step(wide, step, codes, self.low, self.high, self.clip_gradient, self._factor(x))
         return with_codes(quantized.reshape(x.shape).to(x.dtype), held)
@@ -105,13 +107,13 @@ class LSQQuantizer(Quantizer):
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> Tensor:
-        """`learned` as the initialization takes it from x, in the shape of `learned`."""
+        """`step_size` as the initialization takes it from x, in the shape of `step_size`."""
         x = self.prepared(x)
-        rows = x.reshape(1, -1) if self.granularity == "tensor" else x.flatten(0, -2)
+        rows = x.reshape(1, -1) if self.granularity == "per_tensor" else x.flatten(0, -2)
         threshold = INITIALIZATIONS[self.initialization](rows, self.bits, self.high, self.tail)
-        value = threshold if self.form == "threshold" else threshold / self.high
+        value = threshold if self.parametrization == "clip_threshold" else threshold / self.high
         value = value.clamp(SMALLEST, LARGEST)
-        return value.squeeze() if self.granularity == "tensor" else value.reshape(*x.shape[:-1], 1)
+        return value.squeeze() if self.granularity == "per_tensor" else value.reshape(*x.shape[:-1], 1)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -119,26 +121,26 @@ class LSQQuantizer(Quantizer):
         measured, self.measured = self.measure(x), self.measured + 1
         if self.measured == 1:
             self._set(measured)
-        elif measured.shape == self.learned.shape:
-            self.learned.add_((measured - self.learned) / self.measured)
+        elif measured.shape == self.step_size.shape:
+            self.step_size.add_((measured - self.step_size) / self.measured)
         else:
             raise ValueError(
                 f"granularity={self.granularity} has a learned step for each and is for weights: inputs change their"
-                " number of rows; give activations granularity=tensor"
+                " number of rows; give activations granularity=per_tensor"
             )
 
     @torch.no_grad()
     def keep_positive(self) -> None:
         """After an optimizer's step: SMALLEST … LARGEST; SMALLEST too where a momentum that has overflowed makes it no number."""
-        top = min(LARGEST, torch.finfo(self.learned.dtype).max)
-        self.learned.nan_to_num_(nan=SMALLEST, posinf=top, neginf=SMALLEST).clamp_(SMALLEST, top)
+        top = min(LARGEST, torch.finfo(self.step_size.dtype).max)
+        self.step_size.nan_to_num_(nan=SMALLEST, posinf=top, neginf=SMALLEST).clamp_(SMALLEST, top)
 
     def _set(self, value: Tensor) -> None:
         with torch.no_grad():
-            if value.shape == self.learned.shape:
-                self.learned.copy_(value)
+            if value.shape == self.step_size.shape:
+                self.step_size.copy_(value)
             else:
-                self.learned = nn.Parameter(value.to(self.learned))
+                self.step_size = nn.Parameter(value.to(self.step_size))
 
     def _factor(self, x: Tensor) -> float:
         if self.gradient_scale == "none":
@@ -149,7 +151,7 @@ class LSQQuantizer(Quantizer):
         return float((sharing * self.high) ** -0.5)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, form={self.form}, initialization={self.initialization}"
+        return f"{super().extra_repr()}, parametrization={self.parametrization}, initialization={self.initialization}"
 
 
 def _check(value: str, choices: object, name: str) -> None:

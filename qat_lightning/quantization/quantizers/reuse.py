@@ -19,21 +19,21 @@ class Codes:
 
     Args:
         values: int8, or uint8 where no code is negative; one an element, in groups where there are any.
-        scale, offset: broadcastable to `values`; offset None is 0.
+        scale, zero_point: broadcastable to `values`; zero_point None is 0.
         version: the quantized tensor's, when it was made; one that has been written to since is something else.
     """
 
     values: Tensor
     scale: Tensor
-    offset: Tensor | None
+    zero_point: Tensor | None
     shape: torch.Size
     dtype: torch.dtype
     version: int = 0
 
     def restored(self) -> Tensor:
         wide = self.values.to(self.scale.dtype)
-        if self.offset is not None:
-            wide.sub_(self.offset)
+        if self.zero_point is not None:
+            wide.sub_(self.zero_point)
         return wide.mul_(self.scale).reshape(self.shape).to(self.dtype)
 
 

@@ -15,15 +15,16 @@ class TernaryQuantizer(Quantizer):
     A group of zeros stays zeros. Source: TWN, arXiv:1605.04711 §2.2, as TernaryBERT uses it, arXiv:2009.12812 §3.1.
 
     Args:
-        granularity: one α for the matrix ("tensor"; the papers' linear layers) or a row ("row"; their word embedding).
+        granularity: one α for the matrix ("per_tensor"; the papers' linear layers) or for each row ("per_channel"; their word
+            embedding).
         threshold: 0.7, TWN's approximation for weights that are normal or uniform.
     """
 
-    bits_range, has_offset, code_type, alike = (2, 2), False, torch.int8, True
+    bits_range, has_zero_point, code_type, alike = (2, 2), False, torch.int8, True
 
     def __init__(
         self,
-        granularity: Granularity = "tensor",
+        granularity: Granularity = "per_tensor",
         clip: float | None = 2.5,
         threshold: float = 0.7,
         group_size: int | None = None,

@@ -15,20 +15,20 @@ class UniformQuantizer(Quantizer):
 
     Args:
         scale: "dynamic" takes m from the tensor at hand, in training and evaluation, as the papers do; with granularity
-            "tensor" a sample's result then depends on its batch. "static" takes m from `calibrate`, or the clip itself
+            "per_tensor" a sample's result then depends on its batch. "static" takes m from `calibrate`, or the clip itself
             before that, so a sample's result never depends on its batch.
 
     Raises:
-        ValueError: bits outside 2…8; static scale with granularity "row" or without a clip.
+        ValueError: bits outside 2…8; static scale with granularity "per_channel" or without a clip.
     """
 
-    bits_range, has_offset, code_type = (2, 8), False, torch.int8
+    bits_range, has_zero_point, code_type = (2, 8), False, torch.int8
     maximum: Tensor
 
     def __init__(
         self,
         bits: int = 8,
-        granularity: Granularity = "tensor",
+        granularity: Granularity = "per_tensor",
         clip: float | None = 2.5,
         scale: Scale = "dynamic",
         group_size: int | None = None,
@@ -64,7 +64,7 @@ class UniformQuantizer(Quantizer):
 
     def _largest(self, x: Tensor) -> Tensor:
         """The same without a second tensor of the size of x."""
-        if self.granularity == "tensor":
+        if self.granularity == "per_tensor":
             low, high = (end.reshape([1] * x.dim()) for end in torch.aminmax(x))
         else:
             low, high = torch.aminmax(x, dim=-1, keepdim=True)

@@ -19,7 +19,7 @@ def bits(facts: Facts) -> Iterator[str]:
         return
     yield "## Bits"
     yield tables.bits({"bits": dict(_folded(widths))})
-    if (facts.forms.get("packed") or {}).get("ternary") == "trits":
+    if (facts.forms.get("packed") or {}).get("ternary_encoding") == "base3":
         yield "In `packed/` ternary weights lie five to a byte, 1.6 bits each."
     if "onnx" in facts.forms:
         small = sorted({int(width) for width in widths.values() if width < QUANTIZED})

@@ -20,8 +20,8 @@ QUANTIZERS = {
     "minmax": "uniform, least to largest value (arXiv:2009.12812)",
     "symmetric": "uniform, ∓ the largest value",
     "mean": "uniform, ∓ the mean of the large values (arXiv:2211.11014)",
-    "threshold": "learned threshold (arXiv:2101.05938)",
-    "step": "learned step (arXiv:1902.08153)",
+    "clip_threshold": "learned threshold (arXiv:2101.05938)",
+    "step_size": "learned step (arXiv:1902.08153)",
 }
 """The class of a quantizer, its range or its form → what it does."""
 
@@ -60,7 +60,7 @@ def _intervention(facts: Facts) -> str:
     """What stood in for the student's signals, and for how long."""
     if not facts.intervened:
         return "No intervention."
-    schedule, given = facts.at("schedule") or {}, facts.at("intervention") or {}
+    schedule, given = facts.at("intervention_schedule") or {}, facts.at("intervention") or {}
     shares = schedule.get("shares") or {}
     total = sum(shares.values())
     names = [*(shares or schedule.get("names") or given)]
@@ -71,7 +71,7 @@ def _intervention(facts: Facts) -> str:
         order = told[0] if len(names) == 1 else order
     else:
         order = f"drawn at each step among {', '.join(told)}"
-    parts = facts.at("stages", "intervene", "parts")
+    parts = facts.at("stages", "intervene", "target_modules")
     only = f" Only {codes(parts)} were quantized meanwhile." if parts else ""
     return (
         f"Teacher Intervention (arXiv:2302.11812): in the {facts.intervened} steps before training, the teacher's signal"
@@ -90,24 +90,24 @@ def _supplied(intervention: Node) -> str:
 def _loss(loss: Node, facts: Facts) -> str:
     """In the papers' words."""
     told = {
-        "Task": "the labels",
-        "AttentionMap": "KL divergence of the attention maps, teacher ‖ student (arXiv:2211.11014 §4)",
-        "TokenScaled": "soft cross-entropy of the logits, tokens weighted by the teacher's own loss (arXiv:2308.06744 §4.2)",
+        "TaskLoss": "the labels",
+        "AttentionMapLoss": "KL divergence of the attention maps, teacher ‖ student (arXiv:2211.11014 §4)",
+        "TokenScaledLoss": "soft cross-entropy of the logits, tokens weighted by the teacher's own loss (arXiv:2308.06744 §4.2)",
     }.get(class_of(loss), code(class_of(loss)))
-    if class_of(loss) == "Match":
+    if class_of(loss) == "FeatureMatchingLoss":
         told = SITES.get(loss["site"], f"distance of {code(loss['site'])}")
-    if class_of(loss) == "SoftCrossEntropy":
+    if class_of(loss) == "LogitDistillationLoss":
         told = f"soft cross-entropy with the teacher's logits, {loss.get('classes', 'sum')} over the classes (arXiv:2009.12812)"
         if facts.at("data", "num_labels") == 1:
             told = "MSE of the logits (arXiv:2009.12812)"
-    if class_of(loss) == "Balance":
-        sides = (("first", loss["share"]), ("second", 1 - loss["share"]))
+    if class_of(loss) == "WeightedPairLoss":
+        sides = (("first", loss["gamma"]), ("second", 1 - loss["gamma"]))
         shares = [f"{share * loss[side].get('weight', 1.0):g} · {_loss(loss[side], facts)}" for side, share in sides]
         told = f"{' + '.join(shares)}, with shares that sum to 1 (arXiv:2211.11014 §5)"
     more = {
         f"temperature {loss.get('temperature', 1):g}": loss.get("temperature", 1) != 1,
         f"layers {loss.get('layers')}": loss.get("layers") is not None,
-        "padding counts": loss.get("reduction") == "reference",
+        "padding counts": loss.get("padding") == "include",
     }
     return "; ".join([told, *(words for words, applies in more.items() if applies)])
 
@@ -117,7 +117,10 @@ def _quantizer_rows(facts: Facts, given: Sequence[tuple[str, Node]], weights: bo
     alike: dict[tuple[str, str, str, str], list[str]] = {}
     for place, quantizer in given:
         kind = class_of(quantizer)
-        what = {"AffineQuantizer": quantizer.get("range", "minmax"), "LSQQuantizer": quantizer.get("form", "threshold")}
+        what = {
+            "AffineQuantizer": quantizer.get("range", "minmax"),
+            "LSQQuantizer": quantizer.get("parametrization", "clip_threshold"),
+        }
         name = QUANTIZERS.get(what.get(kind, kind), code(kind))
         width = quantizer.get("bits") or {"TernaryQuantizer": 2, "BinaryQuantizer": 1}.get(kind)
         clip = quantizer.get("clip")
@@ -138,10 +141,11 @@ def _inputs_of(places: Sequence[str]) -> str:
 def _scale(quantizer: Node, weights: bool, rows: int | None) -> str:
     """How many there are, and where each comes from."""
     shared = {
-        "tensor": "one a matrix" if weights else "one a tensor",
-        "row": "one a row" if weights else "one a token",
-        "group": f"one for {quantizer.get('group_size')} neighbours",
-    }[quantizer.get("granularity") or "tensor"]
+        "per_tensor": "one a matrix" if weights else "one a tensor",
+        "per_channel": "one a row" if weights else "one a token",
+        "per_token": "one a token",
+        "per_group": f"one for {quantizer.get('group_size')} neighbours",
+    }[quantizer.get("granularity") or "per_tensor"]
     if class_of(quantizer) == "LSQQuantizer":
         return f"{shared}, learned"
     if weights:

@@ -46,7 +46,9 @@ def _compared(facts: Facts) -> Iterator[str]:
         head = ["file", metric, f"{metric} of the student", "largest difference of logits", "equal predictions", "rows"]
         yield "Each file was run beside the student on the first rows of the validation split, on the CPU in float32:"
         yield markdown.table(head, rows)
-    if any(q.get("scale") == "dynamic" and q.get("granularity", "tensor") == "tensor" for _, q in facts.activations):
+    if any(
+        q.get("scale") == "dynamic" and q.get("granularity", "per_tensor") == "per_tensor" for _, q in facts.activations
+    ):
         beside = "the rows beside it" + ("" if facts.head == "image_classification" else " and on their padding")
         size = facts.at("data", "evaluation_batch_size") or 2 * facts.at("data", "batch_size")
         yield (

@@ -29,7 +29,7 @@ SITES = {
     "attention.projection": "MSE of the attention outputs before the residual (arXiv:2302.11812)",
     "attention.context": "MSE of each head's context (arXiv:2211.11014)",
 }
-"""Where a `Match` loss looks → what it is."""
+"""Where a `FeatureMatchingLoss` loss looks → what it is."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class Facts:
     @cached_property
     def weights(self) -> list[tuple[str, Node]]:
         """(parts, quantizer of their weights), of the rules that match something."""
-        return [(code(rule["parts"]), rule["weight"]) for rule in self._rules if rule.get("weight")]
+        return [(code(rule["target_modules"]), rule["weight"]) for rule in self._rules if rule.get("weight")]
 
     @cached_property
     def activations(self) -> list[tuple[str, Node]]:
         """(what, quantizer) of the inputs of parts and the operands of attention's products."""
-        inputs = [(code(rule["parts"]), rule["input"]) for rule in self._rules if rule.get("input")]
+        inputs = [(code(rule["target_modules"]), rule["input"]) for rule in self._rules if rule.get("input")]
         attention = self.at("quantization", "attention") or {}
         slots = [slot for slot in ("query", "key", "probs", "value") if attention.get(slot)]
         return inputs + [(slot, attention[slot]) for slot in slots]
@@ -117,7 +117,7 @@ class Facts:
     @cached_property
     def _rules(self) -> list[Node]:
         rules = (self.at("quantization", "rules") or {}).values()
-        return [rule for rule in rules if rule and (not rule.get("optional") or self._has(rule["parts"]))]
+        return [rule for rule in rules if rule and (not rule.get("optional") or self._has(rule["target_modules"]))]
 
     def _has(self, parts: str) -> bool:
         """Whether the model has such parts; those of the layers it has, under any name."""
@@ -151,11 +151,14 @@ class Facts:
             "KD-QAT": (
                 "arXiv:2211.11014",
                 not self.intervened
-                and bool(kinds & {"AttentionMap", "Balance"} or sites & {*SITES} - {"hidden", "attention.scores"}),
+                and bool(
+                    kinds & {"AttentionMapLoss", "WeightedPairLoss"}
+                    or sites & {*SITES} - {"hidden", "attention.scores"}
+                ),
             ),
             "KDLSQ-BERT": ("arXiv:2101.05938", learned and self.taught),
             "LSQ": ("arXiv:1902.08153", learned and not self.taught),
-            "TSLD": ("arXiv:2308.06744", "TokenScaled" in kinds),
+            "TSLD": ("arXiv:2308.06744", "TokenScaledLoss" in kinds),
         }
         chosen = {name: source for name, (source, applies) in found.items() if applies}
         ternary = self.taught and student_kind(self.results.get("bits")) == "ternary"

@@ -49,7 +49,7 @@ class CheckpointFiles(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
-class BestWeights(Checkpoint):
+class BestCheckpoint(Checkpoint):
     """`best-<step>.ckpt`: the weights that scored best on the validation split, the first of equals; without optimizer.
 
     The step is in the name, so that a checkpoint finds the weights that were best when it was written, however much
@@ -92,7 +92,7 @@ class BestWeights(Checkpoint):
         self.score, self.step, self.assisted = (state_dict[name] for name in ("score", "step", "assisted"))
 
 
-class ResumePoint(Checkpoint):
+class ResumeCheckpoint(Checkpoint):
     """`last.ckpt`, to go on from: every so many optimizer steps or minutes, at the end, and when a signal asks to stop.
 
     Where a validation follows a batch, it is written after the validation: a checkpoint from before it would lose its
@@ -113,7 +113,7 @@ class ResumePoint(Checkpoint):
         path: Path,
         every: int,
         minutes: float | None = None,
-        best: BestWeights | None = None,
+        best: BestCheckpoint | None = None,
         stopping: Stopping | None = None,
     ) -> None:
         self.path, self.every, self.best, self.stopping = path, every, best, stopping or Stopping()
@@ -200,7 +200,7 @@ def _wrong(path: Path) -> str:
         return "is half-written or damaged"
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        best = content["callbacks"]["BestWeights"]
+        best = content["callbacks"]["BestCheckpoint"]
         own = content.keys() >= HELD and best.keys() == {"score", "step", "assisted"}
     except Exception:  # whoever wrote it, it holds something else than a stage's state
         own = False

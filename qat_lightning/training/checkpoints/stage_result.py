@@ -22,7 +22,7 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageResult:
     """The figures of a finished stage.
 
     Args:
@@ -48,7 +48,7 @@ def weights_of(stage: str, folder: Path) -> Path:
     return folder / "checkpoints" / f"{stage}.safetensors"
 
 
-def read_outcome(stage: str, folder: Path) -> Outcome | None:
+def read_outcome(stage: str, folder: Path) -> StageResult | None:
     """The record of a stage; None where the stage is not finished.
 
     Raises:
@@ -58,7 +58,7 @@ def read_outcome(stage: str, folder: Path) -> Outcome | None:
     if not record.is_file():
         return None
     try:
-        outcome = TypeAdapter(Outcome).validate_python(read_json(record))
+        outcome = TypeAdapter(StageResult).validate_python(read_json(record))
     except ValueError as error:
         raise ValueError(f"{record} is damaged: {train_again(stage)}") from error
     if outcome.stage != stage:
@@ -72,7 +72,7 @@ def check_finished(stages: Sequence[str], folder: Path) -> None:
         _verified(stage, folder)
 
 
-def write_stage(stage: str, folder: Path, model: nn.Module, outcome: Outcome) -> None:
+def write_stage(stage: str, folder: Path, model: nn.Module, outcome: StageResult) -> None:
     """Write the weights, then the record: a stage with a record is a finished stage."""
     weights = weights_of(stage, folder)
     with atomic_write(weights) as temporary:

@@ -23,7 +23,7 @@ from qat_lightning.training.guards.divergence_report import NonFiniteError, chec
 from qat_lightning.training.guards.module_protocol import DistillationModule
 
 
-class TeacherGuard(Callback):
+class FrozenTeacherCheck(Callback):
     """The teacher that ends a stage is bit for bit the one that began it, or that its checkpoint was made with.
 
     Looked at before each checkpoint too, so that nothing is left to go on from that a changed teacher has taught.
@@ -76,7 +76,7 @@ class TeacherGuard(Callback):
             )
 
 
-class NumbersGuard(Callback):
+class NonFiniteCheck(Callback):
     """A loss or a gradient that is not finite ends the run at that step, before the weights are touched by it.
 
     Where gradients are scaled (16-mixed), infinite ones are in order: the scaler leaves that step out, and only the loss is

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.models.capture import Batch, Observed, Signals
+from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.module_paths import site_paths
 from qat_lightning.models.sites import AXES
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
@@ -63,11 +63,11 @@ def _places(module: DistillationModule, seen: Seen) -> list[Found]:
     taught: Signals = {}
     if module.teacher is not None:
         with torch.no_grad():
-            taught = Observed(module.teacher, _sites(module.teacher, module.observe_teacher))(seen.batch)
+            taught = SignalCapture(module.teacher, _sites(module.teacher, module.observe_teacher))(seen.batch)
     if (found := _first("teacher", taught, seen.batch)) is not None:
         return [found]
-    with seen.intervention.by(taught, module.student):
-        own = Observed(module.student, _sites(module.student, module.observe_student))(seen.batch)
+    with seen.intervention.apply(module.student, taught):
+        own = SignalCapture(module.student, _sites(module.student, module.observe_student))(seen.batch)
     if (found := _first("student", own, seen.batch)) is not None:
         return [found, *_bad_weight(module.student)]
     total = torch.stack(list(module.weighted(own, taught, seen.batch).values())).sum()

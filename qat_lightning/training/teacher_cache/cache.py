@@ -23,9 +23,9 @@ from typing import Any
 from torch import Tensor
 
 from qat_lightning.io.files import PART
-from qat_lightning.models.capture import Batch, Observed, Signals
+from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.sites import MAPS
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.training.teacher_cache.fingerprint import Facts, check_facts, claim
 from qat_lightning.training.teacher_cache.tensor_files import DamagedError, bytes_of, read_tensors, write_tensors
 
@@ -55,7 +55,7 @@ class TeacherCache:
         self.digest = claim(self.folder, facts)
         self._clear()
 
-    def of(self, observed: Observed) -> Kept:
+    def of(self, observed: SignalCapture) -> Kept:
         return Kept(observed, self)
 
     @property
@@ -85,13 +85,13 @@ class TeacherCache:
 
 
 class Kept:
-    """Like the `Observed` that it wraps; the teacher runs only for a batch of which a signal is missing.
+    """Like the `SignalCapture` that it wraps; the teacher runs only for a batch of which a signal is missing.
 
     On a device the integers that a text model reads, or an image model's pixels, are copied to the host for the key, once
     a batch, which waits for them; on a CPU nothing is copied.
     """
 
-    def __init__(self, observed: Observed, cache: TeacherCache) -> None:
+    def __init__(self, observed: SignalCapture, cache: TeacherCache) -> None:
         self.observed, self.cache, self.paths = observed, cache, observed.paths
         self.sites = [*observed.paths, "logits"]
 
@@ -124,7 +124,7 @@ class Kept:
         """How it is computed, which rounds otherwise: transformers' own way, or opened and lean or with its maps made."""
         model = self.observed.model
         watched = bool(MAPS.intersection(self.sites))  # which a lean core makes no maps without
-        fused = [core.lean and not watched for core in model.modules() if isinstance(core, AttentionCore)]
+        fused = [core.lean and not watched for core in model.modules() if isinstance(core, InstrumentedAttention)]
         own = getattr(getattr(model, "config", None), "_attn_implementation", None)
         compiled = getattr(model, "_compiled_call_impl", None) is not None
         return f"{own} {fused} {compiled}"

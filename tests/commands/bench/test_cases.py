@@ -25,7 +25,7 @@ def learning(rate):
         "optimizer._target_=torch.optim.SGD",
         f"optimizer.lr={rate}",
         "optimizer.weight_decay=0",
-        "scheduler=constant",
+        "lr_scheduler=constant",
     ]
     return f"bench.common={[*words, '~optimizer.betas', '~optimizer.eps']}", *WITHOUT_DROPOUT
 
@@ -45,9 +45,9 @@ def weights(workshop):
     return {name: parameter.detach().clone() for name, parameter in workshop.model.named_parameters()}
 
 
-def test_the_yardstick_is_a_plain_step_of_transformers_model():
+def test_the_baseline_is_a_plain_step_of_transformers_model():
     workshop, _ = workshop_of("bench.only=[]", *learning(RATE))
-    model, case = copy.deepcopy(workshop.model).train(), workshop.yardstick()
+    model, case = copy.deepcopy(workshop.model).train(), workshop.baseline()
     assert model.config._attn_implementation == "sdpa"
     batch = workshop.batch()
     functional.cross_entropy(
@@ -58,13 +58,13 @@ def test_the_yardstick_is_a_plain_step_of_transformers_model():
     torch.testing.assert_close(weights(workshop), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_fine_tuning_as_a_variant_is_the_yardstick():
+def test_fine_tuning_as_a_variant_is_the_baseline():
     """The same weights after a step, though one goes through Lightning's hooks and the losses."""
     after = []
-    for name in ("yardstick", "variant"):
+    for name in ("baseline", "variant"):
         workshop, variants = workshop_of("bench.only=[fine_tuning]", *learning(RATE))
         before = weights(workshop)
-        (workshop.yardstick() if name == "yardstick" else workshop.variant(variants["fine_tuning"])).step()
+        (workshop.baseline() if name == "baseline" else workshop.variant(variants["fine_tuning"])).step()
         after.append(weights(workshop))
         assert any(not torch.equal(before[name], value) for name, value in after[-1].items())
     torch.testing.assert_close(after[0], after[1], rtol=1e-5, atol=1e-6)
@@ -84,7 +84,7 @@ def test_a_variant_s_step_goes_down_its_own_loss():
 
 def test_all_cases_share_weights_and_the_optimizer_s_state(shared):
     workshop, variants = shared
-    cases = [workshop.yardstick(), *(workshop.variant(variant) for variant in variants.values())]
+    cases = [workshop.baseline(), *(workshop.variant(variant) for variant in variants.values())]
     for case in cases:
         case.step()
     own = {id(parameter) for parameter in workshop.model.parameters()}

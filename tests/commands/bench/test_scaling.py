@@ -6,7 +6,7 @@ import pytest
 
 from qat_lightning.commands.bench.run import run_bench
 from qat_lightning.commands.bench.scaling import measure_scaling
-from qat_lightning.commands.bench.training_step import YARDSTICK
+from qat_lightning.commands.bench.training_step import BASELINE
 from tests.commands.bench.configurations import of_steps
 
 ONE = ("bench.lengths=[]", "bench.rows=[]", "bench.layers=[]", "bench.processes=[]", "bench.repeats=1")
@@ -23,14 +23,14 @@ def test_every_point_has_both_rows_and_more_tokens_take_more_memory(tmp_path, ca
     }  # fmt: skip
     for points in results["axes"].values():
         for point in points.values():
-            own, plain = point["qat"], point[YARDSTICK]
+            own, plain = point["qat"], point[BASELINE]
             assert own["ratio"] == pytest.approx(own["seconds"]["median"] / plain["seconds"]["median"])
             assert own["peak"] > plain["peak"]
     for axis, smaller, larger in (("lengths", "8", "32"), ("layers", "1", "2")):
-        for name in (YARDSTICK, "qat"):
+        for name in (BASELINE, "qat"):
             assert results["axes"][axis][smaller][name]["peak"] < results["axes"][axis][larger][name]["peak"]
-    assert results["axes"]["rows"]["2"][YARDSTICK]["samples_per_second"] == pytest.approx(
-        2 / results["axes"]["rows"]["2"][YARDSTICK]["seconds"]["median"]
+    assert results["axes"]["rows"]["2"][BASELINE]["samples_per_second"] == pytest.approx(
+        2 / results["axes"]["rows"]["2"][BASELINE]["seconds"]["median"]
     )
     assert "lengths 32" in printed
 
@@ -40,7 +40,7 @@ def test_two_processes_train_together():
     with of_steps(*ONE, "bench.processes=[2]", "bench.variant=ti_map", bench="scaling") as config:
         (row,) = measure_scaling(config, lambda line: None)["axes"]["processes"].values()
     assert row["ti_map"]["samples_per_second"] == pytest.approx(2 * 3 / row["ti_map"]["seconds"]["median"])
-    assert row[YARDSTICK]["ratio"] == 1
+    assert row[BASELINE]["ratio"] == 1
 
 
 @pytest.mark.parametrize(

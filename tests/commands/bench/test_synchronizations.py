@@ -9,7 +9,7 @@ from tests.commands.bench.configurations import of_steps
 from tests.commands.bench.synchronizations import Synchronizations
 
 OF_TRANSFORMERS = "transformers/masking_utils.py"
-"""It asks of each model's attention mask whether there is padding (`padding_mask.all()`), of the yardstick's too."""
+"""It asks of each model's attention mask whether there is padding (`padding_mask.all()`), of the baseline's too."""
 
 
 @pytest.mark.parametrize(

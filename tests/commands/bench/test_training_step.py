@@ -7,10 +7,10 @@ import torch
 
 from qat_lightning.commands.bench import training_step
 from qat_lightning.commands.bench.run import run_bench
-from qat_lightning.commands.bench.training_step import YARDSTICK, figures, measure_training
+from qat_lightning.commands.bench.training_step import BASELINE, figures, measure_training
 from tests.commands.bench.configurations import of_steps
 
-NAMES = [YARDSTICK, "qat", "everything"]
+NAMES = [BASELINE, "qat", "everything"]
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_bytes_grow_with_the_method(measured):
 def test_what_the_figures_depend_on_is_told(measured):
     results, _ = measured
     assert results["model"]["family"] == "bert"
-    told = ("yardstick", "threads", "device", "shape", "precision", "compiled", "repeats", "untimed")
-    assert [results[name] for name in told] == [YARDSTICK, 1, "cpu", "3×8", "32-true", False, 2, 3]
+    told = ("baseline", "threads", "device", "shape", "precision", "compiled", "repeats", "untimed")
+    assert [results[name] for name in told] == [BASELINE, 1, "cpu", "3×8", "32-true", False, 2, 3]
 
 
 def test_the_ratio_of_least_is_not_that_of_medians():
@@ -83,8 +83,8 @@ def test_the_command_prints_a_table_and_writes_all_of_it(tmp_path, capsys):
     assert "python -m qat_lightning.bench bench=training model=tiny" in printed
     assert "for language models" in results["variants"]["wrong"]["error"]
     assert "wrong: ValueError: the token-scaled loss is for language models" in printed
-    assert list(results["variants"]) == [YARDSTICK, "qat", "wrong"]
-    for name in (YARDSTICK, "qat"):
+    assert list(results["variants"]) == [BASELINE, "qat", "wrong"]
+    for name in (BASELINE, "qat"):
         row = results["variants"][name]
         assert row["step"]["seconds"]["least"] <= row["step"]["seconds"]["median"]
         assert "evaluation" not in row
@@ -92,18 +92,18 @@ def test_the_command_prints_a_table_and_writes_all_of_it(tmp_path, capsys):
     assert torch.get_num_threads() == threads
 
 
-def test_compiled_rows_stand_beside_a_compiled_yardstick(monkeypatch):
+def test_compiled_rows_stand_beside_a_compiled_baseline(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
     few = ("bench.only=[qat,logits]", "bench.compiled=both", "bench.memory=false", "bench.repeats=1")
     with of_steps(*few) as config:
         rows = measure_training(config, lambda line: None)["variants"]
-    eager = [YARDSTICK, "qat", "logits"]
+    eager = [BASELINE, "qat", "logits"]
     assert list(rows) == [*eager, *(f"{name}, compiled" for name in eager)]
     assert compiled == ["BertForSequenceClassification"] * 7, (
         "what trains and what is evaluated, of logits the teacher too"
     )
-    own, other = (rows[f"{name}, compiled"]["step"] for name in ("qat", YARDSTICK))
+    own, other = (rows[f"{name}, compiled"]["step"] for name in ("qat", BASELINE))
     assert own["ratio"] == pytest.approx(own["seconds"]["median"] / other["seconds"]["median"])
 
 

@@ -1,6 +1,6 @@
 from rich.console import Console
 
-from qat_lightning.commands.bench.training_step import YARDSTICK
+from qat_lightning.commands.bench.training_step import BASELINE
 from qat_lightning.commands.bench.training_table import scaling_table, training_table
 
 MEBIBYTE = 2**20
@@ -10,7 +10,7 @@ ABOUT = {
     "machine": {"processor": "Some CPU", "cores": 4, "instructions": ["avx2"]},
     "versions": {"torch": "2.13.0"},
     "model": {"family": "bert", "parameters": 109_483_778},
-    "yardstick": YARDSTICK,
+    "baseline": BASELINE,
     "threads": 2,
     "device": "cpu",
     "shape": "16×128",
@@ -37,20 +37,20 @@ def row(median, ratio, peak):
 
 
 TRAINING = ABOUT | {
-    "variants": {YARDSTICK: row(0.05, 1.0, 80), "qat": row(2.0, 1.5, 100), "map": {"error": "ValueError: no map here"}}
+    "variants": {BASELINE: row(0.05, 1.0, 80), "qat": row(2.0, 1.5, 100), "map": {"error": "ValueError: no map here"}}
 }
 SCALING = ABOUT | {
     "variant": "everything",
     "axes": {
         "lengths": {
             "64": {
-                YARDSTICK: {"seconds": seconds(0.5, 0, 0), "ratio": 1.0, "peak": 100 * MEBIBYTE},
+                BASELINE: {"seconds": seconds(0.5, 0, 0), "ratio": 1.0, "peak": 100 * MEBIBYTE},
                 "everything": {"seconds": seconds(0.75, 0, 0), "ratio": 1.5, "peak": 250 * MEBIBYTE},
             }
         },
         "processes": {
             "1": {
-                YARDSTICK: {"seconds": seconds(0.01, 0, 0), "ratio": 1.0},
+                BASELINE: {"seconds": seconds(0.01, 0, 0), "ratio": 1.0},
                 "everything": {"seconds": seconds(0.02, 0, 0), "ratio": 2.0},
             },
             "2": {"error": "RuntimeError: gloo"},
@@ -106,7 +106,7 @@ def test_processor_time_is_told_as_such():
 
 def test_longest_rows_fit_into_100_columns():
     wide = row(12.345, 12.34, 123_456)
-    results = TRAINING | {"variants": {YARDSTICK: wide, "ti_context, compiled": wide}}
+    results = TRAINING | {"variants": {BASELINE: wide, "ti_context, compiled": wide}}
     text = shown(training_table, results)
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
@@ -119,15 +119,15 @@ def test_scaling_has_a_row_for_each_point():
     assert ["processes", "2", "–", "–", "–", "–", "–", "–"] in lines
 
 
-def test_memory_of_compiled_rows_is_beside_the_compiled_yardstick():
-    """Eager 400 MiB, compiled 100 and 200: the last takes twice its own yardstick."""
+def test_memory_of_compiled_rows_is_beside_the_compiled_baseline():
+    """Eager 400 MiB, compiled 100 and 200: the last takes twice its own baseline."""
     rows = {
         name: row(1.0, 1.0, peak)
-        for name, peak in ((YARDSTICK, 400), (f"{YARDSTICK}, compiled", 100), ("qat, compiled", 200))
+        for name, peak in ((BASELINE, 400), (f"{BASELINE}, compiled", 100), ("qat, compiled", 200))
     }
     lines = [line.split() for line in shown(training_table, TRAINING | {"variants": rows}).splitlines()]
     ratios = {" ".join(line[:2]): line for line in lines if "compiled" in line}
     assert "2.00×" in ratios["qat, compiled"]
     assert "0.25×" not in ratios["transformers, compiled"]
-    del rows[YARDSTICK]
+    del rows[BASELINE]
     assert "2.00×" in shown(training_table, TRAINING | {"variants": rows})

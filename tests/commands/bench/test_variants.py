@@ -4,8 +4,8 @@ import pytest
 
 from qat_lightning.commands.bench.variants import compose_plain, compose_variants
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.distillation.losses.feature_matching import Match
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
 from tests.commands.bench.configurations import of_steps
 
 
@@ -27,10 +27,10 @@ def test_all_compose_in_the_order_of_the_configuration(variants):
 
 def test_losses_stand_alone_where_the_variant_is_of_one_loss(variants):
     _, made = variants
-    assert kinds(made["qat"]) == {"task": Task}
-    assert kinds(made["logits"]) == {"logits": SoftCrossEntropy}
+    assert kinds(made["qat"]) == {"task": TaskLoss}
+    assert kinds(made["logits"]) == {"logits": LogitDistillationLoss}
     for name, site in (("hidden", "hidden"), ("scores", "attention.scores"), ("output", "attention.output")):
-        assert kinds(made[name]) == {name: Match}
+        assert kinds(made[name]) == {name: FeatureMatchingLoss}
         assert made[name]["losses"][name]["site"] == site
     assert list(made["map"]["losses"]) == ["map"]
     assert set(made["unified"]["losses"]) == {"logits", "hidden", "map", "output"}
@@ -42,7 +42,7 @@ def test_interventions_are_those_named_and_else_none(variants):
     for name, config in made.items():
         chosen = name.partition("ti_")[2]
         assert list(config["intervention"]) == ([chosen] if chosen else [])
-        assert bool(config["schedule"]) == bool(chosen)
+        assert bool(config["intervention_schedule"]) == bool(chosen)
 
 
 def test_the_command_s_quantization_holds_but_where_a_variant_chooses(variants):
@@ -63,11 +63,11 @@ def test_all_have_the_command_s_model_with_random_weights():
 
 
 def test_a_user_s_own_variant():
-    words = ["losses=logits", "quantization=ternary_w2a8", "quantization.weight.granularity=row"]
+    words = ["losses=logits", "quantization=ternary_w2a8", "quantization.weight.granularity=per_channel"]
     common = "bench.common=['optimizer=bert_adam','seed=7']"
     with of_steps(f"+bench.variants.mine={words}", "bench.only=[mine]", common) as config:
         (made,) = compose_variants(config).values()
-    assert made["quantization"]["rules"]["layers"]["weight"]["granularity"] == "row"
+    assert made["quantization"]["rules"]["layers"]["weight"]["granularity"] == "per_channel"
     assert made["optimizer"]["_target_"].endswith("BertAdam")
     assert made["seed"] == 7
 

@@ -36,38 +36,48 @@ def test_experiment_trains(tmp_path, experiment):
 @pytest.mark.parametrize(
     "method",
     [
-        ("teacher=none", "losses=task", "intervention=none", "schedule=none"),
+        ("teacher=none", "losses=task", "intervention=none", "intervention_schedule=none"),
         ("quantization=none",),
         ("quantization=uniform_w8a8", "losses=logits"),
         ("quantization=uniform_w4a8", "quantization.activation.scale=static"),
-        ("schedule=inverted", "optimizer=bert_adam"),
-        ("schedule=stochastic", "scheduler=constant"),
-        ("intervention=output", "schedule=output"),
-        ("intervention=context", "schedule=context"),
-        ("intervention=map", "schedule=map", "losses.hidden.reduction=reference"),
+        ("intervention_schedule=inverted", "optimizer=bert_adam"),
+        ("intervention_schedule=stochastic", "lr_scheduler=constant"),
+        ("intervention=output", "intervention_schedule=output"),
+        ("intervention=context", "intervention_schedule=context"),
+        ("intervention=map", "intervention_schedule=map", "losses.hidden.padding=include"),
         ("~losses.output", "losses.scores.weight=0", "intervention.map.at=[0]"),
         ("callbacks=early_stopping", "callbacks.early_stopping.patience=1"),
         ("trainer.precision=bf16-mixed",),
         ("losses=attention_map", "losses.map.layers=[[1,0]]"),
         ("losses=attention_output", "losses.output.site=attention.residual"),
         ("losses=attention_output", "losses.output.site=attention.context"),
-        ("losses=unified_gamma", "losses.unified.share=0.3"),
-        ("losses=unified", "losses.map.weight=0", "intervention=output", "schedule=output"),
-        ("losses.output.site=attention.projection", "stages.intervene.parts=[layers.*.feedforward.*]"),
+        ("losses=unified_gamma", "losses.unified.gamma=0.3"),
+        ("losses=unified", "losses.map.weight=0", "intervention=output", "intervention_schedule=output"),
+        ("losses.output.site=attention.projection", "stages.intervene.target_modules=[layers.*.feedforward.*]"),
         ("quantization=uniform_w8a8_asymmetric", "quantization.activation.scale=static"),
-        ("quantization=binary_w1a8", "quantization.embedding.granularity=group", "quantization.embedding.group_size=8"),
+        (
+            "quantization=binary_w1a8",
+            "quantization.embedding.granularity=per_group",
+            "quantization.embedding.group_size=8",
+        ),
         ("quantization=lsq_w4a8", "quantization.weight.initialization=kl", "callbacks=step_size_warmup"),
         ("quantization=lsq_w2a8", "losses=kdlsq_task", "quantization.bits={layers.0.*:8,pooler:3}"),
         (
             "quantization=lsq_w3a8",
-            "quantization.weight.form=step",
+            "quantization.weight.parametrization=step_size",
             "quantization.weight.gradient_scale=elements",
             "quantization.activation.gradient_scale=features",
-            "quantization.weight.granularity=row",
+            "quantization.weight.granularity=per_channel",
         ),
         ("data=random_questions", "quantization=lsq_w2a8", "losses=kdlsq_squad", "callbacks=step_size_warmup"),
         ("data=random_questions", "losses=unified"),
-        ("model=tiny_gpt2", "data=random_tokens", "intervention=context", "schedule=context", "losses=logits"),
+        (
+            "model=tiny_gpt2",
+            "data=random_tokens",
+            "intervention=context",
+            "intervention_schedule=context",
+            "losses=logits",
+        ),
         ("model=tiny_llama", "data=random_tokens"),
     ],
     ids=" ".join,
@@ -158,7 +168,7 @@ def test_a_smoke_test_runs_as_printed(tmp_path, command):
 def test_stages_with_budgets_of_their_own_are_not_shortened(tmp_path):
     run = opened(composed("stages.train.max_steps=6", "stages.train.includes_intervene=false"), tmp_path)
     assert (run.steps("intervene"), run.steps("train")) == (6, 6)
-    run = opened(composed("stages.train.max_steps=6", "intervention=none", "schedule=none"), tmp_path)
+    run = opened(composed("stages.train.max_steps=6", "intervention=none", "intervention_schedule=none"), tmp_path)
     assert run.steps("train") == 6
 
 

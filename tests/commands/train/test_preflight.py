@@ -22,19 +22,20 @@ def tiny(tmp_path_factory):
     ("overrides", "message"),
     [
         (
-            ("model=tiny_gpt2", "data=random_tokens", "intervention=map", "schedule=map", "losses=logits"),
+            ("model=tiny_gpt2", "data=random_tokens", "intervention=map", "intervention_schedule=map", "losses=logits"),
             "gpt2 model computes query, key and value in one layer.*choose intervention=output or context",
         ),
         (
             ("model=tiny_gpt2", "data=random_tokens", "losses.output.site=attention.query", "intervention=output",
-             "schedule=output"),
+             "intervention_schedule=output"),
             "a gpt2 model has no site 'attention.query'",
         ),
         (("losses.unified.first.layers=[[0,7]]", "losses=unified_gamma"), r"losses\.unified: .*layers holds \[0, 7\]"),
-        (("losses=token_scaled", "intervention=none", "schedule=none"), r"losses\.tokens: .*language models"),
+        (("losses=token_scaled", "intervention=none", "intervention_schedule=none"), r"losses\.tokens: .*language models"),
         (("data.vocabulary_size=300",), "the data holds token [12].., and the model knows 0 to 127: give the model's own"),
-        (("+quantization.rules.more={_target_:qat_lightning.models.convert.Rule,parts:cellar.*}",), "rule 'cellar.*' matches no"),
-        (("stages.intervene.parts=[layers.*.cellar]",), "no quantizer in parts 'layers.*.cellar'"),
+        (("+quantization.rules.more={_target_:qat_lightning.models.convert.QuantizationRule,target_modules:cellar.*}",),
+            "rule 'cellar.*' matches no"),
+        (("stages.intervene.target_modules=[layers.*.cellar]",), "no quantizer in parts 'layers.*.cellar'"),
         (("model=tiny_vit", "data=random_images", "data.size=32"), "data.size=32, but the model takes images of 16 pixels"),
         (("model.student_layers=[0,1,2]",), r"model\.student_layers=\[0, 1, 2\] must name some .* 0 to 1"),
     ],
@@ -48,7 +49,7 @@ def test_refused_before_training(tmp_path, overrides, message):
 def test_sequence_longer_than_the_models_positions(tmp_path):
     with pytest.raises(ConfigError, match=r"rows of 77 tokens are beyond .* 64 positions: give data\.max_length=64"):
         small_run(tmp_path / "run", "model=tiny_llama", "data=random_tokens", "data.length=80", "losses=logits",
-                  "intervention=none", "schedule=none")  # fmt: skip
+                  "intervention=none", "intervention_schedule=none")  # fmt: skip
 
 
 def test_a_rehearsal_leaves_no_trace(tmp_path):
@@ -71,14 +72,17 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
     ("overrides", "message"),
     [
         (
-            ("quantization=lsq_w2a8", "quantization.activation.granularity=row"),
+            ("quantization=lsq_w2a8", "quantization.activation.granularity=per_token"),
             "part .*for weights, whose rows stay; give",
         ),
         (
             ("quantization=lsq_w2a8", "quantization.bits={layers.*:8,layers.1.*:3}"),
             "to which no part falls that an earlier",
         ),
-        (("quantization.weight.granularity=group", "quantization.weight.group_size=5"), "group_size=5 does not divide"),
+        (
+            ("quantization.weight.granularity=per_group", "quantization.weight.group_size=5"),
+            "group_size=5 does not divide",
+        ),
         (("callbacks=analysis", "callbacks.analysis.k=0"), r"callbacks\.analysis\.k=0 must be 1 or more"),
         (
             ("+callbacks.odd={_target_:qat_lightning.quantization.quantizers.LSQQuantizer}",),
@@ -211,8 +215,8 @@ def test_names_that_can_be_watched_are_those_logged(tmp_path, monkeypatch):
         (("losses=logits", "losses.logits.weight=0"), "no loss is left: give one of losses a weight above 0"),
         (("losses.scores.weight=-1",), r"losses\.scores\.weight=-1.* must be 0 or more"),
         (
-            ("quantization=lsq_w2a8", "quantization.learned.weights.lr=-1"),
-            r"learned\.weights\.lr=-1.* must be 0 or more",
+            ("quantization=lsq_w2a8", "quantization.step_size.weights.lr=-1"),
+            r"step_size\.weights\.lr=-1.* must be 0 or more",
         ),
         (
             ("quantization=lsq_w2a8", "quantization.bits={pooler:'4'}"),

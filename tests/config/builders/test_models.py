@@ -206,7 +206,7 @@ def test_a_score_that_is_not_defined_is_said(tmp_path, capsys, check_finite, ste
     ("overrides", "stages"),
     [
         ((), ["intervene"]),
-        (("intervention=none", "schedule=none"), ["train"]),
+        (("intervention=none", "intervention_schedule=none"), ["train"]),
         (("stages.intervene.max_steps=0",), ["train"]),
     ],
 )

@@ -78,7 +78,9 @@ def test_random_weights_need_a_teacher_stage(budget, model):
 
 
 def test_without_a_teacher_training_from_random_weights_is_allowed():
-    composed("stages.teacher.max_steps=0", "teacher=none", "losses=task", "intervention=none", "schedule=none")
+    composed(
+        "stages.teacher.max_steps=0", "teacher=none", "losses=task", "intervention=none", "intervention_schedule=none"
+    )
 
 
 def test_a_given_teacher_is_the_runs_teacher_and_every_command_agrees(tmp_path, tiny, capsys):

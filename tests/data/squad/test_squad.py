@@ -19,7 +19,7 @@ from qat_lightning.data.squad import features
 from qat_lightning.data.squad.datamodule import SquadData
 from qat_lightning.data.squad.metric import AnswerScore
 from qat_lightning.data.squad.spans import best_spans, token_span
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from tests.data.conftest import WORDS
 
 LONG = "the cat sat a dog ran the film is good"  # ten tokens
@@ -371,7 +371,7 @@ def test_a_model_answers_a_batch_as_it_comes(squad, write):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     model = BertForQuestionAnswering(BertConfig(vocab_size=len(WORDS), **sizes)).eval()
     batch = data.example_batch(2)
-    predictions, targets = data.predict(Observed(model)(batch)["logits"], batch)
+    predictions, targets = data.predict(SignalCapture(model)(batch)["logits"], batch)
     assert predictions.shape == (2, 4)
     assert targets.tolist() == [0, 1]
     assert data.tokens(batch)[:3] == ["[CLS]", "is", "the"]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qat_lightning.distillation.losses import attention_map as module
-from qat_lightning.distillation.losses.attention_map import AttentionMap
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.distillation.losses.attention_map_blockwise import Factors, Settings, divergence
-from qat_lightning.distillation.losses.feature_matching import Match
-from qat_lightning.distillation.losses.weighted_pair import Balance
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
+from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
 from qat_lightning.models.sites import FACTORS
 
 SMALLEST = 1e-8
@@ -85,7 +85,7 @@ def test_gradient_by_finite_differences(elements: int, groups: int) -> None:
     assert torch.autograd.gradcheck(of, (student.query.requires_grad_(), student.key.requires_grad_()))
 
 
-def dense(student: Factors, teacher: Factors, batch: dict[str, Tensor], loss: AttentionMap) -> Tensor:
+def dense(student: Factors, teacher: Factors, batch: dict[str, Tensor], loss: AttentionMapLoss) -> Tensor:
     """By way of whole maps, as the opened attention makes them."""
     maps = []
     for factors in (student, teacher):
@@ -108,8 +108,8 @@ def compared(
 ) -> None:
     """Value, and the gradients relative to the largest."""
     own, other = leaves(student), leaves(student)
-    ours = AttentionMap(temperature=temperature, implementation="blockwise")(signals(own), signals(teacher), batch)
-    theirs = dense(other, teacher, batch, AttentionMap(temperature=temperature))
+    ours = AttentionMapLoss(temperature=temperature, implementation="blockwise")(signals(own), signals(teacher), batch)
+    theirs = dense(other, teacher, batch, AttentionMapLoss(temperature=temperature))
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     ours.backward()
     theirs.backward()
@@ -160,7 +160,7 @@ def test_the_clamp_is_kept() -> None:
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     own = Factors(one.clone().requires_grad_(), torch.tensor([[[[0.0], [-40.0]]]], dtype=torch.float64), mask)
     teacher = Factors(one, torch.tensor([[[[0.0], [0.0]]]], dtype=torch.float64), mask)
-    loss = AttentionMap(implementation="blockwise")(signals(own), signals(teacher), {})
+    loss = AttentionMapLoss(implementation="blockwise")(signals(own), signals(teacher), {})
     # 1/2·log(1/2 / 1) + 1/2·log(1/2 / 1e-8); unclamped it would be 20 − log 2
     assert loss.item() == pytest.approx(0.5 * math.log(0.5) + 0.5 * math.log(0.5e8))
     loss.backward()
@@ -180,7 +180,7 @@ def test_a_row_that_sees_no_key_does_no_harm(smallest: float, temperature: float
     mask[1, :, 4] = smallest
     student, teacher = (Factors(f.query.float(), f.key.float(), mask) for f in (drawn(0), drawn(1)))
     batch = {"attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])}
-    own, loss = leaves(student), AttentionMap(temperature=temperature, implementation="blockwise")
+    own, loss = leaves(student), AttentionMapLoss(temperature=temperature, implementation="blockwise")
     value = loss(signals(own), signals(teacher), batch)
     value.backward()
     expected = naive(
@@ -197,7 +197,7 @@ def test_a_row_that_sees_no_key_does_no_harm(smallest: float, temperature: float
 
 def test_a_batch_of_padding_alone_is_nothing() -> None:
     own = leaves(drawn(0))
-    value = AttentionMap(implementation="blockwise")(
+    value = AttentionMapLoss(implementation="blockwise")(
         signals(own), signals(drawn(1)), {"attention_mask": torch.zeros(2, 5)}
     )
     value.backward()
@@ -209,7 +209,7 @@ def test_a_batch_of_padding_alone_is_nothing() -> None:
 def test_half_precision_is_widened(dtype: torch.dtype) -> None:
     """Autocast changes nothing, and the gradient comes back in the signals' own type."""
     student, teacher = (Factors(*(tensor.to(dtype) for tensor in drawn(seed))) for seed in (0, 1))
-    loss, own = AttentionMap(implementation="blockwise"), leaves(student)
+    loss, own = AttentionMapLoss(implementation="blockwise"), leaves(student)
     wide = [signals(Factors(*(tensor.float() for tensor in factors))) for factors in (student, teacher)]
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(signals(own), signals(teacher), {})
@@ -222,9 +222,9 @@ def test_half_precision_is_widened(dtype: torch.dtype) -> None:
 def test_the_teacher_gets_no_gradient_and_need_not_be_alone_in_a_layer() -> None:
     student, teacher = leaves(drawn(0)), leaves(drawn(1))
     both = [{site: [a, b] for site, a, b in zip(FACTORS, student, teacher, strict=True)} for _ in range(2)]
-    loss = AttentionMap(layers=[[0, 1]], implementation="blockwise")
+    loss = AttentionMapLoss(layers=[[0, 1]], implementation="blockwise")
     value = loss(*both, {})
-    assert value == AttentionMap(implementation="blockwise")(signals(student), signals(teacher), {})
+    assert value == AttentionMapLoss(implementation="blockwise")(signals(student), signals(teacher), {})
     value.backward()
     assert student.query.grad.any()
     assert teacher.query.grad is teacher.key.grad is None
@@ -232,31 +232,33 @@ def test_the_teacher_gets_no_gradient_and_need_not_be_alone_in_a_layer() -> None
 
 def test_equal_maps_are_no_distance_and_no_gradient() -> None:
     own = leaves(drawn(0))
-    value = AttentionMap(implementation="blockwise")(signals(own), signals(drawn(0)), {})
+    value = AttentionMapLoss(implementation="blockwise")(signals(own), signals(drawn(0)), {})
     value.backward()
     assert value.abs() < 1e-14
     assert own.query.grad.abs().max() < 1e-14
 
 
 def test_without_a_gradient_nothing_is_worked_out_for_one() -> None:
-    value = AttentionMap(implementation="blockwise")(signals(drawn(0)), signals(drawn(1)), {})
-    assert value.item() == pytest.approx(dense(drawn(0), drawn(1), {}, AttentionMap()).item())
+    value = AttentionMapLoss(implementation="blockwise")(signals(drawn(0)), signals(drawn(1)), {})
+    assert value.item() == pytest.approx(dense(drawn(0), drawn(1), {}, AttentionMapLoss()).item())
     assert not value.requires_grad
 
 
 def test_what_cannot_be_is_refused_in_words() -> None:
-    loss = AttentionMap(implementation="blockwise")
+    loss = AttentionMapLoss(implementation="blockwise")
     with pytest.raises(ValueError, match=r"shapes \(2, 4, 5, 5\) and \(2, 2, 5, 5\).*as many heads"):
         loss(signals(drawn(0)), signals(drawn(1, heads=2)), {})
     with pytest.raises(ValueError, match="implementation='flash' is unknown: choose one of dense, blockwise"):
-        AttentionMap(implementation="flash")  # type: ignore[arg-type]
+        AttentionMapLoss(implementation="flash")  # type: ignore[arg-type]
     own = leaves(drawn(0))
     with pytest.raises(ValueError, match=r"no second derivative: give losses\.map\.implementation=dense"):
         torch.autograd.grad(loss(signals(own), signals(drawn(1)), {}), own.query, create_graph=True)
 
 
 def test_each_implementation_says_what_it_reads() -> None:
-    assert AttentionMap().sites == ("attention.probs",)
-    assert AttentionMap(implementation="blockwise").sites == FACTORS
-    balance = Balance(0.5, AttentionMap(implementation="blockwise"), Match("attention.output"))
+    assert AttentionMapLoss().sites == ("attention.probs",)
+    assert AttentionMapLoss(implementation="blockwise").sites == FACTORS
+    balance = WeightedPairLoss(
+        0.5, AttentionMapLoss(implementation="blockwise"), FeatureMatchingLoss("attention.output")
+    )
     assert balance.sites == (*FACTORS, "attention.output")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from qat_lightning.distillation.losses import attention_map as module
-from qat_lightning.distillation.losses.attention_map import AttentionMap
-from qat_lightning.models.capture import Observed
-from qat_lightning.models.convert import AttentionRule, open_attention_for, quantize
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
+from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.convert import AttentionQuantization, open_attention_for, quantize
 from qat_lightning.models.sites import FACTORS
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.memory import Allocations, saved_bytes
@@ -29,7 +29,7 @@ def measured(tokens: int, implementation: str) -> tuple[int, Allocations]:
     """Bytes saved for the backward pass, and what was made in both passes, of one layer."""
     own, other = drawn(tokens, 0), drawn(tokens, 1)
     query, key = (tensor.requires_grad_() for tensor in own[:2])
-    loss = AttentionMap(implementation=implementation)
+    loss = AttentionMapLoss(implementation=implementation)
     with Allocations() as made, saved_bytes() as saved:
         if implementation == "dense":
             pair = [
@@ -68,17 +68,17 @@ def test_no_tensor_is_as_large_as_a_map_of_one_head(elements: int, monkeypatch: 
     assert measured(128, "dense")[1].largest == B * H * 128**2
 
 
-def whole(name: str, implementation: str, tokens: int, operands: AttentionRule | None = None) -> Allocations:
+def whole(name: str, implementation: str, tokens: int, operands: AttentionQuantization | None = None) -> Allocations:
     """Teacher, student, loss and gradient."""
-    loss = AttentionMap(implementation=implementation)
+    loss = AttentionMapLoss(implementation=implementation)
     student, teacher = (tiny_model(name, seed=seed, max_position_embeddings=tokens) for seed in (0, 1))
     student = open_attention_for(quantize(student, [], operands), loss.sites)
     open_attention_for(teacher, loss.sites)
     batch = tiny_batch(name, lengths=(tokens, tokens - 9))
     with Allocations() as made:
         with torch.no_grad():
-            taught = Observed(teacher, loss.sites)(batch)
-        loss(Observed(student, loss.sites)(batch), taught, batch).backward()
+            taught = SignalCapture(teacher, loss.sites)(batch)
+        loss(SignalCapture(student, loss.sites)(batch), taught, batch).backward()
     return made
 
 
@@ -87,8 +87,11 @@ def test_no_map_from_the_batch_to_the_gradient(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "ELEMENTS", 2**13)
     tokens, eight = 128, UniformQuantizer
     assert whole("bert", "blockwise", tokens).largest < tokens**2
-    assert whole("bert", "blockwise", tokens, AttentionRule(query=eight, key=eight, value=eight)).largest < tokens**2
-    assert whole("bert", "blockwise", tokens, AttentionRule(probs=eight)).largest == 2 * HEADS * tokens**2
+    assert (
+        whole("bert", "blockwise", tokens, AttentionQuantization(query=eight, key=eight, value=eight)).largest
+        < tokens**2
+    )
+    assert whole("bert", "blockwise", tokens, AttentionQuantization(probs=eight)).largest == 2 * HEADS * tokens**2
     assert whole("bert", "dense", tokens).largest == 2 * HEADS * tokens**2
 
 

@@ -13,12 +13,12 @@ from torch.nn import functional
 
 from qat_lightning.distillation.losses.feature_matching import (
     Distance,
-    Match,
+    FeatureMatchingLoss,
     mean_squared_error,
     score_mean_squared_error,
 )
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
-from qat_lightning.models.capture import Observed, what_counts
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
+from qat_lightning.models.capture import SignalCapture, what_counts
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.sites import AXES
 from tests.tiny_models import LAYERS, LENGTHS, pad_batch, tiny_batch, tiny_model
@@ -72,9 +72,14 @@ def test_losses_are_float32_at_least(dtype: torch.dtype) -> None:
     student = {"hidden": [torch.randn(2, 3, 4, dtype=dtype)], "logits": [torch.randn(2, 3, dtype=dtype)]}
     teacher = {site: [tensor + 0.1 for tensor in tensors] for site, tensors in student.items()}
     batch = {"labels": torch.tensor([0, 1])}
-    plain = [loss(student, teacher, batch) for loss in (Match("hidden"), SoftCrossEntropy(), Task())]
+    plain = [
+        loss(student, teacher, batch) for loss in (FeatureMatchingLoss("hidden"), LogitDistillationLoss(), TaskLoss())
+    ]
     with torch.autocast("cpu", torch.bfloat16):
-        under = [loss(student, teacher, batch) for loss in (Match("hidden"), SoftCrossEntropy(), Task())]
+        under = [
+            loss(student, teacher, batch)
+            for loss in (FeatureMatchingLoss("hidden"), LogitDistillationLoss(), TaskLoss())
+        ]
     for first, second in zip(plain, under, strict=True):
         assert first.dtype == second.dtype == dtype
         assert torch.equal(first, second)
@@ -84,7 +89,7 @@ def test_losses_are_float32_at_least(dtype: torch.dtype) -> None:
 def test_match_sums_over_layers(site: str) -> None:
     student, teacher = signal(site, 0), signal(site, 1)
     each = [(own - other).square().mean() for own, other in zip(student[site], teacher[site], strict=True)]
-    loss = Match(site, reduction="reference")(student, teacher, text_batch())
+    loss = FeatureMatchingLoss(site, padding="include")(student, teacher, text_batch())
     torch.testing.assert_close(loss, each[0] + each[1])
 
 
@@ -99,19 +104,19 @@ def test_masked_reduction_is_the_mean_over_what_is_valid(site: str) -> None:
             cut = tuple(slice(length) if axis in "NM" else slice(None) for axis in axes)
             valid.append((own[sample][cut] - other[sample][cut]).square().flatten())
         total += torch.cat(valid).mean()
-    torch.testing.assert_close(Match(site)(student, teacher, text_batch()), total)
+    torch.testing.assert_close(FeatureMatchingLoss(site)(student, teacher, text_batch()), total)
 
 
 def observed(model_seed: int, batch: dict[str, Tensor]) -> dict[str, list[Tensor]]:
     with torch.no_grad():
-        return Observed(open_attention(tiny_model("bert", seed=model_seed)), AXES)(batch)
+        return SignalCapture(open_attention(tiny_model("bert", seed=model_seed)), AXES)(batch)
 
 
 @pytest.mark.parametrize("site", SITES_WITH_TOKENS)
 @given(columns=st.integers(1, 12))
 def test_more_padding_changes_no_masked_loss(site: str, columns: int) -> None:
     """By real models, whose valid tokens do not see the padding."""
-    loss = Match(site, distance_of(site))
+    loss = FeatureMatchingLoss(site, distance_of(site))
     values = [
         loss(observed(0, batch), observed(1, batch), batch)
         for batch in (text_batch(), pad_batch(text_batch(), columns))
@@ -123,7 +128,10 @@ def test_more_padding_changes_no_masked_loss(site: str, columns: int) -> None:
 @pytest.mark.parametrize("site", SITES_WITH_TOKENS)
 def test_reference_reduction_counts_padding(site: str) -> None:
     student, teacher, batch = signal(site, 0), signal(site, 1), text_batch()
-    loss, masked = Match(site, distance_of(site), reduction="reference"), Match(site, distance_of(site))
+    loss, masked = (
+        FeatureMatchingLoss(site, distance_of(site), padding="include"),
+        FeatureMatchingLoss(site, distance_of(site)),
+    )
     before, before_masked = loss(student, teacher, batch), masked(student, teacher, batch)
     # the last token of the last sample is padding; it is an axis of every site
     index = (-1, *(-1 if axis in "NM" else slice(None) for axis in AXES[site][1:]))
@@ -140,17 +148,17 @@ def test_reference_scores_count_masked_keys_in_the_denominator() -> None:
     expected = (own - other).square()[~masked].sum() / own.numel()
     for scores in (own, other):
         scores[masked] += MASK
-    loss = Match("attention.scores", score_mean_squared_error, reduction="reference")(student, teacher, batch)
+    loss = FeatureMatchingLoss("attention.scores", score_mean_squared_error, padding="include")(student, teacher, batch)
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("reduction", ["masked", "reference"])
-def test_masked_scores_give_finite_gradients(reduction: str) -> None:
+@pytest.mark.parametrize("padding", ["ignore", "include"])
+def test_masked_scores_give_finite_gradients(padding: str) -> None:
     batch = text_batch()
     mask = torch.where(batch["attention_mask"].bool(), 0.0, MASK)[:, None, None, :]
     student = (torch.randn(3, 4, TOKENS, TOKENS)).requires_grad_()
     teacher = torch.randn(3, 4, TOKENS, TOKENS)
-    loss = Match("attention.scores", score_mean_squared_error, reduction=reduction)
+    loss = FeatureMatchingLoss("attention.scores", score_mean_squared_error, padding=padding)
     loss({"attention.scores": [student + mask]}, {"attention.scores": [teacher + mask]}, batch).backward()
     keys = batch["attention_mask"].bool()[:, None, None, :].expand_as(student)
     assert student.grad.isfinite().all()
@@ -162,7 +170,10 @@ def test_a_constant_on_a_row_of_scores_changes_their_distance_but_not_softmax() 
     student, teacher, batch = signal("attention.scores", 0, 1), signal("attention.scores", 1, 1), text_batch()
     moved = {"attention.scores": [student["attention.scores"][0].clone()]}
     moved["attention.scores"][0][0, 0, 0] += 5.0
-    scores, probs = Match("attention.scores", score_mean_squared_error), Match("attention.probs")
+    scores, probs = (
+        FeatureMatchingLoss("attention.scores", score_mean_squared_error),
+        FeatureMatchingLoss("attention.probs"),
+    )
     assert not torch.isclose(scores(moved, teacher, batch), scores(student, teacher, batch), rtol=1e-3)
 
     def mapped(signals: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
@@ -173,8 +184,11 @@ def test_a_constant_on_a_row_of_scores_changes_their_distance_but_not_softmax() 
     )
 
 
-@pytest.mark.parametrize("loss", [Match("hidden"), Match("hidden", reduction="reference"), SoftCrossEntropy()])
-def test_the_teacher_gets_no_gradient(loss: Match | SoftCrossEntropy) -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [FeatureMatchingLoss("hidden"), FeatureMatchingLoss("hidden", padding="include"), LogitDistillationLoss()],
+)
+def test_the_teacher_gets_no_gradient(loss: FeatureMatchingLoss | LogitDistillationLoss) -> None:
     depths = {"hidden": LAYERS + 1, "logits": 1}
     student = {site: [t.requires_grad_() for t in signal(site, 0, depth)[site]] for site, depth in depths.items()}
     teacher = {site: [t.requires_grad_() for t in signal(site, 1, depth)[site]] for site, depth in depths.items()}
@@ -186,7 +200,7 @@ def test_the_teacher_gets_no_gradient(loss: Match | SoftCrossEntropy) -> None:
 def test_layers_say_which_belong_together() -> None:
     """A teacher of twice the depth: hidden i ↦ 2i, arXiv:2101.05938, released code."""
     student, teacher = signal("hidden", 0, 3), signal("hidden", 1, 5)
-    loss = Match("hidden", reduction="reference", layers=[[0, 0], [1, 2], [2, 4]])
+    loss = FeatureMatchingLoss("hidden", padding="include", layers=[[0, 0], [1, 2], [2, 4]])
     pairs = [(0, 0), (1, 2), (2, 4)]
     expected = sum((student["hidden"][own] - teacher["hidden"][other]).square().mean() for own, other in pairs)
     torch.testing.assert_close(loss(student, teacher, text_batch()), expected)
@@ -195,7 +209,7 @@ def test_layers_say_which_belong_together() -> None:
 def test_different_depths_name_the_remedy() -> None:
     message = r"hidden: the student has 3 signals and the teacher 4, .*layers=\[\[student, teacher\], …\]"
     with pytest.raises(ValueError, match=message):
-        Match("hidden")(signal("hidden", 0, 3), signal("hidden", 1, 4), text_batch())
+        FeatureMatchingLoss("hidden")(signal("hidden", 0, 3), signal("hidden", 1, 4), text_batch())
 
 
 @pytest.mark.parametrize(
@@ -206,31 +220,34 @@ def test_a_deeper_teacher_is_mapped_evenly(site: str, student: int, teacher: int
     """arXiv:2101.05938, released code: scores i ↦ k·i + k − 1, hidden states i ↦ k·i, the embeddings' among them."""
     own, other = signal(site, 0, student), signal(site, 1, teacher)
     expected = sum((own[site][s] - other[site][t]).square().mean() for s, t in pairs)
-    torch.testing.assert_close(Match(site, reduction="reference")(own, other, text_batch()), expected)
+    torch.testing.assert_close(FeatureMatchingLoss(site, padding="include")(own, other, text_batch()), expected)
 
 
 @pytest.mark.parametrize("pair", [[3, 0], [0, 5], [-1, 0]])
 def test_a_layer_beyond_the_depth_names_the_range(pair: list[int]) -> None:
     message = rf"layers holds \[{pair[0]}, {pair[1]}\], but the student's go from 0 to 2 and the teacher's from 0 to 4"
     with pytest.raises(ValueError, match=message):
-        Match("hidden", layers=[pair])(signal("hidden", 0, 3), signal("hidden", 1, 5), text_batch())
+        FeatureMatchingLoss("hidden", layers=[pair])(signal("hidden", 0, 3), signal("hidden", 1, 5), text_batch())
 
 
 def test_unknown_names_are_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"unknown site 'states'; sites: .*hidden"):
-        Match("states")
-    with pytest.raises(ValueError, match="reduction='mean' is unknown: choose one of masked, reference"):
-        Match("hidden", reduction="mean")  # type: ignore[arg-type]
+        FeatureMatchingLoss("states")
+    with pytest.raises(ValueError, match="padding='mean' is unknown: choose one of masked, reference"):
+        FeatureMatchingLoss("hidden", padding="mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="classes='max' is unknown: choose one of sum, mean"):
-        SoftCrossEntropy(classes="max")  # type: ignore[arg-type]
+        LogitDistillationLoss(classes="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature=0 must be positive"):
-        SoftCrossEntropy(temperature=0)
+        LogitDistillationLoss(temperature=0)
 
 
 def test_each_loss_says_its_sites_and_weight() -> None:
-    assert (Match("hidden", weight=0.5).sites, Match("hidden", weight=0.5).weight) == (("hidden",), 0.5)
-    assert (SoftCrossEntropy(weight=2.0).sites, SoftCrossEntropy(weight=2.0).weight) == (("logits",), 2.0)
-    assert (Task(weight=3.0).sites, Task(weight=3.0).weight) == (("logits",), 3.0)
+    assert (FeatureMatchingLoss("hidden", weight=0.5).sites, FeatureMatchingLoss("hidden", weight=0.5).weight) == (
+        ("hidden",),
+        0.5,
+    )
+    assert (LogitDistillationLoss(weight=2.0).sites, LogitDistillationLoss(weight=2.0).weight) == (("logits",), 2.0)
+    assert (TaskLoss(weight=3.0).sites, TaskLoss(weight=3.0).weight) == (("logits",), 3.0)
 
 
 def logits(*rows: list[float]) -> dict[str, list[Tensor]]:
@@ -239,10 +256,10 @@ def logits(*rows: list[float]) -> dict[str, list[Tensor]]:
 
 def test_soft_cross_entropy_by_hand() -> None:
     # teacher (3/4, 1/4), student (1/2, 1/2): −Σ p log q = log 2, whatever the teacher
-    loss = SoftCrossEntropy()(logits([0.0, 0.0]), logits([math.log(3), 0.0]), {})
+    loss = LogitDistillationLoss()(logits([0.0, 0.0]), logits([math.log(3), 0.0]), {})
     assert loss.item() == pytest.approx(math.log(2))
     # student (1/4, 3/4): 3/4·log 4 + 1/4·log 4/3
-    loss = SoftCrossEntropy()(logits([0.0, math.log(3)]), logits([math.log(3), 0.0]), {})
+    loss = LogitDistillationLoss()(logits([0.0, math.log(3)]), logits([math.log(3), 0.0]), {})
     assert loss.item() == pytest.approx(0.75 * math.log(4) + 0.25 * math.log(4 / 3))
 
 
@@ -251,28 +268,28 @@ def test_sum_over_classes_is_their_number_times_the_mean(classes: int, rows: int
     # arXiv:2211.11014 and 2302.11812 sum, arXiv:2009.12812 averages: twice for two classes, three times for MNLI
     generator = torch.Generator().manual_seed(seed)
     student, teacher = ({"logits": [torch.randn(rows, classes, generator=generator)]} for _ in range(2))
-    summed, averaged = (SoftCrossEntropy(classes=way)(student, teacher, {}) for way in ("sum", "mean"))
+    summed, averaged = (LogitDistillationLoss(classes=way)(student, teacher, {}) for way in ("sum", "mean"))
     torch.testing.assert_close(summed, classes * averaged)
 
 
 def test_temperature_softens_both_sides() -> None:
     student, teacher = logits([1.0, -2.0, 0.5]), logits([3.0, 0.0, -1.0])
     halved = {"logits": [teacher["logits"][0] / 2]}, {"logits": [student["logits"][0] / 2]}
-    expected = SoftCrossEntropy()(halved[1], halved[0], {})
-    torch.testing.assert_close(SoftCrossEntropy(temperature=2.0)(student, teacher, {}), expected)
+    expected = LogitDistillationLoss()(halved[1], halved[0], {})
+    torch.testing.assert_close(LogitDistillationLoss(temperature=2.0)(student, teacher, {}), expected)
 
 
 def test_a_single_logit_is_a_regression() -> None:
     # STS-B: MSE(logits_S, logits_T), arXiv:2009.12812, released code
-    assert SoftCrossEntropy()(logits([1.0], [2.0]), logits([3.0], [2.5]), {}) == (4 + 0.25) / 2
+    assert LogitDistillationLoss()(logits([1.0], [2.0]), logits([3.0], [2.5]), {}) == (4 + 0.25) / 2
 
 
 def test_task_loss() -> None:
     student = logits([2.0, 0.0], [0.0, 1.0])
     labels = torch.tensor([0, 0])
     expected = functional.cross_entropy(student["logits"][0], labels)
-    assert Task()(student, {}, {"labels": labels}) == expected
-    assert Task()(logits([1.0], [2.0]), {}, {"labels": torch.tensor([3.0, 2.5])}) == (4 + 0.25) / 2
+    assert TaskLoss()(student, {}, {"labels": labels}) == expected
+    assert TaskLoss()(logits([1.0], [2.0]), {}, {"labels": torch.tensor([3.0, 2.5])}) == (4 + 0.25) / 2
 
 
 def test_what_counts() -> None:

@@ -13,9 +13,9 @@ from qat_lightning.models.quantized_model import calibrate
 from tests.exporters.students import quantization, student
 from tests.tiny_models import FAMILIES, tiny_batch, tiny_model
 
-GROUP = ("quantization.weight.granularity=group", "quantization.weight.group_size=8")
+GROUP = ("quantization.weight.granularity=per_group", "quantization.weight.group_size=8")
 STATIC = "quantization.activation.scale=static"
-BY_ROW = "quantization.activation.granularity=row"
+BY_ROW = "quantization.activation.granularity=per_token"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ CASES = {
 }
 LSQ = {f"lsq w{bits}": Case("bert", f"lsq_w{bits}a8", 9) for bits in (2, 4, 5, 6, 7, 8)}
 STEP = {
-    f"lsq step w{bits}": Case("roberta", f"lsq_w{bits}a8", 9, ("quantization.weight.form=step",)) for bits in (2, 5, 8)
+    f"lsq step w{bits}": Case("roberta", f"lsq_w{bits}a8", 9, ("quantization.weight.parametrization=step_size",))
+    for bits in (2, 5, 8)
 }
 MANY = {
     f"{family} {method}": Case(family, method, whole, changes={"layers": 2})
@@ -63,7 +64,7 @@ SLOW = {
     **LSQ,
     **STEP,
     **MANY,
-    "ternary by row": Case("bert", "ternary_w2a8", 9, ("quantization.weight.granularity=row",)),
+    "ternary by row": Case("bert", "ternary_w2a8", 9, ("quantization.weight.granularity=per_channel",)),
     "ternary by group": Case("bert", "ternary_w2a8", 2, GROUP),
     "binary by group": Case("deit", "binary_w1a8", 2, GROUP),
     "static": Case("electra", "ternary_w2a8", 9, (STATIC,)),

@@ -27,7 +27,7 @@ from tests.quantization.quantizers.cases import QUANTIZERS, STATELESS
 
 def _learned(value: float, **options: object) -> LSQQuantizer:
     quantizer = LSQQuantizer(**options)  # type: ignore[arg-type]
-    nn.init.constant_(quantizer.learned, value)
+    nn.init.constant_(quantizer.step_size, value)
     return quantizer
 
 
@@ -49,9 +49,9 @@ ANY: dict[str, Quantizer] = {
     "static, not calibrated": UniformQuantizer(scale="static"),
     "threshold 8 bits": _learned(1.3),
     "threshold 3 bits": _learned(1.3, bits=3),
-    "step 8 bits": _learned(0.013, form="step"),
-    "step 4 bits": _learned(0.13, form="step", bits=4),
-    "unsigned step 8 bits": _learned(0.013, form="step", signed=False),
+    "step 8 bits": _learned(0.013, parametrization="step_size"),
+    "step 4 bits": _learned(0.13, parametrization="step_size", bits=4),
+    "unsigned step 8 bits": _learned(0.013, parametrization="step_size", signed=False),
     "unsigned threshold 4 bits": _learned(1.3, bits=4, signed=False),
 }
 PROBABILITIES: dict[str, Quantizer] = {
@@ -105,8 +105,8 @@ def _expected(name: str, quantizer: Quantizer, x: Tensor) -> tuple[np.ndarray, n
     half = 2 ** (quantizer.bits - 1) - 1
     low, high = ENDS.get(name, (-half, half))
     if isinstance(quantizer, LSQQuantizer):
-        learned = quantizer.learned.item()
-        scale = learned / high if quantizer.form == "threshold" else learned
+        learned = quantizer.step_size.item()
+        scale = learned / high if quantizer.parametrization == "clip_threshold" else learned
     else:
         values = values if quantizer.clip is None else np.clip(values, -quantizer.clip, quantizer.clip)
         largest = float(quantizer.maximum) if quantizer.static else np.abs(values).max()  # type: ignore[union-attr]
@@ -210,12 +210,12 @@ def test_probabilities_are_quantized_by_their_largest(graph: Graph) -> None:
 @pytest.mark.parametrize(
     "quantizer",
     [
-        UniformQuantizer(granularity="row"),
-        UniformQuantizer(granularity="group", group_size=2),
+        UniformQuantizer(granularity="per_channel"),
+        UniformQuantizer(granularity="per_group", group_size=2),
         AffineQuantizer(),
         AffineQuantizer(scale="static"),
         TernaryQuantizer(),
-        BinaryQuantizer(granularity="tensor"),
+        BinaryQuantizer(granularity="per_tensor"),
         nn.Identity(),
     ],
     ids=str,
@@ -230,7 +230,7 @@ def test_quantizers_that_have() -> None:
 
 @pytest.mark.parametrize("name", [*STATELESS, "ternary by group"])
 def test_the_others_are_simulated_to_the_last_bit(name: str) -> None:
-    make = QUANTIZERS.get(name, partial(TernaryQuantizer, granularity="group", group_size=2))
+    make = QUANTIZERS.get(name, partial(TernaryQuantizer, granularity="per_group", group_size=2))
     x, quantizer = 2 * torch.randn(3, 4, 6), make()
     simulated = float_input(quantizer)
     assert isinstance(simulated, Simulated)

@@ -27,7 +27,7 @@ from qat_lightning.exporters.onnx import exporter
 from qat_lightning.exporters.onnx.exporter import OnnxError, export_onnx
 from qat_lightning.exporters.onnx.runtime import OnnxModel
 from qat_lightning.io.files import PART
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.packed_state import quantized_modules
 from tests.exporters.onnx.cases import CASES, SLOW, Case, batch_of, model_of
 from tests.exporters.onnx.graphs import operators
@@ -86,8 +86,8 @@ def _check_answers(exported: Exported, runnable: OnnxModel | None = None) -> Non
     trained, differences = copy.deepcopy(exported.student).eval(), []
     for seed in range(20, 29):
         batch = batch_of(exported.case, seed)
-        expected = Observed(trained)(batch)["logits"]
-        answered = Observed(runnable or exported.runnable)(batch)["logits"]
+        expected = SignalCapture(trained)(batch)["logits"]
+        answered = SignalCapture(runnable or exported.runnable)(batch)["logits"]
         assert len(answered) == len(expected) == (2 if exported.case.answers else 1)
         for same, answer in zip(expected, answered, strict=True):
             assert answer.shape == same.shape
@@ -121,10 +121,10 @@ def _check_sizes(exported: Exported) -> None:
     plain = sum(
         parameter.numel()
         for name, parameter in exported.student.named_parameters()
-        if name not in quantized and not name.endswith("quantizer.learned")
+        if name not in quantized and not name.endswith("quantizer.step_size")
     )
     scales = sum(quantizer.scales(module.weight.shape) for _, module, quantizer in weights)
-    # A table of values has 256 · 8/width; each input has a scale; offsets of rows; what is left is small constants.
+    # A table of values has 256 · 8/width; each input has a scale; zero points of rows; what is left is small constants.
     floats = {name: array.size for name, array in tensors.items() if array.dtype == np.float32}
     tables = sum(size for name, size in floats.items() if name.endswith("rows.table"))
     assert tables <= len(weights) * 256 * 8

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from qat_lightning.exporters.onnx.layers import FloatLinear, IntegerLinear, PackedCore, replace_layers
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
 from qat_lightning.quantization.quantizers.affine import AffineQuantizer
 from qat_lightning.quantization.quantizers.base import Quantizer
@@ -33,25 +33,37 @@ INPUTS, OUTPUTS = 20, 13
 LINEAR: dict[str, tuple[Make, Make, bool]] = {
     "ternary": (TernaryQuantizer, UniformQuantizer, True),
     "ternary by row, static inputs": (
-        partial(TernaryQuantizer, granularity="row"),
+        partial(TernaryQuantizer, granularity="per_channel"),
         partial(UniformQuantizer, scale="static"),
         True,
     ),
     "binary by row": (BinaryQuantizer, partial(UniformQuantizer, bits=4), True),
-    "8 bits by row": (partial(UniformQuantizer, granularity="row"), UniformQuantizer, True),
-    "step 8 bits": (partial(LSQQuantizer, form="step"), partial(LSQQuantizer, form="step"), True),
-    "threshold 3 bits": (partial(LSQQuantizer, bits=3), partial(LSQQuantizer, form="step", signed=False), True),
-    "ternary by group": (partial(TernaryQuantizer, granularity="group", group_size=5), UniformQuantizer, False),
-    "ternary, inputs by row": (TernaryQuantizer, partial(UniformQuantizer, granularity="row"), False),
+    "8 bits by row": (partial(UniformQuantizer, granularity="per_channel"), UniformQuantizer, True),
+    "step 8 bits": (
+        partial(LSQQuantizer, parametrization="step_size"),
+        partial(LSQQuantizer, parametrization="step_size"),
+        True,
+    ),
+    "threshold 3 bits": (
+        partial(LSQQuantizer, bits=3),
+        partial(LSQQuantizer, parametrization="step_size", signed=False),
+        True,
+    ),
+    "ternary by group": (partial(TernaryQuantizer, granularity="per_group", group_size=5), UniformQuantizer, False),
+    "ternary, inputs by row": (TernaryQuantizer, partial(UniformQuantizer, granularity="per_channel"), False),
     "ternary, asymmetric inputs": (TernaryQuantizer, AffineQuantizer, False),
-    "weights alone": (partial(AffineQuantizer, bits=4, granularity="row"), None, False),
+    "weights alone": (partial(AffineQuantizer, bits=4, granularity="per_channel"), None, False),
     "inputs alone": (None, UniformQuantizer, False),
 }
 """Quantizers of weight and input, and whether their product is of whole numbers."""
 MORE: dict[str, tuple[Make, Make, bool]] = {
     "8 bits": (UniformQuantizer, UniformQuantizer, True),
     "affine 4 bits, mean ends": (partial(AffineQuantizer, bits=4, range="mean"), UniformQuantizer, True),
-    "step 2 bits by row": (partial(LSQQuantizer, bits=2, form="step", granularity="row"), LSQQuantizer, True),
+    "step 2 bits by row": (
+        partial(LSQQuantizer, bits=2, parametrization="step_size", granularity="per_channel"),
+        LSQQuantizer,
+        True,
+    ),
     "ternary, static asymmetric inputs": (TernaryQuantizer, partial(AffineQuantizer, scale="static"), False),
     "affine 4 bits": (partial(AffineQuantizer, bits=4), UniformQuantizer, False),
     "affine 8 bits, mean ends": (partial(AffineQuantizer, range="mean"), UniformQuantizer, False),
@@ -59,17 +71,17 @@ MORE: dict[str, tuple[Make, Make, bool]] = {
 }
 """Others, of which only the kind is looked at."""
 EMBEDDING: dict[str, Make] = {
-    "ternary by row": partial(TernaryQuantizer, granularity="row"),
-    "affine 4 bits by row": partial(AffineQuantizer, bits=4, granularity="row"),
+    "ternary by row": partial(TernaryQuantizer, granularity="per_channel"),
+    "affine 4 bits by row": partial(AffineQuantizer, bits=4, granularity="per_channel"),
     "threshold 3 bits": partial(LSQQuantizer, bits=3),
-    "binary by group": partial(BinaryQuantizer, granularity="group", group_size=4),
+    "binary by group": partial(BinaryQuantizer, granularity="per_group", group_size=4),
 }
 ATTENTION: dict[str, tuple[Make, int]] = {
     "8 bits": (UniformQuantizer, 2),
     "static": (partial(UniformQuantizer, scale="static"), 2),
-    "learned": (partial(LSQQuantizer, form="step"), 2),
-    "by row": (partial(UniformQuantizer, granularity="row"), 0),
-    "by group": (partial(UniformQuantizer, granularity="group", group_size=2), 0),
+    "step_size": (partial(LSQQuantizer, parametrization="step_size"), 2),
+    "by row": (partial(UniformQuantizer, granularity="per_channel"), 0),
+    "by group": (partial(UniformQuantizer, granularity="per_group", group_size=2), 0),
     "asymmetric": (AffineQuantizer, 0),
     "nothing": (None, 0),
 }
@@ -117,9 +129,9 @@ def _embedding(make: Make) -> QuantEmbedding:
     return QuantEmbedding(table, _made(make, table.weight))
 
 
-def _core(make: Make) -> AttentionCore:
-    core = AttentionCore()
-    for slot in AttentionCore.QUANTIZED:
+def _core(make: Make) -> InstrumentedAttention:
+    core = InstrumentedAttention()
+    for slot in InstrumentedAttention.QUANTIZED:
         if slot == "probs" and make is not None and getattr(make(), "group_size", None):
             continue  # a length that no group size divides
         shown = torch.rand(2, 3, 5, 8) if slot == "probs" else torch.randn(2, 3, 5, 8)
@@ -218,7 +230,7 @@ def test_which_attention_products_are_of_whole_numbers(attention: tuple[_Attenti
 
 
 def test_one_operand_without_a_quantizer_is_enough_for_float32() -> None:
-    core = AttentionCore()
+    core = InstrumentedAttention()
     core.query_quantizer, core.probs_quantizer, core.value_quantizer = (UniformQuantizer() for _ in range(3))
     packed = PackedCore(core)
     assert (packed.scores.whole, packed.context.whole) == (False, True)

@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 
 from qat_lightning.exporters.onnx.runtime import OnnxModel
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 
 LEVELS = onnxruntime.GraphOptimizationLevel
 
@@ -58,11 +58,11 @@ def test_several_heads_in_the_order_of_the_file(tmp_path: Path) -> None:
 
 def test_observed_as_a_student_is(tmp_path: Path) -> None:
     """Labels, and what the data adds for itself, never reach the file."""
-    batch = BATCH | {"labels": torch.tensor([1]), "offsets": torch.zeros(1, 2)}
+    batch = BATCH | {"labels": torch.tensor([1]), "zero points": torch.zeros(1, 2)}
     model = OnnxModel(_file(tmp_path, ("start_logits", "end_logits")))
-    start, end = Observed(model)(batch)["logits"]
+    start, end = SignalCapture(model)(batch)["logits"]
     assert torch.equal(2 * start, end)
-    (logits,) = Observed(OnnxModel(_file(tmp_path)))(batch)["logits"]
+    (logits,) = SignalCapture(OnnxModel(_file(tmp_path)))(batch)["logits"]
     assert torch.equal(logits, start)
 
 

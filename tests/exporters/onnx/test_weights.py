@@ -19,21 +19,21 @@ from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 
-BY_GROUP = {"granularity": "group", "group_size": 3}
+BY_GROUP = {"granularity": "per_group", "group_size": 3}
 WHOLE = {
     "ternary": TernaryQuantizer,
-    "ternary by row": partial(TernaryQuantizer, granularity="row"),
-    "binary": partial(BinaryQuantizer, granularity="tensor"),
+    "ternary by row": partial(TernaryQuantizer, granularity="per_channel"),
+    "binary": partial(BinaryQuantizer, granularity="per_tensor"),
     "binary by row": BinaryQuantizer,
     **{f"uniform {bits} bits": partial(UniformQuantizer, bits=bits) for bits in range(2, 9)},
-    "uniform 8 bits by row": partial(UniformQuantizer, granularity="row"),
+    "uniform 8 bits by row": partial(UniformQuantizer, granularity="per_channel"),
     "uniform 8 bits static": partial(UniformQuantizer, scale="static"),
     **{f"threshold {bits} bits": partial(LSQQuantizer, bits=bits) for bits in range(2, 9)},
-    "threshold 8 bits by row": partial(LSQQuantizer, granularity="row"),
-    **{f"step {bits} bits": partial(LSQQuantizer, bits=bits, form="step") for bits in range(2, 9)},
+    "threshold 8 bits by row": partial(LSQQuantizer, granularity="per_channel"),
+    **{f"step {bits} bits": partial(LSQQuantizer, bits=bits, parametrization="step_size") for bits in range(2, 9)},
     "affine 4 bits, symmetric ends": partial(AffineQuantizer, bits=4, range="symmetric"),
     "affine 4 bits, mean ends": partial(AffineQuantizer, bits=4, range="mean"),
-    "affine 4 bits, mean ends, by row": partial(AffineQuantizer, bits=4, range="mean", granularity="row"),
+    "affine 4 bits, mean ends, by row": partial(AffineQuantizer, bits=4, range="mean", granularity="per_channel"),
 }
 """Whole codes, or twice that, within 8 bits, and at most one scale an output."""
 OTHER = {
@@ -42,7 +42,7 @@ OTHER = {
     "uniform 4 bits by group": partial(UniformQuantizer, bits=4, **BY_GROUP),
     "threshold 3 bits by group": partial(LSQQuantizer, bits=3, **BY_GROUP),
     "affine 4 bits": partial(AffineQuantizer, bits=4),
-    "affine 4 bits by row": partial(AffineQuantizer, bits=4, granularity="row"),
+    "affine 4 bits by row": partial(AffineQuantizer, bits=4, granularity="per_channel"),
     "affine 4 bits by group": partial(AffineQuantizer, bits=4, **BY_GROUP),
     "affine 8 bits": AffineQuantizer,
     "affine 8 bits, mean ends": partial(AffineQuantizer, range="mean"),
@@ -54,7 +54,7 @@ SIZES = st.integers(1, 9), st.integers(1, 13)
 def _quantized(name: str, rows: int, columns: int, seed: int) -> tuple[Tensor, Quantizer]:
     """A weight and its calibrated quantizer; columns in threes, so that groups of three divide them."""
     quantizer = EVERY[name]()
-    if quantizer.granularity == "group":
+    if quantizer.granularity == "per_group":
         columns *= 3
     weight = 0.5 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))  # within the clip, mostly
     quantizer.calibrate(weight)
@@ -94,8 +94,8 @@ def test_rows_are_what_their_codes_stand_for(rows: int, columns: int, bits: int,
 def test_float_weight_is_the_quantizers_to_the_last_bit(name: str, rows: int, columns: int, seed: int) -> None:
     weight, quantizer = _quantized(name, rows, columns, seed)
     held = FloatWeight(stored(weight, quantizer))
-    codes, scale, offset = quantizer.codes(weight)
-    expected = ((codes - offset) * scale).reshape(weight.shape)
+    codes, scale, zero_point = quantizer.codes(weight)
+    expected = ((codes - zero_point) * scale).reshape(weight.shape)
     assert torch.equal(held(), expected)
     assert held().dtype == torch.float32
     chosen = torch.randint(rows, (2, 3), generator=torch.Generator().manual_seed(seed))
@@ -134,7 +134,7 @@ def test_weights_of_whole_codes_are_multiplied_as_such(name: str) -> None:
 def test_other_weights_are_not(name: str) -> None:
     kept = stored(*_quantized(name, 8, 15, 0))
     assert not is_integer(kept)
-    with pytest.raises(ValueError, match=r"offset of their own, or a scale for each group"):
+    with pytest.raises(ValueError, match=r"zero_point of their own, or a scale for each group"):
         IntegerWeight(kept)
 
 

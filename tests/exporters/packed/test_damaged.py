@@ -19,7 +19,7 @@ from qat_lightning.exporters.packed.manifest import canonical
 from qat_lightning.exporters.packed.reader import load_packed
 from qat_lightning.exporters.packed.untrusted_files import LARGEST_JSON, PackedError, sha256
 from qat_lightning.exporters.packed.writer import write_packed
-from qat_lightning.models.convert import Rule, quantize
+from qat_lightning.models.convert import QuantizationRule, quantize
 from qat_lightning.quantization.quantizers.affine import AffineQuantizer
 from tests.exporters.students import student
 from tests.tiny_models import tiny_model
@@ -323,7 +323,7 @@ def test_tensors_that_overlap_or_leave_a_hole(folder: Path) -> None:
     [
         (lambda tensors: tensors.update({SCALE: tensors[SCALE] * float("nan")}), f"{SCALE} is not finite"),
         (lambda tensors: tensors.update({"classifier.bias": torch.full((3,), float("inf"))}), "bias is not finite"),
-        (lambda tensors: tensors.update({SCALE: tensors[SCALE].half()}), "a scale or an offset of torch.float16"),
+        (lambda tensors: tensors.update({SCALE: tensors[SCALE].half()}), "a scale or a zero point of torch.float16"),
         (lambda tensors: tensors.update({SCALE: torch.ones(5)}), r"bert\.pooler\.dense\.weight: "),
         (lambda tensors: tensors.update({SCALE: torch.ones(2, 32, 32)}), r"a scale of shape \(2, 32, 32\)"),
         (lambda tensors: tensors.pop(SCALE), f"the tensor {SCALE} is missing"),
@@ -341,8 +341,8 @@ def test_tensors_that_overlap_or_leave_a_hole(folder: Path) -> None:
         (lambda tensors: tensors.update({"classifier.bias": torch.ones(4)}), r"float32 \(4,\) where the model has"),
         (lambda tensors: tensors.update({"classifier.bias": torch.ones(3).byte()}), r"uint8 \(3,\) where the model"),
         (
-            lambda tensors: tensors.pop("bert.pooler.dense.input_quantizer.learned"),
-            r"pooler\.dense\.input_quantizer\.learned is missing",
+            lambda tensors: tensors.pop("bert.pooler.dense.input_quantizer.step_size"),
+            r"pooler\.dense\.input_quantizer\.step_size is missing",
         ),
     ],
 )
@@ -353,11 +353,11 @@ def test_tensors_that_do_not_go_together(folder: Path, change: Callable[[dict[st
 
 
 def test_offsets_that_are_missing(tmp_path: Path) -> None:
-    model = quantize(tiny_model("bert"), [Rule("pooler", weight=lambda: AffineQuantizer(4, "row"))])
+    model = quantize(tiny_model("bert"), [QuantizationRule("pooler", weight=lambda: AffineQuantizer(4, "per_channel"))])
     write_packed(model, tmp_path / "packed")
     load_packed(tmp_path / "packed")
-    stored(tmp_path / "packed", lambda tensors: tensors.pop("bert.pooler.dense.weight.offset"))
-    refused(tmp_path / "packed", r"the tensor bert\.pooler\.dense\.weight\.offset is missing")
+    stored(tmp_path / "packed", lambda tensors: tensors.pop("bert.pooler.dense.weight.zero_point"))
+    refused(tmp_path / "packed", r"the tensor bert\.pooler\.dense\.weight\.zero_point is missing")
 
 
 @pytest.mark.parametrize(
@@ -435,8 +435,8 @@ def weight(config: dict[str, Any]) -> dict[str, Any]:
         (lambda config: weight(config).update(shape=[2**40, 2**40]), "codes, 3 bits each, take"),
         (lambda config: weight(config).update(shape=[16, 64]), r"\(16, 64\) where the model has"),
         (lambda config: weight(config).update(group_size=5), "makes no sense"),
-        (lambda config: weight(config).update(offset="1"), "makes no sense"),
-        (lambda config: weight(config).update(offset=None), "weight.offset is missing"),
+        (lambda config: weight(config).update(zero_point="1"), "makes no sense"),
+        (lambda config: weight(config).update(zero_point=None), "weight.zero_point is missing"),
         (lambda config: weight(config).update(more=1), "cannot be read"),
     ],
 )

@@ -21,7 +21,7 @@ from transformers import (
 
 from qat_lightning import load_packed
 from qat_lightning.exporters.packed.writer import write_packed
-from qat_lightning.models.convert import AttentionRule, Rule, open_attention, quantize
+from qat_lightning.models.convert import AttentionQuantization, QuantizationRule, open_attention, quantize
 from qat_lightning.models.quantized_model import calibrate, switch_on
 from qat_lightning.models.size import quantized_weights, size
 from qat_lightning.quantization.modules.layers import QuantConv1D, QuantLinear
@@ -35,8 +35,8 @@ from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.exporters.students import METHODS, logits, student
 from tests.tiny_models import DECODERS, FAMILIES, tiny_batch, tiny_model
 
-TERNARY = [Rule("layers.*", weight=TernaryQuantizer)]
-WORDS = Rule("embeddings.word", weight=TernaryQuantizer)
+TERNARY = [QuantizationRule("layers.*", weight=TernaryQuantizer)]
+WORDS = QuantizationRule("embeddings.word", weight=TernaryQuantizer)
 
 
 def quantizers(model: torch.nn.Module) -> set[str]:
@@ -73,7 +73,7 @@ def test_static_scales_come_along(family: str, method: str, tmp_path: Path) -> N
     assert all(torch.equal(dict(loaded.named_buffers())[name], buffer) for name, buffer in kept.items())
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -82,14 +82,16 @@ def test_static_scales_come_along(family: str, method: str, tmp_path: Path) -> N
         partial(UniformQuantizer, 3),
         partial(AffineQuantizer, 4, range="mean"),
         AffineQuantizer,
-        partial(LSQQuantizer, 4, form="step"),
+        partial(LSQQuantizer, 4, parametrization="step_size"),
     ],
 )
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_weights_of_every_granularity(make, granularity: str, family: str, tmp_path: Path) -> None:
     """Without quantizers of activations the model is plain, its weights are the student's quantized ones."""
-    made = partial(make, granularity=granularity, group_size=8 if granularity == "group" else None)
-    model = quantize(tiny_model(family), [Rule("layers.*", weight=made), Rule("embeddings.*", weight=made)])
+    made = partial(make, granularity=granularity, group_size=8 if granularity == "per_group" else None)
+    model = quantize(
+        tiny_model(family), [QuantizationRule("layers.*", weight=made), QuantizationRule("embeddings.*", weight=made)]
+    )
     calibrate(model, [])
     write_packed(model, tmp_path / "packed")
     loaded = load_packed(tmp_path / "packed")
@@ -194,12 +196,12 @@ def test_codes_and_bytes_are_what_the_manifest_and_the_size_say(tmp_path: Path) 
 
 def test_trits_and_half_precision(tmp_path: Path) -> None:
     model = student("bert", "ternary_w2a8")
-    manifest = write_packed(model, tmp_path / "trits", ternary="trits")
+    manifest = write_packed(model, tmp_path / "base3", ternary_encoding="base3")
     assert manifest["tensors"]["bert.pooler.dense.weight.codes"]["bits"] == 1.6
     assert manifest["tensors"]["bert.pooler.dense.weight.codes"]["bytes"] == math.ceil(32 * 32 / 5)
-    assert torch.equal(logits(load_packed(tmp_path / "trits"), "bert"), logits(model, "bert"))
+    assert torch.equal(logits(load_packed(tmp_path / "base3"), "bert"), logits(model, "bert"))
 
-    halved = write_packed(model, tmp_path / "half", rest="float16")["bytes"]
+    halved = write_packed(model, tmp_path / "half", unquantized_dtype="float16")["bytes"]
     whole = size(model).packed
     assert halved["full_precision"] == (whole - (halved["packed"] - halved["full_precision"])) / 2
     loaded = load_packed(tmp_path / "half", activations=False)
@@ -209,8 +211,8 @@ def test_trits_and_half_precision(tmp_path: Path) -> None:
 
 
 def test_what_quantizers_learned_stays_float32_beside_half_precision(tmp_path: Path) -> None:
-    manifest = write_packed(student("bert", "lsq_w3a8"), tmp_path / "packed", rest="float16")
-    learned = {tensor["dtype"] for name, tensor in manifest["tensors"].items() if name.endswith(("learned", "scale"))}
+    manifest = write_packed(student("bert", "lsq_w3a8"), tmp_path / "packed", unquantized_dtype="float16")
+    learned = {tensor["dtype"] for name, tensor in manifest["tensors"].items() if name.endswith(("step_size", "scale"))}
     assert learned == {"F32"}
     assert not [name for name in manifest["tensors"] if "weight_quantizer" in name]
 
@@ -364,15 +366,15 @@ def unknown_quantizer(model: torch.nn.Module) -> None:
     class Own(TernaryQuantizer):
         pass
 
-    quantize(model, [Rule("layers.*", weight=Own)])
+    quantize(model, [QuantizationRule("layers.*", weight=Own)])
 
 
 def no_quantizer(model: torch.nn.Module) -> None:
-    quantize(model, [Rule("layers.*", input=torch.nn.Tanh)])
+    quantize(model, [QuantizationRule("layers.*", input=torch.nn.Tanh)])
 
 
 def one_layer_alone(model: torch.nn.Module) -> None:
-    quantize(model, [], AttentionRule(query=UniformQuantizer))
+    quantize(model, [], AttentionQuantization(query=UniformQuantizer))
     model.bert.encoder.layer[1].attention.self.core.query_quantizer = torch.nn.Identity()
 
 
@@ -421,7 +423,7 @@ def test_facts_that_are_no_json(tmp_path: Path) -> None:
 def test_the_file_has_the_bytes_that_the_arithmetic_says(tmp_path: Path) -> None:
     """BERT-base's shapes with 2 of its 12 layers and fewer words; the header takes less than 2 % of it."""
     model = BertModel(BertConfig(num_hidden_layers=2, vocab_size=2000)).eval()
-    quantize(model, [Rule("embeddings.word", weight=partial(TernaryQuantizer, "row")), *TERNARY])
+    quantize(model, [QuantizationRule("embeddings.word", weight=partial(TernaryQuantizer, "per_channel")), *TERNARY])
     write_packed(model, tmp_path / "packed")
     quantized = 2000 * 768 + 2 * (4 * 768**2 + 2 * 768 * 3072)
     full = sum(parameter.numel() for parameter in model.parameters()) - quantized

@@ -16,12 +16,12 @@ from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.quantization.quantizers.cases import QUANTIZERS
 
 OTHERS = [
-    AffineQuantizer(3, "group", 1.5, "mean", "dynamic", 4),
-    AffineQuantizer(5, "tensor", 1.5, "symmetric", "static"),
-    BinaryQuantizer("group", None, 4),
-    LSQQuantizer(5, "group", "step", False, False, "features", "kl", 0.1, 4),
-    TernaryQuantizer("group", 1.0, 0.5, 4),
-    UniformQuantizer(6, "tensor", 1.5, "static"),
+    AffineQuantizer(3, "per_group", 1.5, "mean", "dynamic", 4),
+    AffineQuantizer(5, "per_tensor", 1.5, "symmetric", "static"),
+    BinaryQuantizer("per_group", None, 4),
+    LSQQuantizer(5, "per_group", "step_size", False, False, "features", "kl", 0.1, 4),
+    TernaryQuantizer("per_group", 1.0, 0.5, 4),
+    UniformQuantizer(6, "per_tensor", 1.5, "static"),
 ]
 """None of their arguments is the default, as far as they go together."""
 
@@ -45,7 +45,7 @@ def test_every_argument_is_an_attribute(kind: type[Quantizer]) -> None:
     }
 
 
-BINARY = {"name": "BinaryQuantizer", "granularity": "row", "clip": 2.5, "group_size": None}
+BINARY = {"name": "BinaryQuantizer", "granularity": "per_channel", "clip": 2.5, "group_size": None}
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ BINARY = {"name": "BinaryQuantizer", "granularity": "row", "clip": 2.5, "group_s
         ({"clip": float("inf")}, "BinaryQuantizer has no clip=inf"),
         ({"clip": -1.0}, r"clip=-1\.0 must be positive"),
         ({"granularity": "column"}, "BinaryQuantizer has no granularity='column'"),
-        ({"granularity": ["row"]}, "BinaryQuantizer has no granularity="),
-        ({"granularity": "group", "group_size": 4.0}, r"BinaryQuantizer has no group_size=4\.0"),
-        ({"granularity": "group"}, "needs a group_size of 1 or more"),
+        ({"granularity": ["per_channel"]}, "BinaryQuantizer has no granularity="),
+        ({"granularity": "per_group", "group_size": 4.0}, r"BinaryQuantizer has no group_size=4\.0"),
+        ({"granularity": "per_group"}, "needs a group_size of 1 or more"),
     ],
 )
 def test_a_wrong_description(changed: dict, message: str) -> None:
-    assert made(BINARY).granularity == "row"
+    assert made(BINARY).granularity == "per_channel"
     with pytest.raises(ValueError, match=message):
         made(BINARY | changed)
 

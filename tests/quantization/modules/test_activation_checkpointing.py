@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.distillation.losses.attention_map import AttentionMap
-from qat_lightning.distillation.losses.feature_matching import Match, score_mean_squared_error
-from qat_lightning.distillation.losses.logits import SoftCrossEntropy, Task
-from qat_lightning.models.capture import Observed, Signals
-from qat_lightning.models.convert import Rule, checkpoint_activations, open_attention, quantize
+from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
+from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss, score_mean_squared_error
+from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
+from qat_lightning.models.capture import SignalCapture, Signals
+from qat_lightning.models.convert import QuantizationRule, checkpoint_activations, open_attention, quantize
 from qat_lightning.models.module_paths import attention_paths, layer_paths
 from qat_lightning.models.sites import AXES
 from qat_lightning.quantization.modules.activation_checkpointing import checkpoint_layers, recomputed
@@ -26,12 +26,12 @@ from tests.memory import Allocations, saved_bytes
 from tests.tiny_models import tiny_batch, tiny_model
 
 EVERYTHING = {
-    "hidden": Match("hidden"),
-    "scores": Match("attention.scores", score_mean_squared_error),
-    "output": Match("attention.output"),
-    "map": AttentionMap(),
-    "query": Match("attention.residual"),
-    "blockwise": AttentionMap(implementation="blockwise"),
+    "hidden": FeatureMatchingLoss("hidden"),
+    "scores": FeatureMatchingLoss("attention.scores", score_mean_squared_error),
+    "output": FeatureMatchingLoss("attention.output"),
+    "map": AttentionMapLoss(),
+    "query": FeatureMatchingLoss("attention.residual"),
+    "blockwise": AttentionMapLoss(implementation="blockwise"),
 }
 
 
@@ -47,8 +47,8 @@ def gradients(
     """The total loss and each gradient."""
     batch = tiny_batch(family)
     torch.manual_seed(3)
-    with mode.by(taught, student):
-        signals = Observed(student, sorted({site for loss in losses for site in loss.sites}))(batch)
+    with mode.apply(student, taught):
+        signals = SignalCapture(student, sorted({site for loss in losses for site in loss.sites}))(batch)
     total = torch.stack([loss(signals, taught, batch) for loss in losses]).sum()
     del signals
     torch.manual_seed(4)  # what is drawn between the two passes changes nothing
@@ -61,7 +61,9 @@ def compare(family: str, make, mode: Intervention, losses: list, following: bool
     made = []
     for checkpointed in (False, True):
         taught, student = models(family, make)
-        taught["logits"] = [torch.randn(logits.shape) for logits in Observed(student)(tiny_batch(family))["logits"]]
+        taught["logits"] = [
+            torch.randn(logits.shape) for logits in SignalCapture(student)(tiny_batch(family))["logits"]
+        ]
         student = prepared(student, checkpointed)
         for step in (module for module in student.modules() if isinstance(module, LSQQuantizer)):
             step.following = following
@@ -84,7 +86,7 @@ def assert_plain(student: nn.Module) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "vit", "distilbert"])
 def test_gradients_of_plain_training_are_the_same(family: str) -> None:
-    compare(family, w2a8, Intervention(), [Task()])
+    compare(family, w2a8, Intervention(), [TaskLoss()])
 
 
 @pytest.mark.parametrize("family", ["bert", "vit", "gpt2", "llama"])
@@ -104,7 +106,7 @@ def test_gradients_of_learned_steps_are_the_same(mode: str, following: bool) -> 
 
 
 def test_gradients_without_quantizers_are_the_same() -> None:
-    compare("bert", lambda model: model, Intervention(), [SoftCrossEntropy(), EVERYTHING["hidden"]])
+    compare("bert", lambda model: model, Intervention(), [LogitDistillationLoss(), EVERYTHING["hidden"]])
 
 
 def test_in_bfloat16_too() -> None:
@@ -115,7 +117,7 @@ def test_in_bfloat16_too() -> None:
 def test_signals_are_captured_once() -> None:
     _, student = models("bert")
     student = prepared(student, True)
-    signals = Observed(student, AXES)(tiny_batch("bert"))
+    signals = SignalCapture(student, AXES)(tiny_batch("bert"))
     counts = {site: len(tensors) for site, tensors in signals.items()}
     torch.stack(
         [tensor.clamp(min=-99).square().mean() for layers in signals.values() for tensor in layers]
@@ -137,10 +139,10 @@ def test_layers_run_twice_in_training_and_once_in_evaluation() -> None:
     _, student = models("bert")
     student = prepared(student, True)
     seen, paths = runs(student), attention_paths(student)
-    Observed(student)(tiny_batch("bert"))["logits"][0].sum().backward()
+    SignalCapture(student)(tiny_batch("bert"))["logits"][0].sum().backward()
     assert seen == [*paths, *reversed(paths)]
     seen.clear()
-    Observed(student.eval())(tiny_batch("bert"))["logits"][0].sum().backward()
+    SignalCapture(student.eval())(tiny_batch("bert"))["logits"][0].sum().backward()
     assert seen == paths
 
 
@@ -152,7 +154,7 @@ def test_a_hook_of_somebodys_own_that_is_gone_is_put_back_for_the_second_run() -
         layer = student.get_submodule(f"{layer_paths(student)[1]}.intermediate")
         handle = layer.register_forward_hook(lambda module, inputs, output: output * 3)
         torch.manual_seed(0)
-        logits = Observed(student)(tiny_batch("bert"))["logits"][0]
+        logits = SignalCapture(student)(tiny_batch("bert"))["logits"][0]
         handle.remove()
         other = layer.register_forward_hook(lambda module, inputs, output: output * 0)
         logits.square().sum().backward()
@@ -171,8 +173,8 @@ def test_an_error_in_the_second_run_leaves_the_modules_as_they_are() -> None:
             raise KeyError("inside")
 
     student.get_submodule(f"{layer_paths(student)[0]}.output").register_forward_pre_hook(fail)
-    with MODES["O"].by(taught, student):
-        loss = Observed(student)(tiny_batch("bert"))["logits"][0].sum()
+    with MODES["O"].apply(student, taught):
+        loss = SignalCapture(student)(tiny_batch("bert"))["logits"][0].sum()
     again = True
     with pytest.raises(KeyError, match="inside"):
         loss.backward()
@@ -188,12 +190,12 @@ def test_it_says_when_nothing_is_kept() -> None:
     inside = student.get_submodule(f"{layer_paths(student)[1]}.intermediate")
     inside.register_forward_hook(lambda module, inputs, output: said.append(recomputed()))
     student.classifier.register_forward_hook(lambda module, inputs, output: said.append(recomputed()))
-    loss = Observed(student)(tiny_batch("bert"))["logits"][0].sum()
+    loss = SignalCapture(student)(tiny_batch("bert"))["logits"][0].sum()
     assert said == [True, False]
     loss.backward()
     assert said == [True, False, True]
     with torch.no_grad():
-        Observed(student)(tiny_batch("bert"))
+        SignalCapture(student)(tiny_batch("bert"))
     assert said[3:] == [False, False]
     assert not recomputed()
 
@@ -203,7 +205,7 @@ def bytes_saved(checkpointed: bool) -> int:
     student = w2a8(tiny_model("bert", seed=2, num_hidden_layers=4))
     student = prepared(open_attention(student), checkpointed)
     with saved_bytes() as sizes:
-        Observed(student)(tiny_batch("bert"))["logits"][0].sum()
+        SignalCapture(student)(tiny_batch("bert"))["logits"][0].sum()
     return sum(sizes)
 
 
@@ -213,7 +215,7 @@ def step_peak(checkpointed: bool) -> int:
     student = prepared(open_attention(student), checkpointed)
     batch = tiny_batch("bert", lengths=(20,) * 16)
     with Allocations() as made:
-        Observed(student, ["hidden"])(batch | {"input_ids": batch["input_ids"] % 8})["logits"][0].sum().backward()
+        SignalCapture(student, ["hidden"])(batch | {"input_ids": batch["input_ids"] % 8})["logits"][0].sum().backward()
     return made.peak
 
 
@@ -232,8 +234,8 @@ def test_a_graph_that_is_never_gone_through_is_freed() -> None:
     gc.collect()
     gc.disable()
     try:
-        with MODES["M"].by(taught, student):
-            signals = Observed(student, ["attention.scores", "attention.context"])(tiny_batch("bert"))
+        with MODES["M"].apply(student, taught):
+            signals = SignalCapture(student, ["attention.scores", "attention.context"])(tiny_batch("bert"))
         watched = [weakref.ref(tensor) for layers in signals.values() for tensor in layers]
         del signals
         assert not any(reference() is not None for reference in watched)
@@ -243,7 +245,7 @@ def test_a_graph_that_is_never_gone_through_is_freed() -> None:
 
 def test_a_quantizer_that_is_the_last_to_have_seen_an_input_works_again() -> None:
     """It knows the tensor still, and must not hand out what it has made of it in the first run."""
-    rules = [Rule("layers.*.attention.query", input=UniformQuantizer)]
+    rules = [QuantizationRule("layers.*.attention.query", input=UniformQuantizer)]
     compare("bert", lambda model: quantize(model, rules), Intervention(), [EVERYTHING["hidden"]])
 
 
@@ -264,4 +266,4 @@ def test_a_compiled_model_is_refused_with_the_remedy() -> None:
     student = prepared(student, True)
     student.compile(backend="eager")
     with pytest.raises(ValueError, match="do not go together: leave out one of them"):
-        Observed(student)(tiny_batch("bert"))
+        SignalCapture(student)(tiny_batch("bert"))

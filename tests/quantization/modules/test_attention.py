@@ -21,7 +21,13 @@ from transformers import (
 )
 
 from qat_lightning.models.convert import open_attention
-from qat_lightning.quantization.modules.attention import HARMLESS, IMPLEMENTATION, AttentionCore, attend, register
+from qat_lightning.quantization.modules.attention import (
+    HARMLESS,
+    IMPLEMENTATION,
+    InstrumentedAttention,
+    attend,
+    register,
+)
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.tiny_models import FAMILIES, TEXT_FAMILIES, VOCABULARY, tiny_batch, tiny_model, without_labels
 
@@ -58,7 +64,7 @@ def decoder_pair(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     eager.set_attn_implementation("eager")
     opened = copy.deepcopy(eager)
     for attention in decoder_attentions(opened):
-        attention.core = AttentionCore().eval()
+        attention.core = InstrumentedAttention().eval()
     opened.set_attn_implementation(register())
     return eager, opened
 
@@ -76,7 +82,7 @@ def decoder_batch() -> dict[str, Tensor]:
 def probabilities(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
     seen: list[Tensor] = []
     for module in model.modules():
-        if isinstance(module, AttentionCore):
+        if isinstance(module, InstrumentedAttention):
             module.probs.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
         model(**batch)
@@ -163,7 +169,7 @@ def attention_inputs(heads: int = 4, groups: int = 4) -> tuple[Tensor, Tensor, T
 def test_core_by_its_formula() -> None:
     query, key, value = (tensor.double() for tensor in attention_inputs())
     mask = torch.where(torch.rand(2, 1, 5, 6) < 0.3, -1e9, 0.0).double()
-    context, probs = AttentionCore().eval()(query, key, value, mask, 0.25, 0.1)
+    context, probs = InstrumentedAttention().eval()(query, key, value, mask, 0.25, 0.1)
     expected = torch.softmax(torch.einsum("bhnd,bhmd->bhnm", query, key) * 0.25 + mask, -1)
     torch.testing.assert_close(probs, expected)
     torch.testing.assert_close(context, torch.einsum("bhnm,bhmd->bnhd", expected, value))
@@ -173,13 +179,13 @@ def test_core_by_its_formula() -> None:
 def test_float64_stays_float64() -> None:
     """A softmax in float32 would lose what finite differences and dense Hessians need."""
     query, key, value = (tensor.double() for tensor in attention_inputs())
-    _, probs = AttentionCore()(query, key, value, None, 1.0, 0.0)
+    _, probs = InstrumentedAttention()(query, key, value, None, 1.0, 0.0)
     assert (probs.sum(-1) - 1).abs().max() < 1e-14
 
 
 def test_grouped_keys_serve_consecutive_heads() -> None:
     query, key, value = attention_inputs(heads=4, groups=2)
-    core = AttentionCore().eval()
+    core = InstrumentedAttention().eval()
     grouped, _ = core(query, key, value, None, 0.25, 0.0)
     head_to_group = [0, 0, 1, 1]
     expected, _ = core(query, key[:, head_to_group], value[:, head_to_group], None, 0.25, 0.0)
@@ -188,15 +194,15 @@ def test_grouped_keys_serve_consecutive_heads() -> None:
 
 def test_every_port_passes_its_tensor() -> None:
     query, key, value = attention_inputs()
-    core, seen = AttentionCore().eval(), {}
-    for port in AttentionCore.PORTS:
+    core, seen = InstrumentedAttention().eval(), {}
+    for port in InstrumentedAttention.PORTS:
         core.get_submodule(port).register_forward_hook(
             lambda module, inputs, output, port=port: seen.update({port: output})
         )
     mask = torch.zeros(2, 1, 5, 6)
     mask[..., -1] = -1e9
     context, probs = core(query, key, value, mask, 0.25, 0.0)
-    assert seen.keys() == set(AttentionCore.PORTS)
+    assert seen.keys() == set(InstrumentedAttention.PORTS)
     for port, tensor in (("query", query), ("key", key), ("value", value), ("probs", probs)):
         assert torch.equal(seen[port], tensor), port
     torch.testing.assert_close(seen["scores"], query @ key.transpose(2, 3) * 0.25 + mask)
@@ -205,17 +211,17 @@ def test_every_port_passes_its_tensor() -> None:
 
 def test_a_port_replaces_what_follows() -> None:
     query, key, value = attention_inputs()
-    core, instead = AttentionCore().eval(), torch.softmax(torch.randn(2, 4, 5, 6), -1)
+    core, instead = InstrumentedAttention().eval(), torch.softmax(torch.randn(2, 4, 5, 6), -1)
     core.probs.register_forward_hook(lambda module, inputs, output: instead)
     context, _ = core(query, key, value, None, 0.25, 0.0)
     torch.testing.assert_close(context, (instead @ value).transpose(1, 2))
 
 
-@pytest.mark.parametrize("slot", AttentionCore.QUANTIZED)
+@pytest.mark.parametrize("slot", InstrumentedAttention.QUANTIZED)
 def test_each_quantizer_takes_its_own_operand(slot: str) -> None:
     """arXiv:2009.12812, released code: q and k before q kᵀ, v and the probabilities before their product."""
     query, key, value = attention_inputs()
-    core, seen, plain = AttentionCore().eval(), [], AttentionCore().eval()
+    core, seen, plain = InstrumentedAttention().eval(), [], InstrumentedAttention().eval()
     quantizer = UniformQuantizer(bits=2)
     quantizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     core.add_module(f"{slot}_quantizer", quantizer)
@@ -232,7 +238,7 @@ def test_each_quantizer_takes_its_own_operand(slot: str) -> None:
 
 def test_probabilities_are_quantized_after_dropout_and_returned_before() -> None:
     query, key, value = attention_inputs()
-    core, seen = AttentionCore(), []
+    core, seen = InstrumentedAttention(), []
     core.probs_quantizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     _, probs = core(query, key, value, None, 0.25, 0.5)
     dropped = seen[0] == 0
@@ -243,14 +249,14 @@ def test_probabilities_are_quantized_after_dropout_and_returned_before() -> None
 
 def test_no_dropout_in_evaluation() -> None:
     query, key, value = attention_inputs()
-    core = AttentionCore().eval()
+    core = InstrumentedAttention().eval()
     assert torch.equal(core(query, key, value, None, 0.25, 0.9)[0], core(query, key, value, None, 0.25, 0.0)[0])
 
 
 @pytest.mark.parametrize("keyword", ["softcap", "s_aux", "position_bias"])
 def test_unknown_keyword_is_refused(keyword: str) -> None:
     attention = nn.Module()
-    attention.core = AttentionCore()
+    attention.core = InstrumentedAttention()
     with pytest.raises(
         ValueError, match=f"Module asks its attention for {keyword}, which the opened attention does not"
     ):
@@ -259,7 +265,7 @@ def test_unknown_keyword_is_refused(keyword: str) -> None:
 
 def test_harmless_and_absent_keywords_pass() -> None:
     attention = nn.Module()
-    attention.core = AttentionCore().eval()
+    attention.core = InstrumentedAttention().eval()
     query, key, value = attention_inputs()
     plain, _ = attend(attention, query, key, value, None)
     given, _ = attend(attention, query, key, value, None, softcap=None, **dict.fromkeys(HARMLESS, 1))
@@ -269,4 +275,4 @@ def test_harmless_and_absent_keywords_pass() -> None:
 
 
 def test_core_has_no_state() -> None:
-    assert not AttentionCore().state_dict()
+    assert not InstrumentedAttention().state_dict()

@@ -69,8 +69,8 @@ def naive_ternary(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def naive_learned(x: Tensor, layer: QuantLinear) -> Tensor:
     def quantized(x: Tensor, quantizer: LSQQuantizer) -> Tensor:
-        codes = (x / quantizer.learned * quantizer.high).clamp(-quantizer.high, quantizer.high)
-        return (codes + (codes.round() - codes).detach()) / quantizer.high * quantizer.learned
+        codes = (x / quantizer.step_size * quantizer.high).clamp(-quantizer.high, quantizer.high)
+        return (codes + (codes.round() - codes).detach()) / quantizer.high * quantizer.step_size
 
     weight = quantized(layer.weight, layer.weight_quantizer)
     return functional.linear(quantized(x, layer.input_quantizer), weight, layer.bias)

@@ -12,18 +12,18 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function, eager_mask, sliding_window_causal_mask_function
 
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.models.capture import Observed
-from qat_lightning.models.convert import AttentionRule, open_attention, open_attention_for, quantize
+from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.convert import AttentionQuantization, open_attention, open_attention_for, quantize
 from qat_lightning.models.sites import FACTORS
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.modules.fused_attention import additive_mask, fused_attention
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from tests.memory import Allocations
 from tests.tiny_models import DECODERS, FAMILIES, HEADS, LENGTHS, tiny_batch, tiny_model, without_labels
 
 
-def cores(model: PreTrainedModel) -> list[AttentionCore]:
-    return [module for module in model.modules() if isinstance(module, AttentionCore)]
+def cores(model: PreTrainedModel) -> list[InstrumentedAttention]:
+    return [module for module in model.modules() if isinstance(module, InstrumentedAttention)]
 
 
 def lean(model: PreTrainedModel) -> PreTrainedModel:
@@ -53,7 +53,7 @@ def test_a_lean_core_computes_the_same(name: str) -> None:
     batch = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
     results = []
     for model in (opened, lean(opened)):
-        logits = Observed(model)(batch)["logits"][0]
+        logits = SignalCapture(model)(batch)["logits"][0]
         if "attention_mask" in batch and logits.dim() == 3:
             logits = logits[batch["attention_mask"].bool()]
         logits.square().sum().backward()
@@ -71,9 +71,9 @@ def test_a_map_is_made_only_where_it_is_needed() -> None:
     assert maps_made(open_attention_for(copy.deepcopy(model), FACTORS), batch) == 0
     for site in ("attention.scores", "attention.probs"):
         assert maps_made(open_attention_for(copy.deepcopy(model), [*FACTORS, site]), batch) == layers
-    operands = AttentionRule(*[UniformQuantizer] * 4)
+    operands = AttentionQuantization(*[UniformQuantizer] * 4)
     assert maps_made(open_attention_for(quantize(copy.deepcopy(model), [], operands), FACTORS), batch) == layers
-    others = AttentionRule(query=UniformQuantizer, key=UniformQuantizer, value=UniformQuantizer)
+    others = AttentionQuantization(query=UniformQuantizer, key=UniformQuantizer, value=UniformQuantizer)
     assert maps_made(open_attention_for(quantize(copy.deepcopy(model), [], others), FACTORS), batch) == 0
 
 
@@ -81,17 +81,17 @@ def test_a_map_is_made_only_where_it_is_needed() -> None:
 def test_who_watches_or_replaces_a_map_gets_one_from_a_lean_core_too(site: str) -> None:
     opened, batch = open_attention(tiny_model("bert")), tiny_batch("bert")
     model, other = lean(opened), open_attention(tiny_model("bert", seed=1))
-    seen, expected = (Observed(each, [site])(batch) for each in (model, opened))
+    seen, expected = (SignalCapture(each, [site])(batch) for each in (model, opened))
     assert all(torch.equal(*pair) for pair in zip(seen[site], expected[site], strict=True))
     assert torch.equal(seen["logits"][0], expected["logits"][0])
-    teacher = Observed(other, [site])(batch)
+    teacher = SignalCapture(other, [site])(batch)
     replaced = []
     for each in (model, opened):
-        with Intervention([site]).by(teacher, each):
-            replaced.append(Observed(each)(batch)["logits"][0])
+        with Intervention([site]).apply(each, teacher):
+            replaced.append(SignalCapture(each)(batch)["logits"][0])
     assert torch.equal(*replaced)
     assert not torch.equal(replaced[0], expected["logits"][0])
-    assert Observed(model, ["attention.context"])(batch)["attention.context"][0].shape[1] == HEADS
+    assert SignalCapture(model, ["attention.context"])(batch)["attention.context"][0].shape[1] == HEADS
 
 
 def test_open_attention_takes_leanness_back() -> None:
@@ -107,17 +107,17 @@ def test_open_attention_takes_leanness_back() -> None:
 def test_half_precision_makes_no_nan_of_a_row_without_keys(name: str, dtype: torch.dtype) -> None:
     model, batch = tiny_model(name, **({"sliding_window": 3} if name == "mistral" else {})), tiny_batch(name)
     with torch.no_grad():
-        exact = Observed(open_attention(copy.deepcopy(model)))(batch)["logits"][0]
+        exact = SignalCapture(open_attention(copy.deepcopy(model)))(batch)["logits"][0]
         with torch.autocast("cpu", dtype):
-            mixed = Observed(lean(model))(batch)["logits"][0]
-        narrow = Observed(lean(model).to(dtype))(batch)["logits"][0]
+            mixed = SignalCapture(lean(model))(batch)["logits"][0]
+        narrow = SignalCapture(lean(model).to(dtype))(batch)["logits"][0]
     for logits in (mixed, narrow):
         assert logits.isfinite().all()
         torch.testing.assert_close(logits.float()[0], exact[0], rtol=0.1, atol=0.1 * float(exact[0].abs().max()))
 
 
 def test_dropout_is_that_of_training() -> None:
-    core = AttentionCore()
+    core = InstrumentedAttention()
     core.lean = True
     query, key, value = (torch.randn(1, 2, 40, 4) for _ in range(3))
     first, second = (core(query, key, value, None, 0.5, 0.5)[0] for _ in range(2))
@@ -155,10 +155,10 @@ def test_mask_of_padding_has_one_row() -> None:
 @pytest.mark.parametrize("name", FAMILIES + DECODERS)
 def test_scores_are_made_of_their_factors(name: str, quantized: bool) -> None:
     """After quantization and rotation, for each family."""
-    operands = AttentionRule(query=UniformQuantizer, key=UniformQuantizer) if quantized else None
+    operands = AttentionQuantization(query=UniformQuantizer, key=UniformQuantizer) if quantized else None
     model = open_attention(quantize(tiny_model(name), [], operands))
     with torch.no_grad():
-        signals = Observed(model, [*FACTORS, "attention.scores"])(tiny_batch(name))
+        signals = SignalCapture(model, [*FACTORS, "attention.scores"])(tiny_batch(name))
     layers = zip(*(signals[site] for site in FACTORS), signals["attention.scores"], strict=True)
     for query, key, mask, scores in layers:
         keys = key.repeat_interleave(HEADS // key.shape[1], dim=1)
@@ -169,11 +169,11 @@ def test_scores_are_made_of_their_factors(name: str, quantized: bool) -> None:
 
 
 def test_gradient_flows_through_the_factors_as_through_scores() -> None:
-    operands = AttentionRule(query=UniformQuantizer, key=UniformQuantizer)
+    operands = AttentionQuantization(query=UniformQuantizer, key=UniformQuantizer)
     gradients = []
     for sites in (FACTORS, ["attention.scores"]):
         model = open_attention(quantize(tiny_model("bert"), [], operands))
-        signals = Observed(model, sites)(tiny_batch("bert"))
+        signals = SignalCapture(model, sites)(tiny_batch("bert"))
         scores = signals.get("attention.scores") or [
             q @ k.mT + m for q, k, m in zip(*(signals[site] for site in FACTORS), strict=True)
         ]
@@ -187,12 +187,12 @@ def test_factors_are_made_only_where_they_are_watched() -> None:
     """And are no sites to match or replace."""
     seen: list[str] = []
     model = open_attention(tiny_model("bert"))
-    for port in AttentionCore.WATCHED:
+    for port in InstrumentedAttention.WATCHED:
         for core in cores(model):
             core.get_submodule(port).forward = lambda tensor, port=port: seen.append(port)  # type: ignore[method-assign]
-    Observed(model, ["attention.probs"])(tiny_batch("bert"))
+    SignalCapture(model, ["attention.probs"])(tiny_batch("bert"))
     assert not seen
-    Observed(model, FACTORS[:1])(tiny_batch("bert"))
+    SignalCapture(model, FACTORS[:1])(tiny_batch("bert"))
     assert seen == ["query_factor"] * 2
     for site in FACTORS:
         with pytest.raises(ValueError, match=f"unknown site '{site}'"):

@@ -65,7 +65,7 @@ def test_linear_shares_the_parameters(bias: bool) -> None:
 
 def test_embedding_shares_the_parameters() -> None:
     plain = nn.Embedding(5, 3, padding_idx=1)
-    layer = QuantEmbedding(plain, TernaryQuantizer("row"))
+    layer = QuantEmbedding(plain, TernaryQuantizer("per_channel"))
     assert layer.weight is plain.weight
     assert layer.padding_idx == 1
     assert list(layer.state_dict()) == ["weight"]
@@ -77,7 +77,7 @@ def test_training_flag_is_taken_over(training: bool) -> None:
     """A new module in a model in eval() would be born in training mode (the design's third trap)."""
     layers = [
         QuantLinear(nn.Linear(2, 2).train(training), TernaryQuantizer(), UniformQuantizer()),
-        QuantEmbedding(nn.Embedding(2, 2).train(training), TernaryQuantizer("row")),
+        QuantEmbedding(nn.Embedding(2, 2).train(training), TernaryQuantizer("per_channel")),
     ]
     assert all(module.training is training for layer in layers for module in layer.modules())
 
@@ -106,8 +106,8 @@ def embedding_and_lookup_after(quantizer: nn.Module, ids: Tensor) -> tuple[list[
 @pytest.mark.parametrize(
     "make",
     [
-        partial(TernaryQuantizer, "row"),
-        partial(UniformQuantizer, 8, "row"),
+        partial(TernaryQuantizer, "per_channel"),
+        partial(UniformQuantizer, 8, "per_channel"),
         TernaryQuantizer,
         UniformQuantizer,
     ],
@@ -121,7 +121,7 @@ def test_embedding_equals_quantizing_the_whole_table_first(make: partial[nn.Modu
 
 def test_embedding_by_row_quantizes_only_the_rows_of_the_batch() -> None:
     """Of BERT's 30,522 rows a batch needs a few hundred."""
-    quantizer, seen = TernaryQuantizer("row"), []
+    quantizer, seen = TernaryQuantizer("per_channel"), []
     quantizer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     QuantEmbedding(nn.Embedding(1000, 4), quantizer)(torch.tensor([[1, 2, 3]]))
     assert seen == [torch.Size([1, 3, 4])]
@@ -131,5 +131,5 @@ def test_embedding_by_hand() -> None:
     plain = nn.Embedding(2, 4)
     with torch.no_grad():
         plain.weight.copy_(torch.tensor([[0.5, -0.3, 0.1, -0.9], [1.0, -1.0, 0.0, 0.0]]))
-    rows = QuantEmbedding(plain, TernaryQuantizer("row"))(torch.tensor([1, 0]))
+    rows = QuantEmbedding(plain, TernaryQuantizer("per_channel"))(torch.tensor([1, 0]))
     torch.testing.assert_close(rows, torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.7, 0.0, 0.0, -0.7]]))

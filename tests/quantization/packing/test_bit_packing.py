@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qat_lightning.quantization.packing.bit_packing import pack, pack_trits, packed_bytes, unpack, unpack_trits
+from qat_lightning.quantization.packing.bit_packing import pack, pack_base3, packed_bytes, unpack, unpack_base3
 
 WIDTHS = range(1, 9)
 each_width = pytest.mark.parametrize("bits", WIDTHS)
@@ -39,9 +39,9 @@ def test_bits_lie_as_numpy_puts_them(bits: int, count: int, seed: int) -> None:
 def test_trits_are_digits_of_base_three(count: int, seed: int) -> None:
     codes = drawn(count, 3, seed)
     digits = [*codes.tolist(), *[0] * (-count % 5)]
-    packed = pack_trits(codes)
+    packed = pack_base3(codes)
     assert packed.tolist() == [int("".join(map(str, digits[i : i + 5][::-1])), 3) for i in range(0, len(digits), 5)]
-    assert torch.equal(unpack_trits(packed, count), codes)
+    assert torch.equal(unpack_base3(packed, count), codes)
 
 
 @each_width
@@ -65,7 +65,7 @@ def test_bytes_are_those_of_theory(count: int, levels: int) -> None:
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 401])
 def test_as_many_bytes_as_the_format_says(count: int) -> None:
     assert [len(pack(drawn(count, 2**bits), bits)) for bits in WIDTHS] == [math.ceil(count * b / 8) for b in WIDTHS]
-    assert len(pack_trits(drawn(count, 3))) == math.ceil(count / 5)
+    assert len(pack_base3(drawn(count, 3))) == math.ceil(count / 5)
 
 
 def test_any_shape_and_any_whole_type() -> None:
@@ -93,10 +93,10 @@ def test_what_does_not_fit_is_refused(codes: list, bits: int, message: str) -> N
 
 def test_trits_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="codes from 0 to 3 do not fit into a base-3 digit"):
-        pack_trits(torch.tensor([0, 3]))
+        pack_base3(torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="byte 243 among the trits"):
-        unpack_trits(torch.tensor([242, 243], dtype=torch.uint8), 10)
-    assert unpack_trits(torch.tensor([242], dtype=torch.uint8), 5).tolist() == [2] * 5
+        unpack_base3(torch.tensor([242, 243], dtype=torch.uint8), 10)
+    assert unpack_base3(torch.tensor([242], dtype=torch.uint8), 5).tolist() == [2] * 5
 
 
 @pytest.mark.parametrize("length", [0, 2, 4])
@@ -105,6 +105,6 @@ def test_a_stream_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=r"9 codes, 2 bits each, take 3 bytes \(uint8\), not a tensor"):
         unpack(packed, 2, 9)
     with pytest.raises(ValueError, match="11 codes, five in a byte, take 3 bytes"):
-        unpack_trits(packed, 11)
+        unpack_base3(packed, 11)
     with pytest.raises(ValueError, match=r"torch\.int64"):
         unpack(torch.zeros(3, dtype=torch.int64), 2, 9)

@@ -26,16 +26,20 @@ MAKERS = {
     **{f"affine {ends}": partial(AffineQuantizer, bits=4, range=ends) for ends in ("minmax", "symmetric", "mean")},
     "affine 8": AffineQuantizer,
     "learned threshold": partial(LSQQuantizer, bits=3),
-    "learned step": partial(LSQQuantizer, bits=4, form="step"),
-    "learned step, unsigned": partial(LSQQuantizer, bits=4, form="step", signed=False),
+    "learned step": partial(LSQQuantizer, bits=4, parametrization="step_size"),
+    "learned step, unsigned": partial(LSQQuantizer, bits=4, parametrization="step_size", signed=False),
 }
-GRANULARITIES = {"tensor": {}, "row": {"granularity": "row"}, "group": {"granularity": "group", "group_size": 4}}
+GRANULARITIES = {
+    "per_tensor": {},
+    "per_channel": {"granularity": "per_channel"},
+    "per_group": {"granularity": "per_group", "group_size": 4},
+}
 every_quantizer = pytest.mark.parametrize("name", MAKERS)
 every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
 
 
 def made(name: str, granularity: str, weight: torch.Tensor) -> Quantizer:
-    quantizer = MAKERS[name](**{"granularity": "tensor"} | GRANULARITIES[granularity])
+    quantizer = MAKERS[name](**{"granularity": "per_tensor"} | GRANULARITIES[granularity])
     quantizer.calibrate(weight)
     return quantizer
 
@@ -60,20 +64,20 @@ def test_stored_gives_back_what_the_quantizer_gave(name: str, granularity: str, 
     parts = stored(weight, quantizer)
     assert (parts.codes.dtype, parts.scale.dtype, parts.bits) == (torch.uint8, torch.float32, quantizer.bits)
     assert int(parts.codes.max()) < 2**quantizer.bits
-    assert parts.codes.shape == (torch.Size([5, 3, 4]) if granularity == "group" else weight.shape)
-    assert torch.equal(dequantized(parts.codes, parts.scale, parts.offset, weight.shape), quantizer(weight))
+    assert parts.codes.shape == (torch.Size([5, 3, 4]) if granularity == "per_group" else weight.shape)
+    assert torch.equal(dequantized(parts.codes, parts.scale, parts.zero_point, weight.shape), quantizer(weight))
 
 
 @every_quantizer
 def test_the_other_way_round(name: str) -> None:
     """GPT-2's layers keep their weights transposed, square ones too."""
-    for outputs, granularity in ((12, "tensor"), (8, "row"), (8, "group")):
+    for outputs, granularity in ((12, "per_tensor"), (8, "per_channel"), (8, "per_group")):
         conv = Conv1D(outputs, 12)
         quantizer = made(name, granularity, conv.weight.t())
         layer = QuantConv1D(conv, quantizer)
         parts = stored(layer.quantized_weight, quantizer)
         expected = quantizer(conv.weight.t())
-        assert torch.equal(dequantized(parts.codes, parts.scale, parts.offset, (outputs, 12)), expected)
+        assert torch.equal(dequantized(parts.codes, parts.scale, parts.zero_point, (outputs, 12)), expected)
         assert transposed(layer)
     assert not transposed(QuantLinear(torch.nn.Linear(12, 12), TernaryQuantizer()))
 
@@ -82,14 +86,14 @@ def test_ternary_by_hand() -> None:
     # mean|w| = 1, Δ = 0.7; α = (1 + 2 + 0.8)/3
     parts = stored(torch.tensor([[1.0, -2.0], [0.2, 0.8]]), TernaryQuantizer())
     assert parts.codes.tolist() == [[2, 0], [1, 2]]
-    assert parts.offset == 1.0
+    assert parts.zero_point == 1.0
     assert parts.scale.item() == pytest.approx(3.8 / 3)
 
 
 def test_offsets_that_differ_are_a_tensor() -> None:
     # by row, low … high in 3 steps: 0 … 3 by 1, low at 0; −1 … 2 by 1, low at −1
-    parts = stored(torch.tensor([[0.0, 3.0], [-1.0, 2.0]]), AffineQuantizer(2, "row", None))
-    assert torch.equal(parts.offset, torch.tensor([[0.0], [1.0]]))
+    parts = stored(torch.tensor([[0.0, 3.0], [-1.0, 2.0]]), AffineQuantizer(2, "per_channel", None))
+    assert torch.equal(parts.zero_point, torch.tensor([[0.0], [1.0]]))
     assert parts.codes.tolist() == [[0, 3], [0, 3]]
 
 
@@ -98,7 +102,7 @@ def test_offsets_that_differ_are_a_tensor() -> None:
 def test_a_weight_that_is_not_finite_is_refused(name: str, wrong: float) -> None:
     weight = weights(0)
     weight[1, 1] = wrong
-    quantizer = MAKERS[name](granularity="tensor", clip=None)  # a clip would make it finite
+    quantizer = MAKERS[name](granularity="per_tensor", clip=None)  # a clip would make it finite
     with pytest.raises(DivergedError, match="the quantized weight is not finite"):
         stored(weight, quantizer)
 
@@ -106,7 +110,7 @@ def test_a_weight_that_is_not_finite_is_refused(name: str, wrong: float) -> None
 def test_a_learned_threshold_cuts_the_infinite_off_but_knows_no_nan() -> None:
     weight, quantizer = torch.tensor([[1.0, float("inf")], [-float("inf"), 0.0]]), LSQQuantizer(2)
     parts = stored(weight, quantizer)
-    assert torch.equal(dequantized(parts.codes, parts.scale, parts.offset, (2, 2)), quantizer(weight))
+    assert torch.equal(dequantized(parts.codes, parts.scale, parts.zero_point, (2, 2)), quantizer(weight))
     with pytest.raises(DivergedError):
         stored(weight.nan_to_num(0.0, posinf=float("nan")), quantizer)
 
@@ -120,7 +124,7 @@ def layer(quantizer: Quantizer) -> torch.nn.Module:
 @every_quantizer
 @every_granularity
 def test_shapes_of_a_model_without_memory(name: str, granularity: str) -> None:
-    """A size can be told before there are weights; an offset for each scale is the most that it can take."""
+    """A size can be told before there are weights; a zero point for each scale is the most that it can take."""
     weight = weights(3, rows=6)
     quantizer = made(name, granularity, weight)
     holder = layer(quantizer)
@@ -129,12 +133,12 @@ def test_shapes_of_a_model_without_memory(name: str, granularity: str) -> None:
     told = {key: (tensor.dtype, tensor.numel()) for key, tensor in blank.tensors.items()}
     found = {key: (tensor.dtype, tensor.numel()) for key, tensor in real.tensors.items()}
     assert found.items() <= told.items()
-    assert {key for key in told if key not in found} <= {"linear.weight.offset"}
+    assert {key for key in told if key not in found} <= {"linear.weight.zero_point"}
 
 
 def test_offsets_count() -> None:
-    holder = layer(AffineQuantizer(4, "row"))
-    # 72 codes of 4 bits, a scale and an offset for each of 6 rows, and 6 biases
+    holder = layer(AffineQuantizer(4, "per_channel"))
+    # 72 codes of 4 bits, a scale and a zero point for each of 6 rows, and 6 biases
     assert size(holder).packed == 36 + 4 * (6 + 6 + 6)
 
 
@@ -148,24 +152,26 @@ def test_a_diverged_model_has_a_size() -> None:
 
 
 def test_three_levels_as_trits() -> None:
-    packed = packed_tensors(layer(TernaryQuantizer()), ternary="trits")
+    packed = packed_tensors(layer(TernaryQuantizer()), ternary_encoding="base3")
     assert packed.tensors["linear.weight.codes"].shape == (15,)  # 72 of them, five a byte
-    assert (packed.weights["linear"].packing, packed.weights["linear"].bits) == ("trits", 1.6)
+    assert (packed.weights["linear"].packing, packed.weights["linear"].bits) == ("base3", 1.6)
     for quantizer in (BinaryQuantizer(), UniformQuantizer(4)):
-        assert packed_tensors(layer(quantizer), ternary="trits").weights["linear"].packing == "bits"
+        assert packed_tensors(layer(quantizer), ternary_encoding="base3").weights["linear"].packing == "bits"
 
 
 def test_the_rest_in_half_precision() -> None:
     holder = layer(TernaryQuantizer())
-    kinds = {name: tensor.dtype for name, tensor in packed_tensors(holder, rest="float16").tensors.items()}
+    kinds = {name: tensor.dtype for name, tensor in packed_tensors(holder, unquantized_dtype="float16").tensors.items()}
     expected = {"linear.weight.codes": torch.uint8, "linear.weight.scale": torch.float32, "linear.bias": torch.float16}
     assert kinds == expected
     torch.nn.init.constant_(holder.linear.bias, 70000.0)
-    with pytest.raises(ValueError, match=r"linear\.bias reaches 7e\+04, beyond float16: choose rest=float32"):
-        packed_tensors(holder, rest="float16")
+    with pytest.raises(
+        ValueError, match=r"linear\.bias reaches 7e\+04, beyond float16: choose unquantized_dtype=float32"
+    ):
+        packed_tensors(holder, unquantized_dtype="float16")
 
 
-@pytest.mark.parametrize("choice", [{"rest": "bfloat16"}, {"ternary": "base3"}])
+@pytest.mark.parametrize("choice", [{"unquantized_dtype": "bfloat16"}, {"ternary_encoding": "3bit"}])
 def test_an_unknown_choice(choice: dict) -> None:
     with pytest.raises(ValueError, match="is unknown: choose"):
         packed_tensors(layer(TernaryQuantizer()), **choice)

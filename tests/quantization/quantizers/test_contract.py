@@ -41,11 +41,11 @@ def test_shape_and_dtype_stay(name: str, x: Tensor) -> None:
 @given(x=tensors())
 def test_forward_is_codes_times_scale(name: str, x: Tensor) -> None:
     quantizer = QUANTIZERS[name]()
-    codes, scale, offset = quantizer.codes(x)
+    codes, scale, zero_point = quantizer.codes(x)
     assert codes.shape == x.shape
     assert torch.equal(codes, codes.round())
-    assert name not in WITH_ZERO or torch.equal(offset, offset.round())
-    assert torch.equal(quantizer(x), ((codes - offset) * scale).to(x.dtype))
+    assert name not in WITH_ZERO or torch.equal(zero_point, zero_point.round())
+    assert torch.equal(quantizer(x), ((codes - zero_point) * scale).to(x.dtype))
 
 
 @every_quantizer
@@ -53,10 +53,10 @@ def test_forward_is_codes_times_scale(name: str, x: Tensor) -> None:
 def test_codes_fit_their_bits(name: str, x: Tensor) -> None:
     """At most 2^bits levels; one less where there are as many below zero as above: 255 at 8 bits, 3 at 2."""
     quantizer = QUANTIZERS[name]()
-    codes, _, offset = quantizer.codes(x)
+    codes, _, zero_point = quantizer.codes(x)
     assert codes.max() - codes.min() <= 2**quantizer.bits - 1
     if name in ODD:
-        assert (codes - offset).abs().max() <= 2 ** (quantizer.bits - 1) - 1
+        assert (codes - zero_point).abs().max() <= 2 ** (quantizer.bits - 1) - 1
 
 
 @pytest.mark.parametrize("name", WITH_ZERO)

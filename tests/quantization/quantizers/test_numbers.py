@@ -29,13 +29,13 @@ MAKERS = {
     "affine 4 bits, mean": partial(AffineQuantizer, bits=4, range="mean"),
     "learned threshold 2 bits": partial(LSQQuantizer, bits=2),
     "learned threshold 8 bits": LSQQuantizer,
-    "learned step 4 bits": partial(LSQQuantizer, bits=4, form="step", gradient_scale="elements"),
+    "learned step 4 bits": partial(LSQQuantizer, bits=4, parametrization="step_size", gradient_scale="elements"),
 }
 STATIC = {
     "uniform static": partial(UniformQuantizer, scale="static"),
     "affine static": partial(AffineQuantizer, scale="static"),
 }
-SHARED = {"tensor": {}, "row": {}, "group": {"group_size": 4}}
+SHARED = {"per_tensor": {}, "per_channel": {}, "per_group": {"group_size": 4}}
 EVERY = {
     f"{name}, {granularity}": partial(maker, granularity=granularity, **more)
     for name, maker in MAKERS.items()
@@ -75,8 +75,8 @@ def test_codes_under_autocast_are_those_of_float32(name, seed, spread, low, of_a
     for mine, reference in zip(found, expected, strict=True):
         assert mine.dtype == torch.float32
         assert torch.equal(mine, reference)
-    codes, scale, offset = expected
-    assert torch.equal(quantized, ((codes - offset) * scale).reshape(given_x.shape).to(given_x.dtype))
+    codes, scale, zero_point = expected
+    assert torch.equal(quantized, ((codes - zero_point) * scale).reshape(given_x.shape).to(given_x.dtype))
     for mine, reference in zip(found_gradient, expected_gradient, strict=True):
         assert torch.equal(mine, reference)
 
@@ -91,8 +91,8 @@ def gradients(quantizer: nn.Module, x: Tensor) -> list[Tensor]:
 # --- step sizes
 
 FORMS = [
-    {"form": form, "signed": signed, "granularity": granularity, **SHARED[granularity]}
-    for form in ("threshold", "step")
+    {"parametrization": parametrization, "signed": signed, "granularity": granularity, **SHARED[granularity]}
+    for parametrization in ("clip_threshold", "step_size")
     for signed in (True, False)
     for granularity in SHARED
 ]
@@ -110,7 +110,7 @@ LARGER = (*SIZES, 1e25, 3e38)
 
 def module_of(make) -> QATModule:
     """A student that is nothing but learned steps, in all forms; the quantizers of weights decay as of nothing else."""
-    student = nn.ModuleList(LSQQuantizer(bits=4, **form) for form in FORMS)
+    student = nn.ModuleList(LSQQuantizer(bits=4, **parametrization) for parametrization in FORMS)
     for quantizer in student:
         quantizer.calibrate(torch.randn(3, 8))
     module = QATModule(student, {}, {}, None, make, lambda step, steps: 1.0, steps=1)
@@ -123,7 +123,7 @@ def test_no_update_brings_a_step_size_to_zero_or_below(name):
     """4 · 2,500 updates, a new optimizer every 250: any sign, gradients up to float32's largest, rates from 0 to 1e30."""
     draw = torch.Generator().manual_seed(7)
     module = module_of(OPTIMIZERS[name])
-    learned = [quantizer.learned for quantizer in module.student]
+    learned = [quantizer.step_size for quantizer in module.student]
 
     def pick(choices):
         return choices[int(torch.randint(len(choices), (), generator=draw))]
@@ -151,10 +151,10 @@ def test_what_is_no_step_size_becomes_the_smallest(value):
     module = module_of(partial(torch.optim.SGD, lr=1.0))
     optimizer = torch.optim.SGD(module.student.parameters(), lr=0.0)
     for quantizer in module.student:
-        quantizer.learned.data.fill_(value)
+        quantizer.step_size.data.fill_(value)
     module.optimizer_step(0, 0, optimizer, None)
     for quantizer in module.student:
-        assert (quantizer.learned == SMALLEST).all()
+        assert (quantizer.step_size == SMALLEST).all()
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
@@ -163,19 +163,19 @@ def test_an_infinite_step_size_becomes_the_largest_of_its_type(dtype):
     module.student.to(dtype)
     optimizer = torch.optim.SGD(module.student.parameters(), lr=0.0)
     for quantizer in module.student:
-        quantizer.learned.data.fill_(float("inf"))
+        quantizer.step_size.data.fill_(float("inf"))
     module.optimizer_step(0, 0, optimizer, None)
     expected = torch.tensor(65504.0 if dtype == torch.float16 else 1e30, dtype=dtype)
-    assert all((quantizer.learned == expected).all() for quantizer in module.student)
+    assert all((quantizer.step_size == expected).all() for quantizer in module.student)
 
 
 def test_ordinary_updates_pass_through_untouched():
     module = module_of(partial(torch.optim.SGD, lr=1.0))
     optimizer = torch.optim.SGD(module.student.parameters(), lr=0.125)
-    before = [quantizer.learned.detach().clone() for quantizer in module.student]
+    before = [quantizer.step_size.detach().clone() for quantizer in module.student]
     for quantizer in module.student:
-        quantizer.learned.grad = -torch.ones_like(quantizer.learned)
+        quantizer.step_size.grad = -torch.ones_like(quantizer.step_size)
     module.optimizer_step(0, 0, optimizer, None)
     assert all(
-        torch.equal(quantizer.learned, old + 0.125) for quantizer, old in zip(module.student, before, strict=True)
+        torch.equal(quantizer.step_size, old + 0.125) for quantizer, old in zip(module.student, before, strict=True)
     )

@@ -37,7 +37,7 @@ def test_a_matrix_shares_one_scale_or_each_row_has_its_own() -> None:
     # second row: mean 0.125, Δ = 0.0875; all three kept, α = 0.5/3
     third = 0.5 / 3
     expected = torch.tensor([[1.0, -1.0, 0.0, 0.0], [third, third, 0.0, -third]])
-    torch.testing.assert_close(TernaryQuantizer(granularity="row")(weights), expected)
+    torch.testing.assert_close(TernaryQuantizer(granularity="per_channel")(weights), expected)
 
 
 def test_a_weight_at_the_threshold_becomes_zero() -> None:
@@ -87,7 +87,7 @@ def test_gradient_does_not_pass_through_the_scale() -> None:
 def test_refusals_say_why() -> None:
     with pytest.raises(ValueError, match=r"threshold=-0\.1 must be 0 to 4"):
         TernaryQuantizer(threshold=-0.1)
-    with pytest.raises(ValueError, match="granularity='column' is unknown: choose one of tensor, row"):
+    with pytest.raises(ValueError, match="granularity='column' is unknown: choose one of per_tensor, per_channel"):
         TernaryQuantizer(granularity="column")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="clip=0 must be positive and finite, or null"):
         TernaryQuantizer(clip=0)

@@ -37,7 +37,7 @@ def test_two_bits_are_three_levels() -> None:
 def test_each_row_has_its_own_maximum() -> None:
     x = torch.tensor([[2.0, 0.5], [0.5, 0.125]])
     # 2 bits: 0.5 is a quarter of the first row's maximum and all of the second's
-    quantized = UniformQuantizer(bits=2, granularity="row")(x)
+    quantized = UniformQuantizer(bits=2, granularity="per_channel")(x)
     assert torch.equal(quantized, torch.tensor([[2.0, 0.0], [0.5, 0.0]]))
 
 
@@ -132,13 +132,15 @@ def test_bits_outside_the_range(bits: int) -> None:
 def test_refusals_say_why() -> None:
     with pytest.raises(ValueError, match="scale='adaptive' is unknown: choose dynamic or static"):
         UniformQuantizer(scale="adaptive")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="needs granularity=tensor and a clip"):
-        UniformQuantizer(scale="static", granularity="row")
-    with pytest.raises(ValueError, match="needs granularity=tensor and a clip"):
+    with pytest.raises(ValueError, match="needs granularity=per_tensor and a clip"):
+        UniformQuantizer(scale="static", granularity="per_channel")
+    with pytest.raises(ValueError, match="needs granularity=per_tensor and a clip"):
         UniformQuantizer(scale="static", clip=None)
     with pytest.raises(ValueError, match="clip=-1 must be positive"):
         UniformQuantizer(clip=-1)
 
 
 def test_a_printed_model_shows_the_settings() -> None:
-    assert "bits=4, granularity=row, clip=None, scale=dynamic" in repr(UniformQuantizer(4, "row", clip=None))
+    assert "bits=4, granularity=per_channel, clip=None, scale=dynamic" in repr(
+        UniformQuantizer(4, "per_channel", clip=None)
+    )

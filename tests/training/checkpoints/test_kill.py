@@ -54,14 +54,20 @@ LSQ = ("quantization=lsq_w3a8", "callbacks=step_size_warmup", "callbacks.step_si
 @pytest.mark.parametrize(
     "settings",
     [
-        ("schedule=stochastic",),
-        ("schedule=inverted",),
-        ("schedule=gradual",),
+        ("intervention_schedule=stochastic",),
+        ("intervention_schedule=inverted",),
+        ("intervention_schedule=gradual",),
         LSQ,
         ("trainer.accumulate_grad_batches=2",),
         ("trainer.precision=bf16-mixed",),
         WORKERS,
-        (*LSQ, *WORKERS, "schedule=stochastic", "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"),
+        (
+            *LSQ,
+            *WORKERS,
+            "intervention_schedule=stochastic",
+            "trainer.accumulate_grad_batches=2",
+            "trainer.precision=bf16-mixed",
+        ),
     ],
     ids=["stochastic", "inverted", "gradual", "lsq", "accumulation", "bf16", "workers", "all"],
 )

@@ -19,7 +19,7 @@ from qat_lightning.config.builders.training import stage_settings
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.training.checkpoints import callbacks
 from qat_lightning.training.checkpoints.archive import set_aside
-from qat_lightning.training.checkpoints.callbacks import BestWeights, ResumePoint, resume_point
+from qat_lightning.training.checkpoints.callbacks import BestCheckpoint, ResumeCheckpoint, resume_point
 from qat_lightning.training.checkpoints.checksum import is_sealed, read_sealed, write_sealed
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stage import Stage
@@ -87,7 +87,7 @@ LEARNED = (
     "quantization=lsq_w3a8", "quantization.weight.initialization=kl", "callbacks=step_size_warmup",
     "callbacks.step_size_warmup.steps=3",
 )  # fmt: skip
-STOCHASTIC = ("schedule=stochastic", "trainer.accumulate_grad_batches=2")
+STOCHASTIC = ("intervention_schedule=stochastic", "trainer.accumulate_grad_batches=2")
 SHORT = (  # the teacher 1 step, intervene 4, train 4
     "stages.teacher.max_steps=1", "stages.intervene.max_steps=4", "stages.train.max_steps=8",
     "model.architecture.num_hidden_layers=1",
@@ -98,10 +98,10 @@ SHORT = (  # the teacher 1 step, intervene 4, train 4
     ("settings", "batches"),
     [
         (STOCHASTIC, 5),  # in the first half of a step
-        (("schedule=inverted", *LEARNED, "trainer.precision=bf16-mixed"), 3),  # following
+        (("intervention_schedule=inverted", *LEARNED, "trainer.precision=bf16-mixed"), 3),  # following
         ((*LEARNED, "trainer.precision=bf16-mixed"), 6),  # released
         (("model=tiny_llama", "data=random_tokens", "+model.architecture.tie_word_embeddings=true", *LEARNED), 6),
-        (("stages.intervene.parts=[layers.*.feedforward.*]", "trainer.precision=64-true"), 3),
+        (("stages.intervene.target_modules=[layers.*.feedforward.*]", "trainer.precision=64-true"), 3),
         (("optimizer=bert_adam", "optimizer.lr=1e-3"), 4),  # W_O has a gradient since the third batch, W_V none
         (("optimizer=bert_adam", "optimizer.lr=1e-3", "optimizer.step_count=shared"), 4),
     ],
@@ -176,19 +176,21 @@ def test_best_weights_of_later_steps_than_the_checkpoint_do_not_count(tmp_path, 
     """Checkpoints every 2 steps: the kill in step 3's validation leaves best-3 beside a checkpoint of step 2."""
     settings = tuple(word.replace("=1", "=2") for word in EVERY_STEP)
     with pytest.MonkeyPatch.context() as patch:
-        save = ResumePoint._save
+        save = ResumeCheckpoint._save
 
         def die(self, trainer):
             if "train" in str(self.path) and trainer.global_step > 2:
                 raise StoppedError
             save(self, trainer)
 
-        patch.setattr(ResumePoint, "_save", die)
-        patch.setattr(ResumePoint, "on_validation_end", lambda self, trainer, module: die_later(self, trainer, die))
+        patch.setattr(ResumeCheckpoint, "_save", die)
+        patch.setattr(
+            ResumeCheckpoint, "on_validation_end", lambda self, trainer, module: die_later(self, trainer, die)
+        )
         with pytest.raises(StoppedError):
             small_run(tmp_path, *settings)
     scratch = tmp_path / "checkpoints" / "train"
-    assert read_sealed(scratch / "last.ckpt")["callbacks"]["BestWeights"] == dict.fromkeys(
+    assert read_sealed(scratch / "last.ckpt")["callbacks"]["BestCheckpoint"] == dict.fromkeys(
         ("score", "step", "assisted")
     )
     (scratch / "best-3.ckpt").write_bytes(b"another machine's, or half of it")
@@ -270,7 +272,7 @@ def test_changed_setting_is_named_before_anything_is_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r"stage 'train' .*\(steps \(stages\..*max_steps.*\): 8 → 9\)"):
         small_run(tmp_path, "stages.train.max_steps=15")
     with pytest.raises(ValueError, match=r"holds stage 'intervene', and this run has teacher, train: .*intervention"):
-        small_run(tmp_path, "intervention=none", "schedule=none")
+        small_run(tmp_path, "intervention=none", "intervention_schedule=none")
     assert (tmp_path / "checkpoints" / "train.safetensors").read_bytes() == kept
 
 
@@ -288,7 +290,7 @@ def test_a_changed_setting_of_an_unfinished_stage_is_named(stopped_copy):
         "trainer.gradient_clip_val=2", "trainer.gradient_clip_algorithm=value", "trainer.limit_val_batches=1",
         "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "data.evaluation_batch_size=3",
         "data.batch_size=9", "data.metrics.accuracy.average=macro", "seed=2", "model.architecture.hidden_act=relu",
-        "optimizer.weight_decay=0.5", "scheduler.warmup=0.3", "stages.train.keep=last", "stages.train.validate_every=1",
+        "optimizer.weight_decay=0.5", "lr_scheduler.warmup=0.3", "stages.train.keep=last", "stages.train.validate_every=1",
     ],
 )  # fmt: skip
 def test_what_decides_a_result_is_a_setting_of_it(setting, drawn):
@@ -352,7 +354,7 @@ def test_the_assisted_score_survives_a_kill_after_the_last_step(tmp_path, uninte
 )
 def test_the_best_weights_give_way_to_last_ones_that_are_as_good(tmp_path, monkeypatch, higher, last, kept):
     loaded = []
-    best = BestWeights(tmp_path, "score", higher)
+    best = BestCheckpoint(tmp_path, "score", higher)
     best.score, best.step = 0.8, 3
     monkeypatch.setattr("qat_lightning.training.stage.read_sealed", lambda path: {"state_dict": path.name})
     trainer, module = SimpleNamespace(callbacks=[best]), SimpleNamespace(load_state_dict=loaded.append)
@@ -365,7 +367,7 @@ def test_record_of_a_stage_says_what_it_was(tmp_path):
     results = small_run(tmp_path)
     record = json.loads((tmp_path / "checkpoints" / "intervene.json").read_text())
     assert record["steps"] == results["steps"]["intervene"] == 6
-    assert record["settings"]["schedule.shares.map"] == 4
+    assert record["settings"]["intervention_schedule.shares.map"] == 4
     assert record["assisted"] is not None
     assert not (tmp_path / "checkpoints" / "intervene").exists()
 
@@ -403,9 +405,9 @@ def test_a_checkpoint_follows_steps_or_minutes(tmp_path, monkeypatch, minutes, e
     """25 s a step: a minute has gone by after the third."""
     clock, saved = [0.0], []
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
-    save = ResumePoint._save
+    save = ResumeCheckpoint._save
     monkeypatch.setattr(
-        ResumePoint, "_save", lambda self, trainer: (saved.append(trainer.global_step), save(self, trainer))
+        ResumeCheckpoint, "_save", lambda self, trainer: (saved.append(trainer.global_step), save(self, trainer))
     )
 
     class Slow(Counting):
@@ -413,7 +415,7 @@ def test_a_checkpoint_follows_steps_or_minutes(tmp_path, monkeypatch, minutes, e
             clock[0] += 25
             return super().training_step(batch, index)
 
-    fit(tmp_path, Slow([0.0] * 10), [ResumePoint(tmp_path / "last.ckpt", every, minutes)], 10)
+    fit(tmp_path, Slow([0.0] * 10), [ResumeCheckpoint(tmp_path / "last.ckpt", every, minutes)], 10)
     assert saved == [*expected, 10]  # and at the end
     assert resume_point(tmp_path)[0] is None  # without best weights: of no stage
 
@@ -430,8 +432,8 @@ def test_a_checkpoint_follows_steps_or_minutes(tmp_path, monkeypatch, minutes, e
     ],
 )
 def test_best_weights_are_the_first_of_the_best_score(tmp_path, higher, scores, best):
-    keeper = BestWeights(tmp_path, "score", higher)
-    fit(tmp_path, Counting(scores), [keeper, ResumePoint(tmp_path / "last.ckpt", 1, best=keeper)], 4)
+    keeper = BestCheckpoint(tmp_path, "score", higher)
+    fit(tmp_path, Counting(scores), [keeper, ResumeCheckpoint(tmp_path / "last.ckpt", 1, best=keeper)], 4)
     score, step = best
     assert keeper.step == step
     assert keeper.score == (None if score is None else pytest.approx(score))

@@ -142,15 +142,15 @@ def test_whole_overrides_are_read(tmp_path, content, words):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda content: content["callbacks"]["BestWeights"].update(step="../../x"),
-        lambda content: content["callbacks"]["BestWeights"].update(step=True),
-        lambda content: content["callbacks"]["BestWeights"].pop("score"),
-        lambda content: content["callbacks"].update(BestWeights=[1]),
+        lambda content: content["callbacks"]["BestCheckpoint"].update(step="../../x"),
+        lambda content: content["callbacks"]["BestCheckpoint"].update(step=True),
+        lambda content: content["callbacks"]["BestCheckpoint"].pop("score"),
+        lambda content: content["callbacks"].update(BestCheckpoint=[1]),
         *(lambda content, name=name: content.pop(name) for name in sorted(HELD)),
     ],
 )
 def test_a_sealed_file_that_is_no_checkpoint_is_passed_over(tmp_path, change):
-    content = dict.fromkeys(HELD, 1) | {"callbacks": {"BestWeights": dict.fromkeys(("score", "step", "assisted"))}}
+    content = dict.fromkeys(HELD, 1) | {"callbacks": {"BestCheckpoint": dict.fromkeys(("score", "step", "assisted"))}}
     write_sealed(content, tmp_path / "previous.ckpt")
     assert resume_point(tmp_path) == (tmp_path / "previous.ckpt", {})
     changed = read_sealed(tmp_path / "previous.ckpt")

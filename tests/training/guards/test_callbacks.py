@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer
 from qat_lightning.models.size import tensors_hash
-from qat_lightning.training.checkpoints.callbacks import ResumePoint
+from qat_lightning.training.checkpoints.callbacks import ResumeCheckpoint
 from qat_lightning.training.compatibility import check_teacher, other_order
 from qat_lightning.training.guards import callbacks
 from qat_lightning.training.guards.divergence_report import NonFiniteError
@@ -44,7 +44,7 @@ class Parts:
 
     def fit(self, *callbacks: Callback, steps: int = 4, resume: bool = False, stage: str = "train") -> Trainer:
         self.module = build_module(self.config, stage, steps, self.student, self.data, self.teacher)
-        own = [*build_callbacks(self.config, stage, self.data), *callbacks, ResumePoint(self.last, 1)]
+        own = [*build_callbacks(self.config, stage, self.data), *callbacks, ResumeCheckpoint(self.last, 1)]
         self.trainer = build_trainer(self.config, stage, steps, self.folder, own, validate_every=100)
         self.trainer.fit(
             self.module, datamodule=self.data, ckpt_path=self.last if resume else None, weights_only=resume or None
@@ -177,7 +177,7 @@ def test_a_teacher_of_other_classes_or_tokens_is_refused(teacher, message):
 
 def test_the_module_refuses_a_quantized_teacher_and_one_that_shares_weights(parts):
     make = QATModule.__init__.__get__(object.__new__(QATModule))
-    rest = {"losses": {}, "metrics": {}, "predict": None, "optimizer": None, "scheduler": None, "steps": 1}
+    rest = {"losses": {}, "metrics": {}, "predict": None, "optimizer": None, "lr_scheduler": None, "steps": 1}
     with pytest.raises(ValueError, match=r"the teacher is quantized \(vit.*quantizer\): hand over .* full precision"):
         make(parts.teacher, teacher=parts.student, **rest)
     shallow = copy.copy(parts.teacher)
@@ -254,7 +254,12 @@ def test_a_model_that_numbers_some_of_the_datas_classes_otherwise_is_refused_bef
 def test_exports_name_the_classes_in_the_order_of_the_model(tmp_path, capsys):
     model = saved(tmp_path / "model", ("Good", "Bad"), WORDS)
     text_run(
-        tmp_path, model, "stages.teacher.max_steps=0", "stages.train.max_steps=1", "intervention=none", "schedule=none"
+        tmp_path,
+        model,
+        "stages.teacher.max_steps=0",
+        "stages.train.max_steps=1",
+        "intervention=none",
+        "intervention_schedule=none",
     )
     assert "data: classes are numbered as the model numbers them: 0 'Good', 1 'Bad'" in capsys.readouterr().out
     exported = tmp_path / "run" / "export"
@@ -314,7 +319,7 @@ def test_the_batch_that_was_at_fault_can_be_looked_at(parts):
 
 
 def test_the_same_command_goes_on_from_the_last_good_checkpoint(tmp_path, monkeypatch):
-    overrides = (*IMAGES, "intervention=none", "schedule=none", "stages.train.checkpoint_every=1")
+    overrides = (*IMAGES, "intervention=none", "intervention_schedule=none", "stages.train.checkpoint_every=1")
     whole = small_run(tmp_path / "whole", *overrides)
     steps = iter(range(1000))
 
@@ -322,7 +327,7 @@ def test_the_same_command_goes_on_from_the_last_good_checkpoint(tmp_path, monkey
         if module.teacher is not None and next(steps) == 5:
             batch["pixel_values"].mul_(float("nan"))
 
-    monkeypatch.setattr(callbacks.TeacherGuard, "on_train_batch_start", spoil_once)
+    monkeypatch.setattr(callbacks.FrozenTeacherCheck, "on_train_batch_start", spoil_once)
     with pytest.raises(NonFiniteError, match="step 6: "):
         small_run(tmp_path / "run", *overrides)
     kept = torch.load(tmp_path / "run/checkpoints/train/last.ckpt", weights_only=True)
@@ -442,7 +447,7 @@ def test_without_waiting_for_the_answer_the_weights_are_spared_all_the_same(part
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"synchronize": lambda self: None})())
     weights = []
     parts.spoil(batch_number=2, row=5)
-    monkeypatch.setattr(ResumePoint, "_save", lambda self, trainer: None)
+    monkeypatch.setattr(ResumeCheckpoint, "_save", lambda self, trainer: None)
     snap = At(2, lambda module: weights.append(copy.deepcopy(module.student.state_dict())))
     with pytest.raises(NonFiniteError, match=r"step 3: .*rows 5 of the batch"):
         parts.fit(snap, steps=12)

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from qat_lightning.config.builders.training import build_trainer
-from qat_lightning.training.checkpoints.callbacks import ResumePoint, resume_point
+from qat_lightning.training.checkpoints.callbacks import ResumeCheckpoint, resume_point
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.process.graceful_stop import ASKING, StoppedBySignal, Stopping, leave_signals_alone
 from qat_lightning.training.process.watchdog import Watchdog
@@ -58,7 +58,7 @@ def fit(folder, module, **settings):
     trainer = Trainer(
         max_steps=12, max_epochs=-1, val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
-        callbacks=[ResumePoint(folder / "last.ckpt", 100, stopping=stopping)], default_root_dir=folder, **settings,
+        callbacks=[ResumeCheckpoint(folder / "last.ckpt", 100, stopping=stopping)], default_root_dir=folder, **settings,
     )  # fmt: skip
     with stopping:
         leave_signals_alone(trainer).fit(module, DataLoader(torch.arange(48.0)), DataLoader(torch.arange(2.0)))

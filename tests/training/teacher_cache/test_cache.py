@@ -17,9 +17,9 @@ from qat_lightning.commands.train.teacher_cache import facts
 from qat_lightning.config.builders.models import build_data, build_model, build_student, in_teacher_precision
 from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer, stage_settings
 from qat_lightning.config.schema import ConfigError
-from qat_lightning.models.capture import Observed
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.size import tensors_hash
-from qat_lightning.quantization.modules.attention import AttentionCore
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.teacher_cache import fingerprint
 from qat_lightning.training.teacher_cache.cache import TeacherCache
@@ -29,7 +29,7 @@ from tests.tiny_models import tiny_batch, tiny_model
 from tests.training.runs import composed, saved_tiny
 
 IMAGES = ("model=tiny_vit", "data=random_images", "data.size=16", "data.rows=24")
-ALONE = ("intervention=none", "schedule=none", "stages.train.max_steps=6")
+ALONE = ("intervention=none", "intervention_schedule=none", "stages.train.max_steps=6")
 once = functools.cache(composed)
 
 
@@ -44,14 +44,14 @@ def _without_pictures():
 @pytest.fixture
 def taught(monkeypatch):
     """How often a model has been run for its signals whose every weight is frozen."""
-    counted, call = [], Observed.__call__
+    counted, call = [], SignalCapture.__call__
 
     def counting(self, batch):
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             counted.append(len(batch["labels"]))
         return call(self, batch)
 
-    monkeypatch.setattr(Observed, "__call__", counting)
+    monkeypatch.setattr(SignalCapture, "__call__", counting)
     return counted
 
 
@@ -257,7 +257,7 @@ def test_facts_are_those_of_the_teacher(tmp_path):
 def observing(folder, *sites, model=None, known=None):
     cache = TeacherCache(folder)
     cache.claim(known or {"a": 1})
-    return cache, cache.of(Observed(model or tiny_model("bert").requires_grad_(False), sites))
+    return cache, cache.of(SignalCapture(model or tiny_model("bert").requires_grad_(False), sites))
 
 
 def same(one, other):
@@ -324,7 +324,7 @@ def test_attention_computed_another_way_is_another(tmp_path):
         assert (cache.found, cache.computed) == (0, 1)
         assert len(list(tmp_path.glob("*/*.logits.safetensors"))) == count
     for core in model.modules():
-        if isinstance(core, AttentionCore):
+        if isinstance(core, InstrumentedAttention):
             core.lean = True
     lean, _ = observing(tmp_path, "attention.context", model=model)[1], None
     assert same(lean(batch), lean.observed(batch))
@@ -349,7 +349,7 @@ def test_damaged_file_is_named_and_computed_again(tmp_path):
 
 
 def test_batch_before_the_folder_is_claimed(tmp_path):
-    observe = TeacherCache(tmp_path).of(Observed(tiny_model("bert")))
+    observe = TeacherCache(tmp_path).of(SignalCapture(tiny_model("bert")))
     with pytest.raises(ValueError, match="claim"):
         observe(tiny_batch("bert"))
 
@@ -503,7 +503,7 @@ def test_teacher_in_bfloat16_is_a_copy(tmp_path):
     own = module.answer(batch)["logits"][0]
     assert own.dtype == torch.float32
     with torch.no_grad():
-        exact = Observed(full)(batch)["logits"][0]
+        exact = SignalCapture(full)(batch)["logits"][0]
     assert (signals["logits"][0].float() - exact).abs().max() < 0.05 * exact.abs().max()
     loss = torch.stack(list(module.weighted(module.observe_student(batch), signals, batch).values())).sum()
     assert loss.dtype == torch.float32
