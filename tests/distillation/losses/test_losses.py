@@ -233,7 +233,7 @@ def test_a_layer_beyond_the_depth_names_the_range(pair: list[int]) -> None:
 def test_unknown_names_are_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"unknown site 'states'; sites: .*hidden"):
         FeatureMatchingLoss("states")
-    with pytest.raises(ValueError, match="padding='mean' is unknown: choose one of masked, reference"):
+    with pytest.raises(ValueError, match="padding='mean' is unknown: choose one of ignore, include"):
         FeatureMatchingLoss("hidden", padding="mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="classes='max' is unknown: choose one of sum, mean"):
         LogitDistillationLoss(classes="max")  # type: ignore[arg-type]

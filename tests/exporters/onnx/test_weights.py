@@ -134,7 +134,7 @@ def test_weights_of_whole_codes_are_multiplied_as_such(name: str) -> None:
 def test_other_weights_are_not(name: str) -> None:
     kept = stored(*_quantized(name, 8, 15, 0))
     assert not is_integer(kept)
-    with pytest.raises(ValueError, match=r"zero_point of their own, or a scale for each group"):
+    with pytest.raises(ValueError, match=r"zero point of their own, or a scale for each group"):
         IntegerWeight(kept)
 
 
