@@ -8,7 +8,8 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.utils import get_object, instantiate
@@ -74,13 +75,46 @@ def _with_key(key: str, node: Mapping[str, Any], error: Exception, cause: BaseEx
     for name in nested.group(1).split(".") if nested else ():
         if isinstance(node.get(name), Mapping):
             key, node = f"{key}.{name}", node[name]
-    message = " ".join(str(cause).split()) or type(cause).__name__
-    return f"{key}.{message}" if names_argument(message, node) else f"{key}: {message}"
+    message = add_keys(" ".join(str(cause).split()) or type(cause).__name__, node, key)
+    return message if message.startswith(f"{key}.") else f"{key}: {message}"
 
 
-def names_argument(message: str, node: Mapping[str, Any]) -> bool:
-    """Whether a message begins with an argument of the node, as `lr=-1 must be 0 or more`."""
-    return message.partition("=")[0] in node
+def add_keys(message: str, node: Mapping[str, Any], key: str) -> str:
+    """Put the key of a node in front of every `NAME=` in a message whose NAME is an argument of the node's class.
+
+    >>> node = {"_target_": "qat_lightning.data.TextClassificationData"}
+    >>> add_keys("label_column='x' is not a column: give label_column=label", node, "data")
+    "data.label_column='x' is not a column: give data.label_column=label"
+    """
+    names = "|".join(map(re.escape, sorted(_arguments(node), key=len, reverse=True)))
+    return re.sub(rf"(?<![\w.])({names})(?==)", rf"{key}.\1", message) if names else message
+
+
+@contextmanager
+def keys_in_messages(node: Mapping[str, Any], key: str) -> Iterator[None]:
+    """Within the block, raise a ValueError that names arguments of the node's class as a ConfigError that names their keys."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        message = add_keys(str(error), node, key)
+        if message == str(error):
+            raise
+        raise ConfigError(message) from error
+
+
+def _arguments(node: Mapping[str, Any]) -> set[str]:
+    """Names of the node and of the constructor's arguments, those that it passes on to its base classes among them."""
+    names = {str(name) for name in node if not str(name).startswith("_")}
+    if not isinstance(node.get("_target_"), str):
+        return names
+    try:
+        target = get_object(node["_target_"])
+    except Exception:  # a target that is refused elsewhere
+        return names
+    makers = [vars(kind).get("__init__", object.__init__) for kind in getattr(target, "__mro__", ())] or [target]
+    return names.union(*(inspect.signature(make).parameters for make in makers)) - {"self", "args", "kwargs"}
 
 
 def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:

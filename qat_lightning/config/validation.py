@@ -7,7 +7,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from qat_lightning.config.instantiate import check_targets, check_type, create, create_all, names_argument, suggest
+from qat_lightning.config.instantiate import add_keys, check_targets, check_type, create, create_all, suggest
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig, Teacher
 from qat_lightning.config.value_ranges import check_bounds
 from qat_lightning.io.documents import read_json
@@ -111,9 +111,8 @@ def _check_optimizer(node: Plain) -> None:
     except ConfigError:
         raise
     except Exception as error:  # whatever an optimizer raises for arguments that it cannot work with
-        message = " ".join(str(error).split())
-        place = "optimizer." if names_argument(message, node) else f"optimizer ({given}): "
-        raise ConfigError(place + message) from error
+        message = add_keys(" ".join(str(error).split()), node, "optimizer")
+        raise ConfigError(message if message.startswith("optimizer.") else f"optimizer ({given}): {message}") from error
     if not all(((parameter <= 0) & parameter.isfinite()).all() for parameter in parameters):
         raise ConfigError(f"optimizer ({given}): its first step does not go down the slope of the loss")
 
