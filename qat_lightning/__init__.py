@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qat_lightning.exporters.packed.reader import load_packed
 
+    __version__: str
+
 __all__ = ["load_packed"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first asked for: `import qat_lightning` alone imports nothing."""
+    """Import a public name at its first use, so that `import qat_lightning` alone takes no time."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("qat-lightning")
     if name == "load_packed":
         from qat_lightning.exporters.packed.reader import load_packed
 
