@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.quantization.packing.bit_packing import TRITS, pack, pack_base3, packed_bytes
+from qat_lightning.quantization.packing.bit_packing import TRITS, pack, pack_base3
 from qat_lightning.quantization.packing.stored_weight import DivergedError, Stored, stored, transposed
-from qat_lightning.quantization.quantizers.base import Quantizer
+from qat_lightning.quantization.quantizers.base import Quantizer, check_choice
 
 UnquantizedDtype = Literal["float32", "float16"]
 TernaryEncoding = Literal["2bit", "base3"]
@@ -70,8 +70,8 @@ def packed_tensors(
     Raises:
         ValueError: an unknown choice; numbers that are not finite, or not in float16.
     """
-    _check(unquantized_dtype, UnquantizedDtype, "unquantized_dtype")
-    _check(ternary_encoding, TernaryEncoding, "ternary_encoding")
+    check_choice(unquantized_dtype, UnquantizedDtype, "unquantized_dtype")
+    check_choice(ternary_encoding, TernaryEncoding, "ternary_encoding")
     packed, quantizers = Packed(), _prefixes(model)
     for path, module, quantizer in quantized_modules(model):
         _add_weight(packed, path, module, quantizer, ternary_encoding)
@@ -103,7 +103,7 @@ def _add_weight(
         parts = stored(weight, quantizer)
     except ValueError as error:
         raise type(error)(f"{path}.weight: {error}") from error
-    trits = ternary_encoding == "base3" and parts.bits > 1 and not parts.codes.is_meta and int(parts.codes.max()) <= 2
+    trits = ternary_encoding == "base3" and parts.bits > 1 and int(parts.codes.max()) <= 2
     packed.tensors[f"{path}.weight.codes"] = _packed_codes(parts, trits)
     packed.tensors[f"{path}.weight.scale"] = parts.scale
     if isinstance(parts.zero_point, Tensor):
@@ -119,16 +119,12 @@ def _add_weight(
 
 
 def _packed_codes(parts: Stored, trits: bool) -> Tensor:
-    if parts.codes.is_meta:
-        return torch.empty(packed_bytes(parts.codes.numel(), parts.bits), dtype=torch.uint8, device="meta")
     return pack_base3(parts.codes) if trits else pack(parts.codes, parts.bits)
 
 
 def _plain(name: str, tensor: Tensor, kind: torch.dtype) -> Tensor:
     """On the CPU and contiguous; whole numbers stay what they are."""
     tensor = tensor.detach()
-    if tensor.is_meta:
-        return tensor.to(kind) if tensor.is_floating_point() else tensor
     wide = tensor.cpu().contiguous()
     narrow = wide.to(kind) if wide.is_floating_point() else wide
     if narrow.is_floating_point():
@@ -144,8 +140,3 @@ def _check_finite(name: str, wide: Tensor, narrow: Tensor) -> None:
             f"{name} reaches {float(wide.abs().max()):.3g}, beyond float16: choose unquantized_dtype=float32"
         )
     raise DivergedError(f"{name} is not finite: nothing can be stored of a training that has diverged")
-
-
-def _check(value: str, choices: object, name: str) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name}={value!r} is unknown: choose {' or '.join(get_args(choices))}")

@@ -67,10 +67,10 @@ def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:
     """
     quantizers = list(_by_part(model))
     for glob in parts or ():
-        if not any(fnmatchcase(part, glob) for part, _ in quantizers):
-            named = ", ".join(dict.fromkeys(part for part, _ in quantizers if not part.startswith("layers.")))
+        if not any(fnmatchcase(part, glob) for part, *_ in quantizers):
+            named = ", ".join(dict.fromkeys(part for part, *_ in quantizers if not part.startswith("layers.")))
             raise ValueError(f"no quantizer in parts {glob!r}: try layers.*, layers.*.feedforward.*, {named}")
-    for part, quantizer in quantizers:
+    for part, _, quantizer in quantizers:
         quantizer.enabled = parts is None or any(fnmatchcase(part, glob) for glob in parts)
 
 
@@ -88,11 +88,10 @@ def step_sizes(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def mean_step_sizes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """ "weights", "activations" → layer ("layers.0", …), "embeddings" or "pooler" → geometric mean of what is learned there."""
     logarithms: dict[str, dict[str, list[Tensor]]] = {"weights": {}, "activations": {}}
-    weights = {quantizer for _, quantizer in quantized_weights(model)}
-    for part, quantizer in _by_part(model):
+    for part, tensor, quantizer in _by_part(model):
         pieces = part.split(".")
         place = ".".join(pieces[:2]) if pieces[0] == "layers" else pieces[0]
-        kind = logarithms["weights" if quantizer in weights else "activations"]
+        kind = logarithms["weights" if tensor == "weights" else "activations"]
         kind.setdefault(place, []).extend(learned.log().mean() for learned in quantizer.parameters())
     return {
         kind: {place: torch.stack(values).mean().exp() for place, values in places.items() if values}
@@ -100,16 +99,17 @@ def mean_step_sizes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _by_part(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+def _by_part(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
+    """Part, which of its tensors is quantized ("weights", "inputs", "attention"), quantizer."""
     for part, path in part_paths(model).items():
-        for slot in ("weight_quantizer", "input_quantizer"):
+        for slot, tensor in (("weight_quantizer", "weights"), ("input_quantizer", "inputs")):
             if isinstance(quantizer := getattr(model.get_submodule(path), slot, None), Quantizer):
-                yield part, quantizer
+                yield part, tensor, quantizer
     for layer, path in enumerate(attention_paths(model)):
         core = getattr(model.get_submodule(path), "core", None)
         for slot in InstrumentedAttention.QUANTIZED if core is not None else ():
             if isinstance(quantizer := getattr(core, f"{slot}_quantizer"), Quantizer):
-                yield f"layers.{layer}.attention.{slot}", quantizer
+                yield f"layers.{layer}.attention.{slot}", "attention", quantizer
 
 
 def _show(quantizer: Any, inputs: tuple[Tensor, ...]) -> None:

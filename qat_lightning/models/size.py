@@ -40,9 +40,24 @@ def size(model: nn.Module) -> Size:
     28 MB and 14.9×, arXiv:2009.12812 Table 1).
     """
     try:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            model = _with_finite_numbers(model)
         return size_of(model, packed_tensors(model))
-    except DivergedError:  # shapes have a size too
-        return size_of(model, packed_tensors(copy.deepcopy(model).to("meta")))
+    except DivergedError:
+        return size_of(model, packed_tensors(_with_finite_numbers(model)))
+
+
+def _with_finite_numbers(model: nn.Module) -> nn.Module:
+    """A copy on the CPU that takes as many bytes: weights increase, all else is 1."""
+    copied = copy.deepcopy(model).to_empty(device="cpu")
+    for buffer in copied.buffers():
+        buffer.fill_(1)
+    quantizers = [module for module in copied.modules() if isinstance(module, Quantizer)]
+    step_sizes = {id(step) for quantizer in quantizers for step in quantizer.parameters()}
+    for parameter in copied.parameters():
+        ramp = torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape)
+        parameter.data = torch.ones_like(parameter) if id(parameter) in step_sizes else ramp.to(parameter.dtype)
+    return copied
 
 
 def size_of(model: nn.Module, packed: Packed) -> Size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.distillation.losses.base import Loss
 from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.quantized_model import step_sizes, weights_held
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
@@ -22,20 +23,6 @@ from qat_lightning.training.compatibility import check_interventions, check_teac
 from qat_lightning.training.guards.callbacks import FrozenTeacherCheck, NonFiniteCheck
 from qat_lightning.training.guards.divergence_report import check_weights
 from qat_lightning.training.teacher_cache.cache import TeacherCache
-
-
-class Loss(Protocol):
-    """What `qat_lightning.distillation.losses` holds; a user's own needs no more than this."""
-
-    weight: float
-
-    @property
-    def sites(self) -> Sequence[str]:
-        """What both models are watched at."""
-
-    def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
-        """A scalar."""
-
 
 Predict = Callable[[Sequence[Tensor], Batch], tuple[Tensor, Tensor]]
 MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]

@@ -1,9 +1,7 @@
-"""Losses: (student signals, teacher signals, batch) → scalar.
-
-Each says which sites it reads, how much it weighs, and whether it needs a teacher.
-"""
+"""Losses: (student signals, teacher signals, batch) → scalar; see `base.Loss`."""
 
 from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
+from qat_lightning.distillation.losses.base import Loss
 from qat_lightning.distillation.losses.feature_matching import (
     Distance,
     FeatureMatchingLoss,
@@ -18,6 +16,7 @@ __all__ = [
     "Distance",
     "FeatureMatchingLoss",
     "LogitDistillationLoss",
+    "Loss",
     "TaskLoss",
     "TokenScaledLoss",
     "WeightedPairLoss",

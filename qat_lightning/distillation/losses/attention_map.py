@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from qat_lightning.distillation.losses.attention_map_blockwise import ELEMENTS, Factors, Settings, divergence
-from qat_lightning.distillation.losses.layer_mapping import (
-    given_pairs,
-    loss_temperature,
-    loss_weight,
-    one_of,
-    pairs_of_layers,
-    wide,
+from qat_lightning.distillation.losses.base import (
+    check_pairs,
+    check_temperature,
+    check_weight,
+    match_layers,
+    to_float32,
 )
 from qat_lightning.models.capture import Batch, Signals, what_counts
 from qat_lightning.models.sites import FACTORS
+from qat_lightning.quantization.quantizers.base import check_choice
 
 SMALLEST = 1e-8
 """Probabilities are clamped below at this (arXiv:2211.11014, released code)."""
@@ -54,14 +54,14 @@ class AttentionMapLoss:
         temperature: float = 1.0,
         implementation: Implementation = "dense",
     ) -> None:
-        self.weight, self.layers = loss_weight(weight), given_pairs(layers)
-        self.temperature = loss_temperature(temperature)
-        self.implementation = one_of(implementation, Implementation, "implementation")
+        self.weight, self.layers = check_weight(weight), check_pairs(layers)
+        self.temperature = check_temperature(temperature)
+        self.implementation = check_choice(implementation, Implementation, "implementation")
         self.sites = FACTORS if implementation == "blockwise" else ("attention.probs",)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         own, other = student[self.sites[0]], teacher[self.sites[0]]
-        pairs = pairs_of_layers("attention.probs", self.layers, len(own), len(other))
+        pairs = match_layers("attention.probs", self.layers, len(own), len(other))
         if self.implementation == "blockwise":
             return torch.stack(
                 [self._by_blocks(_factors(student, s), _factors(teacher, t), batch) for s, t in pairs]
@@ -78,7 +78,7 @@ class AttentionMapLoss:
         return divergence(student, teacher, Settings(weights, self.temperature, SMALLEST, ELEMENTS))
 
     def _divergence(self, student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
-        student, teacher = (self._cooled(wide(maps)).clamp(min=SMALLEST) for maps in (student, teacher))
+        student, teacher = (self._cooled(to_float32(maps)).clamp(min=SMALLEST) for maps in (student, teacher))
         terms = teacher * (teacher / student).log()
         if counts is None:
             return terms.sum((-2, -1)).mean() / terms.shape[-2]
@@ -96,4 +96,4 @@ class AttentionMapLoss:
 
 def _factors(signals: Signals, layer: int) -> Factors:
     query, key, mask = (signals[site][layer] for site in FACTORS)
-    return Factors(wide(query), wide(key), mask.detach())
+    return Factors(to_float32(query), to_float32(key), mask.detach())

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qat_lightning.distillation.losses.layer_mapping import given_pairs, loss_weight, one_of, pairs_of_layers, wide
+from qat_lightning.distillation.losses.base import check_pairs, check_weight, match_layers, to_float32
 from qat_lightning.models.capture import Batch, Signals, what_counts
 from qat_lightning.models.sites import check_site
+from qat_lightning.quantization.quantizers.base import check_choice
 
 Padding = Literal["ignore", "include"]
 Distance = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -27,7 +28,7 @@ MASKED_SCORE = -100.0
 
 def mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
     """mean((student − teacher)²) over the elements that count (boolean, broadcastable)."""
-    return _mean_square(wide(student) - wide(teacher), counts)
+    return _mean_square(to_float32(student) - to_float32(teacher), counts)
 
 
 def score_mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
@@ -36,8 +37,8 @@ def score_mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | 
     With counts=None they still count in the denominator, as in the released code (arXiv:2009.12812 §3.3, eq. for the
     attention loss).
     """
-    student = torch.where(student <= MASKED_SCORE, 0.0, wide(student))
-    return _mean_square(student - functional.threshold(wide(teacher), MASKED_SCORE, 0.0), counts)
+    student = torch.where(student <= MASKED_SCORE, 0.0, to_float32(student))
+    return _mean_square(student - functional.threshold(to_float32(teacher), MASKED_SCORE, 0.0), counts)
 
 
 def _mean_square(difference: Tensor, counts: Tensor | None) -> Tensor:
@@ -78,13 +79,13 @@ class FeatureMatchingLoss:
         padding: Padding = "ignore",
         layers: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        self.site, self.distance, self.weight = check_site(site), distance, loss_weight(weight)
-        self.padding = one_of(padding, Padding, "padding")
-        self.layers, self.sites = given_pairs(layers), (site,)
+        self.site, self.distance, self.weight = check_site(site), distance, check_weight(weight)
+        self.padding = check_choice(padding, Padding, "padding")
+        self.layers, self.sites = check_pairs(layers), (site,)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         own, other = student[self.site], teacher[self.site]
         counts = what_counts(self.site, batch) if self.padding == "ignore" else None
-        pairs = pairs_of_layers(self.site, self.layers, len(own), len(other))
+        pairs = match_layers(self.site, self.layers, len(own), len(other))
         distances = [self.distance(own[s], other[t].detach(), counts) for s, t in pairs]
         return torch.stack(distances).sum()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qat_lightning.distillation.losses.layer_mapping import loss_temperature, loss_weight, one_of, wide
+from qat_lightning.distillation.losses.base import check_temperature, check_weight, to_float32
 from qat_lightning.models.capture import Batch, Signals
+from qat_lightning.quantization.quantizers.base import check_choice
 
 IGNORED = -100
 """The label of a token that has no next one."""
@@ -33,8 +34,8 @@ class LogitDistillationLoss:
     sites, needs_teacher = ("logits",), True
 
     def __init__(self, weight: float = 1.0, classes: Literal["sum", "mean"] = "sum", temperature: float = 1.0) -> None:
-        self.weight, self.temperature = loss_weight(weight), loss_temperature(temperature)
-        self.classes = one_of(classes, Literal["sum", "mean"], "classes")
+        self.weight, self.temperature = check_weight(weight), check_temperature(temperature)
+        self.classes = check_choice(classes, Literal["sum", "mean"], "classes")
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         pairs = zip(_heads(student, batch), _heads(teacher, batch), strict=True)
@@ -61,7 +62,7 @@ class TaskLoss:
     sites, needs_teacher = ("logits",), False
 
     def __init__(self, weight: float = 1.0) -> None:
-        self.weight = loss_weight(weight)
+        self.weight = check_weight(weight)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         heads, labels = _heads(student, batch), batch["labels"]
@@ -87,8 +88,8 @@ class TokenScaledLoss:
     sites, needs_teacher = ("logits",), True
 
     def __init__(self, weight: float = 1.0, temperature: float = 10.0, batch: Literal["sum", "mean"] = "sum") -> None:
-        self.weight, self.temperature = loss_weight(weight), loss_temperature(temperature)
-        self.batch = one_of(batch, Literal["sum", "mean"], "batch")
+        self.weight, self.temperature = check_weight(weight), check_temperature(temperature)
+        self.batch = check_choice(batch, Literal["sum", "mean"], "batch")
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         own, other = _heads(student, batch)[0], _heads(teacher, batch)[0]
@@ -121,7 +122,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _heads(signals: Signals, batch: Batch) -> list[Tensor]:
     """The logits of each head; over positions, padding is out of the question."""
-    heads = [wide(head) for head in signals["logits"]]
+    heads = [to_float32(head) for head in signals["logits"]]
     if len(heads) > 1 and "attention_mask" in batch:
         heads = [head.masked_fill(batch["attention_mask"] == 0, PADDED) for head in heads]
     return heads

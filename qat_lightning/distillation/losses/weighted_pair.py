@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_lightning.distillation.losses.layer_mapping import loss_weight
+from qat_lightning.distillation.losses.base import check_weight
 from qat_lightning.models.capture import Batch, Signals
 
 
@@ -24,7 +24,7 @@ class WeightedPairLoss:
     def __init__(self, gamma: float, first: Any, second: Any, weight: float = 1.0) -> None:
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma={gamma} must lie between 0 and 1")
-        self.weight = loss_weight(weight)
+        self.weight = check_weight(weight)
         shares = [(gamma * first.weight, first), ((1 - gamma) * second.weight, second)]
         self.parts = [(gamma, loss) for gamma, loss in shares if gamma != 0]
         if not self.parts:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from qat_lightning.exporters.onnx.operators import quantize_linear
 from qat_lightning.quantization.quantizers.base import Quantizer
-from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
-from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 
 
 class Integers(NamedTuple):
@@ -80,15 +78,10 @@ def at_work(quantizer: nn.Module) -> bool:
 
 def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput | None:
     """None where the quantizer has no whole codes with one scale for the tensor."""
-    if not at_work(quantizer) or quantizer.granularity != "per_tensor":
+    if not (isinstance(quantizer, Quantizer) and quantizer.enabled):
         return None
-    if isinstance(quantizer, UniformQuantizer):
-        high = float(2 ** (quantizer.bits - 1) - 1)
-        scale = quantizer.maximum / high if quantizer.static else None
-        return IntegerInput(-high, high, scale, quantizer.clip, positive)
-    if isinstance(quantizer, LSQQuantizer):
-        return IntegerInput(quantizer.low, quantizer.high, quantizer.step)
-    return None
+    grid = quantizer.integer_grid()
+    return None if grid is None else IntegerInput(*grid, positive)
 
 
 def float_input(quantizer: nn.Module) -> nn.Module:

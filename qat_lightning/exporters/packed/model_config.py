@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from qat_lightning.exporters.packed.manifest import Plain
@@ -11,6 +12,7 @@ from qat_lightning.exporters.packed.quantization_config import Block, make_block
 from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line
 from qat_lightning.models.families import FAMILIES
 from qat_lightning.models.packed_state import Packed
+from qat_lightning.quantization.quantizers.base import Quantizer
 
 BESIDES = ("model_type", "quantization_config")
 """Keys of config.json that are no field of a configuration's class."""
@@ -47,15 +49,21 @@ def model_class(model_type: object, architecture: object) -> Any:
     raise ValueError(f"{architecture!r} is no model of the family {model_type}; known: {names}")
 
 
+def check_class(model: Any) -> None:
+    """Raise ValueError for a model whose class is not the one that `model_class` finds by its name."""
+    kind = type(model)
+    if model_class(getattr(getattr(model, "config", None), "model_type", None), kind.__name__) is not kind:
+        raise ValueError(f"{kind.__module__}.{kind.__name__} is not transformers' own class of that name")
+
+
 def make_config(model: Any, packed: Packed) -> Plain:
     """config.json of a student; what could name code or a kernel is no field, and so left out.
 
     Raises:
         ValueError: a model, or a quantizer, that could not be read again.
     """
+    check_class(model)
     config, kind = model.config, type(model)
-    if model_class(config.model_type, kind.__name__) is not kind:
-        raise ValueError(f"{kind.__module__}.{kind.__name__} is not transformers' own class of that name")
     fields = {each.name for each in dataclasses.fields(config)} | {"model_type"}
     told = {name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name in fields}
     told |= {"architectures": [kind.__name__], "dtype": "float32", "quantization_config": make_block(model, packed)}
@@ -64,7 +72,9 @@ def make_config(model: Any, packed: Packed) -> Plain:
     return told
 
 
-def read_config(told: Plain) -> tuple[Any, Any, Block]:
+def read_config(
+    told: Plain, quantizers: Iterable[type[Quantizer]] = (), activations: bool = True
+) -> tuple[Any, Any, Block]:
     """The model's class, its configuration, and the block.
 
     Raises:
@@ -77,7 +87,7 @@ def read_config(told: Plain) -> tuple[Any, Any, Block]:
         architectures = told.get("architectures")
         named = architectures[0] if isinstance(architectures, list) and architectures else None
         kind = model_class(told.get("model_type"), named)
-        block = read_block(told["quantization_config"])
+        block = read_block(told["quantization_config"], quantizers, activations)
         config_class = CONFIG_MAPPING[told["model_type"]]
         fields = {each.name for each in dataclasses.fields(config_class)}
         if unknown := sorted(told.keys() - fields - set(BESIDES)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,15 @@ from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, 
 from qat_lightning.models.convert import quantize
 from qat_lightning.quantization.packing.bit_packing import unpack, unpack_base3
 from qat_lightning.quantization.packing.stored_weight import dequantized
+from qat_lightning.quantization.quantizers.base import Quantizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_packed(folder: str | os.PathLike[str], *, activations: bool = True) -> PreTrainedModel:
+def load_packed(
+    folder: str | os.PathLike[str], *, activations: bool = True, quantizers: Iterable[type[Quantizer]] = ()
+) -> PreTrainedModel:
     """The model of a packed folder in evaluation mode: transformers' own class with float32 weights.
 
     It predicts exactly what the student predicted. Nothing is downloaded and no code of the folder is run; its files are
@@ -32,13 +35,17 @@ def load_packed(folder: str | os.PathLike[str], *, activations: bool = True) -> 
     Args:
         activations: False leaves out the quantizers of inputs and attention operands: a model of plain layers alone, whose
             predictions differ a little from the student's.
+        quantizers: classes of other packages that may quantize this model's activations; the folder itself never causes
+            an import.
 
     Raises:
         PackedError: a folder that is damaged, or no packed one; names the tensor or the file.
     """
     config, generation, entries, body = verify(Path(folder))
-    kind, configuration, block = read_config(config)
+    kind, configuration, block = read_config(config, quantizers, activations)
     state = _restored(dict(tensors(entries, body)), block)
+    if not activations:
+        state = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
     blank = _blank(kind, configuration)
     own = _compared(blank, state, block)
     model = _built(kind, configuration, {name: _wide(tensor) for name, tensor in state.items() if name in own})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.quantization.quantizers.affine import AffineQuantizer
 from qat_lightning.quantization.quantizers.base import Quantizer
 
 
@@ -35,20 +35,22 @@ class DivergedError(ValueError):
 def stored(weight: Tensor, quantizer: Quantizer) -> Stored:
     """What `quantizer` makes of a weight, in float32: `dequantized(stored(w, q), w.shape) == q(w)`, to the last bit.
 
-    (A zero may have lost its sign.) Codes below zero are moved up by a whole number, and the zero point with them. Of a
-    weight on the meta device shapes and types are told, and of zero points the most that there can be.
+    (A zero may have lost its sign.) Codes below zero are moved up by a whole number, and the zero point with them.
 
     Raises:
         DivergedError: a weight or a scale that is not finite.
+        ValueError: codes that do not fit into the quantizer's bits.
     """
-    if weight.is_meta:
-        return _shapes(weight, quantizer)
     with torch.no_grad():
         codes, scale, zero_point = quantizer.codes(weight.detach().float())
     low, high = (float(end) for end in codes.aminmax())
-    if not (torch.isfinite(scale).all() and torch.isfinite(zero_point).all() and high - low < 2**quantizer.bits):
-        raise DivergedError("the quantized weight is not finite: nothing can be stored of a training that has diverged")
+    if not (math.isfinite(high - low) and torch.isfinite(scale).all() and torch.isfinite(zero_point).all()):
+        raise DivergedError("the quantized weight is not finite: a training that has diverged cannot be stored")
     lowest = min(low, 0.0)
+    if high - lowest >= 2**quantizer.bits:
+        raise ValueError(
+            f"{type(quantizer).__name__} returns codes from {low:g} to {high:g}, which bits={quantizer.bits} cannot hold"
+        )
     moved = (zero_point - lowest).float()
     same = bool((moved == moved.reshape(-1)[0]).all())
     return Stored(
@@ -68,16 +70,3 @@ def transposed(module: nn.Module) -> bool:
     """Whether the quantizer sees this module's weight the other way round (GPT-2's Conv1D)."""
     weight, seen = module.weight, module.quantized_weight
     return (weight.shape, weight.stride()) != (seen.shape, seen.stride())  # type: ignore[operator]
-
-
-def _shapes(weight: Tensor, quantizer: Quantizer) -> Stored:
-    scales = quantizer.scales(weight.shape)
-    shape = quantizer.grouped(weight).shape
-    flat = (scales,) if scales == 1 else (*shape[:-1], 1)
-    several = isinstance(quantizer, AffineQuantizer) and scales > 1
-    return Stored(
-        codes=torch.empty(shape, dtype=torch.uint8, device="meta"),
-        scale=torch.empty(flat, device="meta"),
-        zero_point=torch.empty(flat, device="meta") if several else 0.0,
-        bits=quantizer.bits,
-    )

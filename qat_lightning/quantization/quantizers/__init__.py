@@ -1,7 +1,7 @@
 """A tensor → the nearest tensor on a low-precision grid."""
 
 from qat_lightning.quantization.quantizers.affine import AffineQuantizer
-from qat_lightning.quantization.quantizers.base import Quantizer
+from qat_lightning.quantization.quantizers.base import IntegerGrid, Quantizer
 from qat_lightning.quantization.quantizers.binary import BinaryQuantizer
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.quantization.quantizers.reuse import evaluation
@@ -11,6 +11,7 @@ from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 __all__ = [
     "AffineQuantizer",
     "BinaryQuantizer",
+    "IntegerGrid",
     "LSQQuantizer",
     "Quantizer",
     "TernaryQuantizer",

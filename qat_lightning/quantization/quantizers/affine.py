@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, Scale, is_static
+from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, Scale, arguments, check_choice, is_static
 
 Range = Literal["minmax", "symmetric", "mean"]
 
@@ -26,6 +26,7 @@ class AffineQuantizer(Quantizer):
             17 levels of it; here it has 16).
     """
 
+    kind = "affine"
     bits_range, code_type = (2, 8), torch.uint8
     ends: Tensor
 
@@ -44,9 +45,11 @@ class AffineQuantizer(Quantizer):
         self.alike = not self.static
         if self.static and clip is not None:
             self.register_buffer("ends", torch.tensor([-float(clip), float(clip)]))
-        if range not in get_args(Range):
-            raise ValueError(f"range={range!r} is unknown: choose one of {', '.join(get_args(Range))}")
-        self.range = range
+        self.range = check_choice(range, Range, "range")
+        self.source = "arXiv:2211.11014" if range == "mean" else "arXiv:2009.12812"
+
+    def spec(self) -> dict[str, Any]:
+        return arguments(self)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

@@ -1,9 +1,12 @@
-"""What every quantizer is: codes × scale forward, straight-through backward."""
+"""The base of all quantizers: codes × scale forward, straight-through backward."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +22,28 @@ neighbours in that dimension. per_channel and per_token compute the same; the tw
 Scale = Literal["dynamic", "static"]
 
 
+class IntegerGrid(NamedTuple):
+    """Codes low … high that are whole numbers, with zero point 0 and one scale for the tensor.
+
+    Args:
+        low, high: the least and the largest code.
+        step: the scale; None where it is max|x|/high of the tensor at hand.
+        clip: the largest max|x|; None for no limit.
+    """
+
+    low: float
+    high: float
+    step: Tensor | None
+    clip: float | None
+
+
 class Quantizer(nn.Module):
     """x → x̂ = (codes − zero_point) · scale, same shape and dtype, with a straight-through gradient inside ±clip.
 
-    Subclasses write `codes`. The arithmetic runs in float32 at least, whatever autocast or the input's dtype says.
+    A subclass defines `codes`. It describes itself by `kind`, `source`, `levels` and `spec`, which exports, reports and model
+    cards read; a subclass without `spec` trains, and its weights are exported as codes. What needs `spec` (a packed folder
+    with this quantizer on activations) names it. The arithmetic runs in float32 at least, whatever autocast or the input's
+    dtype says.
 
     Args:
         bits: stored width of one code, from 1 to 8.
@@ -36,6 +57,10 @@ class Quantizer(nn.Module):
             that is missing or does not divide.
     """
 
+    source = ""
+    """The paper that describes the quantizer, as `arXiv:1605.04711`."""
+    scale: str = "dynamic"
+    """Where the scale comes from: "dynamic" (the tensor at hand), "static" (calibration) or "learned"."""
     bits_range: tuple[int, int] = (1, 8)
     has_zero_point = True
     """Whether `codes` ever returns a zero point other than 0."""
@@ -57,10 +82,7 @@ class Quantizer(nn.Module):
         low, high = self.bits_range
         if not (isinstance(bits, int) and low <= bits <= high):
             raise ValueError(f"bits={bits} is outside the range of {type(self).__name__}: choose {low} to {high}")
-        if granularity not in get_args(Granularity):
-            raise ValueError(
-                f"granularity={granularity!r} is unknown: choose one of {', '.join(get_args(Granularity))}"
-            )
+        check_choice(granularity, Granularity, "granularity")
         if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip={clip} must be positive and finite, or null for none")
         if (granularity == "per_group") != (group_size is not None) or (group_size is not None and group_size < 1):
@@ -72,6 +94,42 @@ class Quantizer(nn.Module):
         self.enabled = True  # a knob: switched off, x passes as it is
         self.keep_codes = False  # a knob of the layer that this is part of: `held` is asked for
         self._kept: tuple[tuple[object, ...], Tensor] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name that reports and cards print: "ternary", "uniform", …; without one of its own, the class's name."""
+        return type(self).__name__
+
+    def levels(self) -> int:
+        """The number of values that a scale allows."""
+        return 2**self.bits
+
+    def spec(self) -> dict[str, Any]:
+        """JSON from which `from_spec` makes the same quantizer, calibrated and learned tensors apart.
+
+        Raises:
+            NotImplementedError: the class does not describe itself.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define spec()")
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Self:
+        """Make the quantizer that `spec` describes; here the constructor's arguments, as `arguments` returns them.
+
+        Raises:
+            ValueError: arguments that are missing, unknown, or of another type or range.
+        """
+        hints = _hints(cls)
+        if not isinstance(spec, Mapping) or spec.keys() != hints.keys():
+            raise ValueError(f"{cls.__name__} takes {', '.join(hints)}; the spec is {spec!r}")
+        for name, value in spec.items():
+            if not _fits(value, hints[name]):
+                raise ValueError(f"{cls.__name__}: {name}={value!r} is not a {hints[name]}")
+        return cls(**spec)
+
+    def integer_grid(self) -> IntegerGrid | None:
+        """The whole codes of the quantizer, for products of integers; None where it has no such codes."""
+        return None
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Integers (held in a floating dtype), scale and zero_point, broadcastable: `forward(x) == (codes - zero_point) * scale`.
@@ -167,14 +225,49 @@ class Quantizer(nn.Module):
         return f"bits={self.bits}, granularity={self.granularity}{group}, clip={self.clip}"
 
 
+def arguments(quantizer: Quantizer) -> dict[str, Any]:
+    """The constructor's arguments of a quantizer that keeps each one as an attribute of the same name."""
+    return {name: getattr(quantizer, name) for name in _hints(type(quantizer))}
+
+
+def check_choice(value: str, choices: object, name: str) -> str:
+    """Return `value`.
+
+    Raises:
+        ValueError: it is not one of a Literal's choices.
+
+    Example:
+        >>> check_choice("mean", Literal["mean", "sum"], "reduction")
+        'mean'
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(get_args(choices))}")
+    return value
+
+
+def _hints(kind: type[Quantizer]) -> dict[str, Any]:
+    hints = get_type_hints(kind.__init__)
+    return {name: hints[name] for name in inspect.signature(kind).parameters}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value of JSON has that type; a bool is not a number, and a number is finite."""
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return type(value) is (NoneType if hint is None else hint)
+
+
 def is_static(scale: str, granularity: Granularity, clip: float | None) -> bool:
     """Whether a scale is learned from data once ("static") or taken from the tensor at hand ("dynamic").
 
     Raises:
         ValueError: another word; a static scale of rows, or without a clip to begin from.
     """
-    if scale not in get_args(Scale):
-        raise ValueError(f"scale={scale!r} is unknown: choose {' or '.join(get_args(Scale))}")
+    check_choice(scale, Scale, "scale")
     if scale == "static" and (granularity != "per_tensor" or clip is None):
         raise ValueError(
             "a static scale is one for the tensor, below the clip: it needs granularity=per_tensor and a clip"

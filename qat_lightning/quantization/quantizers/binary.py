@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from qat_lightning.quantization.quantizers.base import Granularity, Quantizer
+from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, arguments
 
 
 class BinaryQuantizer(Quantizer):
@@ -17,12 +19,16 @@ class BinaryQuantizer(Quantizer):
         granularity: what shares an α; the source takes one an output channel ("per_channel").
     """
 
+    kind, source = "binary", "arXiv:1603.05279"
     bits_range, code_type, alike = (1, 1), torch.uint8, True
 
     def __init__(
         self, granularity: Granularity = "per_channel", clip: float | None = 2.5, group_size: int | None = None
     ) -> None:
         super().__init__(1, granularity, clip, group_size)
+
+    def spec(self) -> dict[str, Any]:
+        return arguments(self)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = self.prepared(x)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.quantization.quantizers.base import Granularity, Quantizer
+from qat_lightning.quantization.quantizers.base import Granularity, IntegerGrid, Quantizer, arguments, check_choice
 from qat_lightning.quantization.quantizers.initialization import INITIALIZATIONS, Initialization
 from qat_lightning.quantization.quantizers.reuse import with_codes
 from qat_lightning.quantization.quantizers.straight_through import learned_step
@@ -47,6 +47,7 @@ class LSQQuantizer(Quantizer):
         ValueError: bits outside 2…8; an unknown option; a tensor with another number of rows than the first one.
     """
 
+    kind, scale = "LSQ", "learned"
     bits_range, has_zero_point = (2, 8), False
     rows_are_independent = False
 
@@ -63,9 +64,9 @@ class LSQQuantizer(Quantizer):
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, None, group_size)
-        _check(parametrization, Parametrization, "parametrization")
-        _check(gradient_scale, GradientScale, "gradient_scale")
-        _check(initialization, Initialization, "initialization")
+        check_choice(parametrization, Parametrization, "parametrization")
+        check_choice(gradient_scale, GradientScale, "gradient_scale")
+        check_choice(initialization, Initialization, "initialization")
         if not 0 <= tail < 1:
             raise ValueError(f"tail={tail} is a share of the values: 0 or more, less than 1")
         self.code_type = torch.int8 if signed else torch.uint8
@@ -74,10 +75,20 @@ class LSQQuantizer(Quantizer):
         half = 2 ** (bits - 1)
         self.high = float(half - 1 if signed else 2**bits - 1)
         self.low = 0.0 if not signed else -self.high if parametrization == "clip_threshold" else -float(half)
+        self.source = "arXiv:2101.05938" if parametrization == "clip_threshold" else "arXiv:1902.08153"
         self.step_size = nn.Parameter(torch.tensor(1.0))
         self.measured = 0
         self.following = False
         self.join: Callable[[Tensor], Tensor] = _alone
+
+    def levels(self) -> int:
+        return int(self.high - self.low) + 1
+
+    def spec(self) -> dict[str, Any]:
+        return arguments(self)
+
+    def integer_grid(self) -> IntegerGrid | None:
+        return IntegerGrid(self.low, self.high, self.step, None) if self.granularity == "per_tensor" else None
 
     @property
     def step(self) -> Tensor:
@@ -152,11 +163,6 @@ class LSQQuantizer(Quantizer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, parametrization={self.parametrization}, initialization={self.initialization}"
-
-
-def _check(value: str, choices: object, name: str) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(get_args(choices))}")
 
 
 def _alone(x: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from qat_lightning.quantization.quantizers.base import Granularity, Quantizer
+from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, arguments
 
 
 class TernaryQuantizer(Quantizer):
@@ -20,6 +22,7 @@ class TernaryQuantizer(Quantizer):
         threshold: 0.7, TWN's approximation for weights that are normal or uniform.
     """
 
+    kind, source = "ternary", "arXiv:1605.04711"
     bits_range, has_zero_point, code_type, alike = (2, 2), False, torch.int8, True
 
     def __init__(
@@ -33,6 +36,12 @@ class TernaryQuantizer(Quantizer):
         if not 0 <= threshold <= 4:
             raise ValueError(f"threshold={threshold} must be 0 to 4: beyond, hardly a weight is kept")
         self.threshold = threshold
+
+    def levels(self) -> int:
+        return 3
+
+    def spec(self) -> dict[str, Any]:
+        return arguments(self)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = self.wide(x)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, Scale, is_static
+from qat_lightning.quantization.quantizers.base import Granularity, IntegerGrid, Quantizer, Scale, arguments, is_static
 
 
 class UniformQuantizer(Quantizer):
@@ -22,6 +24,7 @@ class UniformQuantizer(Quantizer):
         ValueError: bits outside 2…8; static scale with granularity "per_channel" or without a clip.
     """
 
+    kind, source = "uniform", "arXiv:2009.12812"
     bits_range, has_zero_point, code_type = (2, 8), False, torch.int8
     maximum: Tensor
 
@@ -39,6 +42,17 @@ class UniformQuantizer(Quantizer):
         self.alike = not self.static
         if self.static and clip is not None:
             self.register_buffer("maximum", torch.tensor(float(clip)))
+
+    def levels(self) -> int:
+        return int(2**self.bits - 1)
+
+    def spec(self) -> dict[str, Any]:
+        return arguments(self)
+
+    def integer_grid(self) -> IntegerGrid | None:
+        largest_code = float(2 ** (self.bits - 1) - 1)
+        step = self.maximum / largest_code if self.static else None
+        return IntegerGrid(-largest_code, largest_code, step, self.clip) if self.granularity == "per_tensor" else None
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:

@@ -121,21 +121,6 @@ def layer(quantizer: Quantizer) -> torch.nn.Module:
     return holder
 
 
-@every_quantizer
-@every_granularity
-def test_shapes_of_a_model_without_memory(name: str, granularity: str) -> None:
-    """A size can be told before there are weights; a zero point for each scale is the most that it can take."""
-    weight = weights(3, rows=6)
-    quantizer = made(name, granularity, weight)
-    holder = layer(quantizer)
-    holder.linear.weight.data = weight
-    real, blank = packed_tensors(holder), packed_tensors(layer(quantizer).to("meta"))
-    told = {key: (tensor.dtype, tensor.numel()) for key, tensor in blank.tensors.items()}
-    found = {key: (tensor.dtype, tensor.numel()) for key, tensor in real.tensors.items()}
-    assert found.items() <= told.items()
-    assert {key for key in told if key not in found} <= {"linear.weight.zero_point"}
-
-
 def test_offsets_count() -> None:
     holder = layer(AffineQuantizer(4, "per_channel"))
     # 72 codes of 4 bits, a scale and a zero point for each of 6 rows, and 6 biases
