@@ -19,8 +19,8 @@ from qat_lightning.commands.multirun import all_jobs, one_job
 from qat_lightning.commands.terminal import ended_by_signals, words_may_be_lost
 from qat_lightning.config.command_line import MULTIRUN, check_words, is_override, quote_paths
 from qat_lightning.config.hydra_settings import check_flags, guarded_hydra
-from qat_lightning.config.run_config import in_one_process, located, read_run
-from qat_lightning.config.schema import CONF, ConfigError, Plain, resolve
+from qat_lightning.config.run_config import in_one_process, located, needed_places, read_run
+from qat_lightning.config.schema import CONF, BenchConfig, ConfigError, RunConfig, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.io.documents import DocumentError, read_yaml
 from qat_lightning.io.screen import cleansed
@@ -54,29 +54,29 @@ def _train(config: DictConfig) -> float:
 
 def _run(config: DictConfig) -> float:
     """The student's score, NaN where it is undefined."""
-    plain = checked(config)
+    made = checked(config)
     # after the checks: what follows takes seconds to import
-    from qat_lightning.data.hub import require_hub, wanted
+    from qat_lightning.data.hub import require_hub
 
-    require_hub(wanted(plain))
+    require_hub(needed_places(made))
     from qat_lightning.commands.train.run import run
     from qat_lightning.training.process.watchdog import Watchdog
 
     with Watchdog():
         folder = Path(HydraConfig.get().runtime.output_dir)
-        score = run(plain, folder, list(HydraConfig.get().overrides.task))["student"]
+        score = run(made, folder, list(HydraConfig.get().overrides.task))["student"]
         return math.nan if score is None else float(score)
 
 
-def checked(config: DictConfig) -> Plain:
+def checked(config: DictConfig) -> RunConfig:
     """What Hydra has composed, resolved, and free of all mistakes that can be seen before data and models are loaded.
 
     Raises:
         ConfigError, OmegaConfBaseException: what `told` tells.
     """
-    plain = resolve(config)
-    check(plain)
-    return plain
+    made = resolve(config)
+    check(made)
+    return made
 
 
 def train() -> None:
@@ -115,10 +115,10 @@ def _program() -> Iterator[None]:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="bench")
 def _bench(config: DictConfig) -> None:
     with mistakes_in_words():
-        plain = resolve(config)
+        made = resolve(config, BenchConfig)
         from qat_lightning.commands.bench.run import run_bench
 
-        run_bench(plain, list(HydraConfig.get().overrides.task))
+        run_bench(made, list(HydraConfig.get().overrides.task))
 
 
 def bench() -> None:
@@ -151,7 +151,7 @@ def export() -> None:
 
         if located(config, overrides) != config:
             raise ConfigError(
-                f"run={str(folder)!r} has folders that are relative to {config['working_directory']!r}: start the export"
+                f"run={str(folder)!r} has folders that are relative to {config.working_directory!r}: start the export"
                 " in that directory"
             )
         given = {word.split("=", 1)[0] for word in overrides}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from qat_lightning.commands.train.pipeline import Run, opened
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
 from qat_lightning.commands.train.results import split_name, validation_hash
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, Plain, RunConfig
 from qat_lightning.exporters.onnx.runtime import OnnxModel
 from qat_lightning.exporters.packed.reader import load_packed
 from qat_lightning.io.documents import read_json
@@ -30,7 +30,7 @@ from qat_lightning.reports.summary import score
 MODELS = ("student", "teacher", "packed", "onnx")
 
 
-def evaluate(config: Plain, folder: Path, model: str) -> Plain:
+def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
     """Score `model` on the validation rows, by the very code that scored it during the run. No other split is read.
 
     Returns what `evaluation/<model>.json` holds: the metrics, and the figure that the run recorded (of an exported model
@@ -48,11 +48,11 @@ def evaluate(config: Plain, folder: Path, model: str) -> Plain:
     if model not in MODELS:
         raise ConfigError(f"model={model!r}: {suggest(model, MODELS)}")
     if model == "onnx":
-        config = config | {"trainer": {**config["trainer"], "accelerator": "cpu", "precision": "32-true", "devices": 1}}
+        config = replace(config, trainer=replace(config.trainer, accelerator="cpu", precision="32-true", devices=1))
     check_plain(folder)
     recorded = _recorded(folder)
     know_the_rank(config)
-    run = opened(config | {"data": _one_split(config["data"], recorded)}, folder)
+    run = opened(replace(config, data=_one_split(config.data, recorded)), folder)
     scores = _scores(run, _model(run, model), model)
     own = recorded.get("validation", {}).get("sha256") == validation_hash(run.data)
     result: Plain = {
@@ -81,10 +81,10 @@ def _one_split(data: Plain, recorded: Plain) -> Plain:
     return data | chosen
 
 
-def _name(result: Plain, config: Plain, recorded: Plain) -> str:
+def _name(result: Plain, config: RunConfig, recorded: Plain) -> str:
     """Of the file for other rows than the run's own: the model, the data where they are others, the split, the limit."""
     task = [] if result["task"] == recorded.get("task", result["task"]) else [result["task"]]
-    limit = config["data"].get("validation_limit")
+    limit = config.data.get("validation_limit")
     parts = [result["model"], *task, result["split"], *([] if limit is None else [str(limit)])]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
@@ -102,7 +102,7 @@ def _model(run: Run, model: str) -> nn.Module:
     if model == "packed":
         return load_packed(place)
     try:
-        return OnnxModel(place, run.config["threads"])
+        return OnnxModel(place, run.config.threads)
     except Exception as error:  # onnxruntime's errors have no common ancestor but this
         raise ConfigError(f"onnxruntime cannot read {place} ({_first_line(error)}): export again") from error
 

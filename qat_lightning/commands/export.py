@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from qat_lightning.commands.model_comparison import NEAR, Comparison, InFloat64, compare
-from qat_lightning.config.schema import Plain
+from qat_lightning.config.schema import Plain, RunConfig, UnquantizedDtype
 from qat_lightning.data.base import TaskData
 from qat_lightning.exporters.onnx.exporter import OnnxError, export_onnx
 from qat_lightning.exporters.onnx.runtime import OnnxModel
@@ -45,7 +45,7 @@ class NotFaithfulError(ValueError):
 
 @dataclass
 class Exporter:
-    """Writes what `config["export"]` asks for of a student on the CPU.
+    """Writes what `config.export` asks for of a student on the CPU.
 
     Args:
         folder: the run folder.
@@ -55,7 +55,7 @@ class Exporter:
         record: the content of `export/metrics.json`; None where nothing was exported.
     """
 
-    config: Plain
+    config: RunConfig
     folder: Path
     data: TaskData
     student: nn.Module
@@ -70,10 +70,10 @@ class Exporter:
             NotFaithfulError: an exported model whose metric is more than half a point off, and whose logits are
                 further from the student's than rounding explains.
         """
-        wanted = self.config["export"]
+        wanted = self.config.export
         for name in (RECORD, CARD):  # of an earlier export: what they tell is no longer so, should this one end early
             (self.folder / EXPORT / name).unlink(missing_ok=True)
-        if not (wanted["packed"] or wanted["onnx"]):
+        if not (wanted.packed or wanted.onnx):
             return None
         self.student.cpu().float().eval()
         self._float32 = size(self.student).float32
@@ -83,7 +83,7 @@ class Exporter:
         for form, name, make in (("packed", PACKED, self._packed), ("onnx", ONNX, self._onnx)):
             forms[form] = None
             try:
-                if wanted[form]:
+                if getattr(wanted, form):
                     forms[form] = make()
                 elif (self.folder / EXPORT / name).exists():
                     self.say(f"export/{name}", "left as an earlier export made it; the card does not mention it")
@@ -117,17 +117,17 @@ class Exporter:
             self.student.config.label2id = {name: number for number, name in enumerate(names)}  # type: ignore[union-attr]
 
     def _packed(self) -> Plain:
-        folder, wanted = self.folder / EXPORT / PACKED, self.config["export"]
+        folder, wanted = self.folder / EXPORT / PACKED, self.config.export
         written = write_packed(
             self.student,
             folder,
-            unquantized_dtype=wanted["unquantized_dtype"],
-            ternary_encoding=wanted["ternary_encoding"],
+            unquantized_dtype=wanted.unquantized_dtype.name,  # type: ignore[arg-type]
+            ternary_encoding=wanted.ternary_encoding.name,  # type: ignore[arg-type]
             processor=self.data.processor,
         )
         file = (folder / WEIGHTS).stat().st_size
-        seen = compare(load_packed(folder), self.student, self.data, wanted["rows"])
-        exact = wanted["unquantized_dtype"] == "float32"
+        seen = compare(load_packed(folder), self.student, self.data, wanted.rows)
+        exact = wanted.unquantized_dtype is UnquantizedDtype.float32
         self._check(
             seen, "export/packed", "export.unquantized_dtype=float32" if not exact else "export.packed=false", exact
         )
@@ -135,8 +135,8 @@ class Exporter:
             "bits_per_weight": written["bytes"]["bits_per_weight"],
             "full_precision_bytes": written["bytes"]["full_precision"],
             "full_precision": _whole_matrices(written["tensors"]),
-            "unquantized_dtype": wanted["unquantized_dtype"],
-            "ternary_encoding": wanted["ternary_encoding"],
+            "unquantized_dtype": wanted.unquantized_dtype.name,
+            "ternary_encoding": wanted.ternary_encoding.name,
         }
 
     def _onnx(self) -> Plain | None:
@@ -149,7 +149,7 @@ class Exporter:
             model: OnnxModel = export_onnx(self.student, path, self.data.example_batch(2))
         except OnnxError as error:
             raise OnnxError(f"{error}: leave it out with export.onnx=false") from error
-        seen = compare(model, self.student, self.data, self.config["export"]["rows"])
+        seen = compare(model, self.student, self.data, self.config.export.rows)
         self._check(seen, "export/model.onnx", "export.onnx=false")
         return self._figures(path.stat().st_size, seen) | {
             "inputs": list(model.inputs),

@@ -25,7 +25,7 @@ ONE_PROCESS: Plain = {
 """What scoring and exporting need. A folder's configuration cannot ask for more; who types the command can."""
 
 
-def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
+def read_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """`config.yaml` of a run folder, typed and checked as a new run's is; keys that are newer than it take their defaults.
 
     Args:
@@ -42,29 +42,30 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Plain:
     config = OmegaConf.merge(OmegaConf.structured(RunConfig), read_foreign(place))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         OmegaConf.update(config, _key(config, override), override.value(), merge=False)
-    plain = resolve(config)  # type: ignore[arg-type]
-    _check_trust(plain, {override.split("=", 1)[0] for override in overrides}, place)
-    check(plain)
-    return plain
+    made = resolve(config)  # type: ignore[arg-type]
+    _check_trust(made, {override.split("=", 1)[0] for override in overrides}, place)
+    check(made)
+    return made
 
 
-def located(config: Plain, overrides: Sequence[str] = ()) -> Plain:
+def located(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """Make relative folders absolute that are not here, but in the directory where the run was started.
 
     Args:
         overrides: key=value; their folders are relative to the current directory.
     """
-    started = Path(config["working_directory"] or "")
-    groups: dict[str, Plain] = {"model": dict(config["model"]), "data": dict(config["data"])}
+    started = Path(config.working_directory or "")
+    found = copy.deepcopy(config)
     for key in {"model.path", "data.path", "data.tokenizer"} - {override.split("=", 1)[0] for override in overrides}:
         group, _, name = key.partition(".")
-        place = groups[group].get(name)
+        settings = vars(found.model) if group == "model" else found.data
+        place = settings.get(name)
         if isinstance(place, str) and not Path(place).exists() and (started / place).exists():
-            groups[group][name] = str(started / place)
-    return config | groups
+            settings[name] = str(started / place)
+    return found
 
 
-def in_one_process(config: Plain, overrides: Sequence[str] = ()) -> Plain:
+def in_one_process(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run folder without the processes, devices and workers that it asks for.
 
     Args:
@@ -72,13 +73,23 @@ def in_one_process(config: Plain, overrides: Sequence[str] = ()) -> Plain:
     """
     typed, limited = {override.split("=", 1)[0] for override in overrides}, copy.deepcopy(config)
     for key, value in ONE_PROCESS.items():
-        *groups, name = key.split(".")
-        node = limited[groups[0]] if groups else limited
-        if key not in typed and name in node:
-            node[name] = value
-    if "threads" not in typed and limited["threads"] is not None:
-        limited["threads"] = min(limited["threads"], os.cpu_count() or 1)
+        group, _, name = key.rpartition(".")
+        settings = limited.data if group == "data" else vars(limited.trainer if group else limited)
+        if key not in typed and name in settings:
+            settings[name] = value
+    if "threads" not in typed and limited.threads is not None:
+        limited.threads = min(limited.threads, os.cpu_count() or 1)
     return limited
+
+
+def needed_places(config: RunConfig) -> dict[str, str]:
+    """Return override → hub id or folder of all that must exist before anything begins."""
+    needed = {"data.path": config.data.get("path")}
+    if config.model.pretrained:
+        needed["model.path"] = config.model.path
+    if config.data.get("tokenizer") != needed.get("model.path"):
+        needed["data.tokenizer"] = config.data.get("tokenizer")
+    return {override: place for override, place in needed.items() if place is not None}
 
 
 def _key(config: Any, override: Override) -> str:
@@ -99,13 +110,13 @@ def _key(config: Any, override: Override) -> str:
     return key
 
 
-def _check_trust(config: Plain, typed: set[str], place: Path) -> None:
+def _check_trust(config: RunConfig, typed: set[str], place: Path) -> None:
     """A flag that lets others' files be more than data counts where it is typed, not where a folder brings it along."""
     needed = {"trust_remote_code": ("trust_remote_code", "revision"), "pickled_weights": ("pickled_weights",)}
     for flag, names in needed.items():
-        if config["model"][flag] and (missing := [name for name in names if f"model.{name}" not in typed]):
-            again = " ".join(f"model.{name}={config['model'][name]}" for name in missing)
+        if getattr(config.model, flag) and (missing := [name for name in names if f"model.{name}" not in typed]):
+            again = " ".join(f"model.{name}={getattr(config.model, name)}" for name in missing)
             raise ConfigError(
-                f"{place} has model.{flag}=true for model.path={config['model']['path']!r}; whoever wrote the folder wrote"
+                f"{place} has model.{flag}=true for model.path={config.model.path!r}; whoever wrote the folder wrote"
                 f" that: if you trust both, say so in this command as well, {again}"
             )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -84,6 +84,11 @@ class StageConfig:
     checkpoint_every: int = 500
     checkpoint_minutes: float | None = None
     keep: Keep = Keep.best
+
+    @property
+    def empty(self) -> bool:
+        """Whether the budget has no steps."""
+        return 0 in (self.max_steps, self.max_epochs)
 
 
 @dataclass
@@ -203,23 +208,46 @@ class RunConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 
+    def stage(self, name: str) -> StageConfig:
+        """Return the settings of a stage by its name."""
+        stage: StageConfig = getattr(self.stages, name)
+        return stage
+
+
+@dataclass
+class BenchConfig:
+    """The configuration of `python -m qat_lightning.bench`; bench: the settings of group `bench`."""
+
+    bench: dict[str, Any] = field(default_factory=dict)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    threads: Any = None
+    output: str | None = None
+
+
+Config = TypeVar("Config", RunConfig, BenchConfig)
 
 # The first entry of a configuration's defaults list, which Hydra finds by name, whoever composes.
 ConfigStore.instance().store(name="schema", node=RunConfig)
 
 
-def resolve(config: DictConfig) -> Plain:
-    """Interpolations and `model.pretrained=null` resolved, enumerations as their names.
+def resolve(config: DictConfig, schema: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
+    """Make a composed configuration an instance of its schema, with interpolations and `model.pretrained=null` resolved.
 
     Raises:
-        ConfigError: a value that must be given.
+        ConfigError: a value that must be given is missing.
     """
     if missing := list(_missing(OmegaConf.to_container(config, resolve=False))):
         raise ConfigError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=…' for key in missing)}")
-    plain = typing.cast(Plain, OmegaConf.to_container(config, resolve=True, enum_to_str=True))
-    if plain["model"].get("pretrained") is None:
-        plain["model"]["pretrained"] = plain["model"].get("path") is not None
-    return plain
+    made = typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config)))
+    if made.model.pretrained is None:
+        made.model.pretrained = made.model.path is not None
+    return made
+
+
+def as_plain(config: RunConfig | BenchConfig) -> Plain:
+    """Return a copy of the configuration as dictionaries, lists, numbers and strings: what config.yaml holds."""
+    return asdict(config, dict_factory=lambda items: {k: v.name if isinstance(v, Enum) else v for k, v in items})
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from qat_lightning.config.instantiate import add_keys, check_targets, check_type, create, create_all, suggest
-from qat_lightning.config.schema import ConfigError, Plain, RunConfig, Teacher
+from qat_lightning.config.schema import (
+    ConfigError,
+    ModelConfig,
+    Plain,
+    QuantizationConfig,
+    RunConfig,
+    Teacher,
+    as_plain,
+)
 from qat_lightning.config.value_ranges import check_bounds
 from qat_lightning.io.documents import read_json
 
@@ -29,65 +37,63 @@ BESIDE_BF16 = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true")
 """The trainer's precisions that a teacher in bfloat16 goes with."""
 
 
-def check(config: Plain) -> None:
+def check(config: RunConfig) -> None:
     """All that can be known to be wrong before data and models are loaded, in a second or two.
 
     Raises:
         ConfigError: naming the key and the valid choices.
     """
-    _check_known(config, RunConfig)
+    _check_known(config)
     _check_values(config)
-    losses = create_all(config["losses"], "losses")
-    interventions = create_all(config["intervention"], "intervention")
+    losses = create_all(config.losses, "losses")
+    interventions = create_all(config.intervention, "intervention")
     for group in ("intervention_schedule", "lr_scheduler"):
-        if config[group]:
-            create(config[group], group)
+        if node := getattr(config, group):
+            create(node, group)
     for group in ("optimizer", "callbacks", "logger"):
-        check_targets(config[group], group)
-    create_all(config["quantization"]["rules"], "quantization.rules")
-    for key, quantizer in _quantizers(config["quantization"]):
+        check_targets(getattr(config, group), group)
+    create_all(config.quantization.rules, "quantization.rules")
+    for key, quantizer in _quantizers(config.quantization):
         create(quantizer | {"_partial_": False}, key)
     _check_losses(losses)
     _check_teacher(config, losses)
     _check_schedule(config, interventions)
     _check_random(config)
     _check_layers(config)
-    _check_optimizer(config["optimizer"])  # last, as torch takes a second to get ready for it
+    _check_optimizer(config.optimizer)  # last, as torch takes a second to get ready for it
 
 
-def _check_known(node: Plain, schema: type, prefix: str = "") -> None:
-    """No key that a `+` has added where the schema has them all."""
-    kinds = get_type_hints(schema)
-    for name, child in node.items():
-        if name not in kinds:
-            raise ConfigError(f"unknown key {prefix + str(name)!r}: {suggest(str(name), kinds)}")
-        if is_dataclass(kinds[name]):
-            _check_known(child, kinds[name], f"{prefix}{name}.")
+def _check_known(node: Any, prefix: str = "") -> None:
+    """Refuse a key that a `+` has added to a group whose schema names all keys."""
+    known = [field.name for field in fields(node)]
+    for name, child in vars(node).items():
+        if name not in known:
+            raise ConfigError(f"unknown key {prefix + str(name)!r}: {suggest(str(name), known)}")
+        if is_dataclass(child):
+            _check_known(child, f"{prefix}{name}.")
 
 
-def _check_values(config: Plain) -> None:
+def _check_values(config: RunConfig) -> None:
     for name, annotation in _DATA_TYPES.items():
-        if name in config["data"]:
-            check_type(config["data"][name], annotation, f"data.{name}")
-    check_bounds(config)
-    if config["compile"] and config["activation_checkpointing"]:
+        if name in config.data:
+            check_type(config.data[name], annotation, f"data.{name}")
+    check_bounds(as_plain(config))
+    if config.compile and config.activation_checkpointing:
         raise ConfigError(
             "compile=true and activation_checkpointing=true do not go together: leave out one of them (a compiled model"
             " already computes again what is cheap)"
         )
-    for glob, width in (config["quantization"]["bits"] or {}).items():
+    for glob, width in (config.quantization.bits or {}).items():
         if type(width) is not int or not 1 <= width <= 8:
             raise ConfigError(f"quantization.bits gives {glob!r} {width!r}: give a whole number from 1 to 8")
-    for name, stage in config["stages"].items():
-        if stage["checkpoint_minutes"] is not None and not stage["checkpoint_minutes"] > 0:
-            raise ConfigError(
-                f"stages.{name}.checkpoint_minutes={stage['checkpoint_minutes']} must be above 0, or null"
-            )
-        if stage.get("target_modules") == []:
+    for name, stage in vars(config.stages).items():
+        if stage.checkpoint_minutes is not None and not stage.checkpoint_minutes > 0:
+            raise ConfigError(f"stages.{name}.checkpoint_minutes={stage.checkpoint_minutes} must be above 0, or null")
+        if getattr(stage, "target_modules", None) == []:
             raise ConfigError(
                 f"stages.{name}.target_modules=[] quantizes nothing: give globs of parts, or null for all"
             )
-        if stage["max_steps"] is None and stage["max_epochs"] is None:
+        if stage.max_steps is None and stage.max_epochs is None:
             raise ConfigError(
                 f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
             )
@@ -117,15 +123,15 @@ def _check_optimizer(node: Plain) -> None:
         raise ConfigError(f"optimizer ({given}): its first step does not go down the slope of the loss")
 
 
-def _quantizers(quantization: Plain) -> Iterator[tuple[str, Any]]:
+def _quantizers(quantization: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Each quantizer node of the rules and the attention, under its key."""
-    for name, rule in quantization["rules"].items():
+    for name, rule in quantization.rules.items():
         for slot in ("weight", "input") if rule is not None else ():
             if rule.get(slot):
                 yield f"quantization.rules.{name}.{slot}", rule[slot]
     for slot in ("query", "key", "probs", "value"):
-        if quantization["attention"] and quantization["attention"].get(slot):
-            yield f"quantization.attention.{slot}", quantization["attention"][slot]
+        if quantization.attention and quantization.attention.get(slot):
+            yield f"quantization.attention.{slot}", quantization.attention[slot]
 
 
 def _check_losses(losses: Mapping[str, Any]) -> None:
@@ -136,66 +142,66 @@ def _check_losses(losses: Mapping[str, Any]) -> None:
         raise ConfigError("no loss is left: give one of losses a weight above 0, or choose losses=…")
 
 
-def _check_teacher(config: Plain, losses: Mapping[str, Any]) -> None:
+def _check_teacher(config: RunConfig, losses: Mapping[str, Any]) -> None:
     _check_frozen(config, losses)
-    if config["teacher"] != Teacher.none.name:
+    if config.teacher is not Teacher.none:
         return
     needing = [name for name, loss in losses.items() if loss.weight != 0 and loss.needs_teacher]
     if needing:
         raise ConfigError(
             f"losses.{needing[0]} needs a teacher and teacher=none: choose losses=task, or teacher=full_precision"
         )
-    if config["intervention"]:
+    if config.intervention:
         raise ConfigError(
             "intervention needs a teacher and teacher=none: choose intervention=none intervention_schedule=none,"
             " or teacher=full_precision"
         )
 
 
-def _check_frozen(config: Plain, losses: Mapping[str, Any]) -> None:
+def _check_frozen(config: RunConfig, losses: Mapping[str, Any]) -> None:
     """What is said of a teacher needs one that is asked, in a precision that goes with the trainer's."""
-    asked = config["intervention"] or any(loss.weight != 0 and loss.needs_teacher for loss in losses.values())
-    without = config["teacher"] == Teacher.none.name
+    asked = config.intervention or any(loss.weight != 0 and loss.needs_teacher for loss in losses.values())
+    without = config.teacher is Teacher.none
     for key in ("teacher_precision", "teacher_cache"):
-        if config[key] is not None and (without or not asked):
+        if (value := as_plain(config)[key]) is not None and (without or not asked):
             reason = "teacher=none" if without else "no loss or intervention asks the teacher"
-            raise ConfigError(f"{key}={config[key]} and {reason}: leave {key} out")
-    if config["teacher_cache"] is not None and not config["teacher_cache"].strip():
+            raise ConfigError(f"{key}={value} and {reason}: leave {key} out")
+    if config.teacher_cache is not None and not config.teacher_cache.strip():
         raise ConfigError("teacher_cache is empty: give a folder, or null for none")
-    precision = config["trainer"]["precision"]
-    if config["teacher_precision"] is not None and precision not in BESIDE_BF16:
+    precision = config.trainer.precision
+    if config.teacher_precision is not None and precision not in BESIDE_BF16:
         raise ConfigError(
-            f"teacher_precision={config['teacher_precision']} goes with trainer.precision={', '.join(BESIDE_BF16)} and not with"
+            f"teacher_precision={config.teacher_precision.name} goes with trainer.precision={', '.join(BESIDE_BF16)} and not with"
             f" {precision}: leave teacher_precision out, or choose one of those"
         )
 
 
-def _check_random(config: Plain) -> None:
+def _check_random(config: RunConfig) -> None:
     """A teacher whose weights are random must be trained; with teacher=none nothing is distilled from it."""
-    budget = config["stages"]["teacher"]
-    if config["model"]["pretrained"] or config["teacher"] == Teacher.none.name:
+    budget = config.stages.teacher
+    if config.model.pretrained or config.teacher is Teacher.none:
         return
     for key in ("max_steps", "max_epochs"):
-        if budget[key] == 0:
+        if getattr(budget, key) == 0:
             raise ConfigError(
                 f"stages.teacher.{key}=0 leaves a teacher with random weights (model.pretrained=false): give model.path=… of a"
                 f" fine-tuned model without model.pretrained=false, or stages.teacher.{key}=3"
             )
 
 
-def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
-    if bool(config["intervention"]) != bool(config["intervention_schedule"]):
+def _check_schedule(config: RunConfig, interventions: Mapping[str, Any]) -> None:
+    if bool(config.intervention) != bool(config.intervention_schedule):
         given, other = (
             ("intervention", "intervention_schedule")
-            if config["intervention"]
+            if config.intervention
             else ("intervention_schedule", "intervention")
         )
         raise ConfigError(f"{given} is set and {other} is not: choose {other}=… as well, or {given}=none")
-    if not config["intervention_schedule"]:
+    if not config.intervention_schedule:
         return
     unknown = [
         name
-        for name in create(config["intervention_schedule"], "intervention_schedule").names
+        for name in create(config.intervention_schedule, "intervention_schedule").names
         if name not in interventions
     ]
     if unknown:
@@ -204,9 +210,9 @@ def _check_schedule(config: Plain, interventions: Mapping[str, Any]) -> None:
         )
 
 
-def _check_layers(config: Plain) -> None:
+def _check_layers(config: RunConfig) -> None:
     """Layer pairs of losses and layers of interventions lie within the models' depths, where files tell those."""
-    teacher, kept = _depth(config["model"]), config["model"]["student_layers"]
+    teacher, kept = _depth(config.model), config.model.student_layers
     if kept is not None and len(set(kept)) < len(kept):
         raise ConfigError(f"model.student_layers={kept} names a layer twice: name each layer once")
     if teacher is None:
@@ -214,7 +220,7 @@ def _check_layers(config: Plain) -> None:
     if kept is not None and (not kept or not all(0 <= layer < teacher for layer in kept)):
         raise ConfigError(f"model.student_layers={kept} must name some of the model's layers, 0 to {teacher - 1}")
     student = teacher if kept is None else len(kept)
-    for name, loss in config["losses"].items():
+    for name, loss in config.losses.items():
         more = 1 if loss and loss.get("site") == "hidden" else 0
         for own, other in (loss and loss.get("layers")) or []:
             if not (0 <= own < student + more and 0 <= other < teacher + more):
@@ -222,19 +228,19 @@ def _check_layers(config: Plain) -> None:
                     f"losses.{name}.layers holds [{own}, {other}], but the student's can be 0 to {student + more - 1} and"
                     f" the teacher's 0 to {teacher + more - 1}"
                 )
-    for name, intervention in config["intervention"].items():
+    for name, intervention in config.intervention.items():
         if beyond := [layer for layer in intervention.get("at") or [] if not 0 <= layer < student]:
             raise ConfigError(
                 f"intervention.{name}.at holds {beyond[0]}, but the student's layers are 0 to {student - 1}"
             )
 
 
-def _depth(model: Plain) -> int | None:
+def _depth(model: ModelConfig) -> int | None:
     """The number of layers, from a local folder's config.json or the configured architecture; None where a hub id says it."""
-    place, described = Path(model["path"] or "") / "config.json", model["architecture"]
-    if model["path"] and place.is_file():
+    place, described = Path(model.path or "") / "config.json", model.architecture
+    if model.path and place.is_file():
         described = _read_described(place)
-    elif model["pretrained"]:
+    elif model.pretrained:
         return None
     key = next((key for key in ("num_hidden_layers", "n_layers", "n_layer") if key in described), None)
     if key is not None and not (type(described[key]) is int and described[key] > 0):

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants, get_session
 from huggingface_hub.file_download import repo_folder_name
@@ -17,16 +16,6 @@ PATIENCE = 5.0
 
 class Unreachable(ValueError):  # noqa: N818 (reads as a sentence: raise Unreachable)
     """Neither a local folder, nor cached, nor to be had from the hub."""
-
-
-def wanted(config: Mapping[str, Any]) -> dict[str, str]:
-    """Override → hub id or folder of all that must be there before anything begins."""
-    wanted = {"data.path": config["data"].get("path")}
-    if config["model"]["pretrained"]:
-        wanted["model.path"] = config["model"]["path"]
-    if config["data"].get("tokenizer") != wanted.get("model.path"):
-        wanted["data.tokenizer"] = config["data"].get("tokenizer")
-    return {override: place for override, place in wanted.items() if place is not None}
 
 
 def require_hub(places: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
@@ -47,9 +47,6 @@ FOLLOWING = {
 
 OWN = ("last.ckpt*", "previous.ckpt*", "best-*.ckpt*", "settings.json*")
 """What a stage writes to its folder while it trains."""
-
-Keep = Literal["best", "last"]
-"""Which weights a stage hands on: those that scored best on the validation split (the papers report these), or the last."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +134,11 @@ class Stage:
         best = BestCheckpoint(self.scratch, data.metric, data.higher_is_better)
         return [StageTimer(), best, ResumeCheckpoint(self.scratch / LAST, every, minutes, best, self.stopping)]
 
-    def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep: Keep) -> StageResult:
-        """Train to the module's steps or on from the last checkpoint, keep the best or the last weights, write both files.
+    def fit(self, trainer: Trainer, module: QATModule, data: TaskData, keep_best: bool) -> StageResult:
+        """Train to the module's steps or on from the last checkpoint, and write the result.
+
+        Args:
+            keep_best: keep the weights that scored best on the validation split (the papers report these), or the last.
 
         Raises:
             StoppedBySignal: a signal has asked for the end; the next start goes on.
@@ -153,7 +153,7 @@ class Stage:
         outcome = StageResult(
             steps=trainer.global_step,
             seconds=round(_find(trainer, StageTimer).time_elapsed("train"), 3),
-            score=finite(self._take_best(trainer, module, data, last_score) if keep == "best" else last_score),
+            score=finite(self._take_best(trainer, module, data, last_score) if keep_best else last_score),
             last_score=finite(last_score),
             assisted=finite(assisted),
             checkpoint_bytes=_bytes(self.scratch / LAST),

@@ -299,8 +299,8 @@ def test_configuration_is_printed_without_importing_torch(tmp_path):
     ended, _ = call(tmp_path, "+experiment=ti_bert_large", "--cfg", "job", PYTHONPROFILEIMPORTTIME="1")
     assert ended.returncode == 0
     config = yaml.safe_load(ended.stdout)
-    assert config["model"]["path"] == "google-bert/bert-large-uncased"
-    assert config["stages"]["intervene"]["max_steps"] == 60
+    assert config.model.path == "google-bert/bert-large-uncased"
+    assert config.stages.intervene.max_steps == 60
     imported = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "transformers"}

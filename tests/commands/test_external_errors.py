@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,7 @@ def test_a_limit_of_file_sizes_is_told(tmp_path):
 
 @pytest.mark.parametrize("finished", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_folder_of_another_experiment_stays_as_it_is(tmp_path, finished):
-    one = composed() | {"experiment": "one"}
+    one = replace(composed(), experiment="one")
     running.run(one, tmp_path, [])
     if not finished:
         (tmp_path / "metrics.json").unlink()

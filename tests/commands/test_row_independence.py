@@ -21,7 +21,7 @@ from transformers import (
 
 from qat_lightning.commands.train.preflight import check_tokens
 from qat_lightning.config.builders.models import build_model
-from qat_lightning.config.schema import ConfigError
+from qat_lightning.config.schema import ConfigError, ModelConfig, RunConfig, StageConfig, StagesConfig
 from qat_lightning.data.text_classification import TextClassificationData
 from qat_lightning.models.capture import SignalCapture
 
@@ -67,8 +67,8 @@ def texts(tmp_path):
 def model_of(family, folder, data):
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(CONFIGURATIONS[family]).save_pretrained(folder)
-    config = {"model": {"path": str(folder), "pretrained": True}, "trainer": {"precision": "32-true"}}
-    config["stages"] = {"teacher": {"max_steps": 1, "max_epochs": None}}
+    stages = StagesConfig(teacher=StageConfig(max_steps=1))
+    config = RunConfig(model=ModelConfig(path=str(folder), pretrained=True), stages=stages)
     return build_model(config, data).eval()
 
 

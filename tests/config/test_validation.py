@@ -1,6 +1,7 @@
 """What is refused before data and models are loaded, and in which words."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def composed(*overrides: str) -> dict:
 def test_experiment_composes_and_passes_the_checks(experiment):
     config = composed(f"+experiment={experiment}")
     check(config)
-    assert config["experiment"] == experiment
+    assert config.experiment == experiment
 
 
 def test_the_five_experiments_of_the_first_release_exist():
@@ -55,7 +56,7 @@ def test_every_yaml_of_a_group_composes(group):
 def test_default_is_the_quickstart_model():
     config = composed()
     check(config)
-    assert config["model"]["architecture"]["model_type"] == "vit"
+    assert config.model.architecture["model_type"] == "vit"
 
 
 @pytest.mark.parametrize(
@@ -202,13 +203,13 @@ def test_depth_of_a_local_model_is_read_from_its_folder(tmp_path: Path):
 
 def test_an_override_by_name_reaches_every_quantizer_that_shares_it():
     config = composed("quantization.activation.scale=static")
-    assert config["quantization"]["rules"]["layers"]["input"]["scale"] == "static"
-    assert config["quantization"]["attention"]["probs"]["scale"] == "static"
+    assert config.quantization.rules["layers"]["input"]["scale"] == "static"
+    assert config.quantization.attention["probs"]["scale"] == "static"
 
 
 def test_a_named_loss_can_be_taken_out():
-    assert set(composed("~losses.output")["losses"]) == {"logits", "hidden", "scores"}
-    assert OmegaConf.create(composed())["losses"]["output"]["site"] == "attention.output"
+    assert set(composed("~losses.output").losses) == {"logits", "hidden", "scores"}
+    assert composed().losses["output"]["site"] == "attention.output"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(("chosen", "refused"), OPTIMIZERS.items(), ids=OPTIMIZERS)
 def test_an_optimizer_takes_a_step_before_anything_is_loaded(chosen, refused):
     node = yaml.safe_load(f"{{lr: 0.01, _partial_: true, _target_: torch.optim.{chosen}}}")
-    config = composed("data=random_text", "model=tiny") | {"optimizer": node}
+    config = replace(composed("data=random_text", "model=tiny"), optimizer=node)
     if refused is None:
         check(config)
         return
@@ -283,7 +284,7 @@ def run_folder(folder: Path) -> Path:
 
 def test_a_runs_configuration_is_read_with_what_is_given(tmp_path):
     config = read_run(run_folder(tmp_path), ["threads=2", "model.student_layers=[1]"])
-    assert (config["threads"], config["model"]["student_layers"]) == (2, [1])
+    assert (config.threads, config.model.student_layers) == (2, [1])
 
 
 @pytest.mark.parametrize(
@@ -309,16 +310,15 @@ def test_a_runs_configuration_takes_keys_and_values_alone(tmp_path, word):
 
 
 def test_a_folder_asks_for_no_processes_and_workers(tmp_path):
-    asked = {"trainer": {"devices": 64, "num_nodes": 9, "strategy": "ddp", "profiler": "simple"}, "threads": 10**6}
+    asked = {"devices": 64, "num_nodes": 9, "strategy": "ddp", "profiler": "simple"}
     config = composed()
-    for name, node in asked.items():
-        config[name] = config[name] | node if isinstance(node, dict) else node
-    config["data"]["num_workers"], config["teacher_cache"] = 500, "/somewhere"
+    config.trainer, config.threads = replace(config.trainer, **asked), 10**6
+    config.data["num_workers"], config.teacher_cache = 500, "/somewhere"
     limited = in_one_process(config)
-    told = {name: limited["trainer"][name] for name in asked["trainer"]}
+    told = {name: getattr(limited.trainer, name) for name in asked}
     assert told == {"devices": 1, "num_nodes": 1, "strategy": "auto", "profiler": None}
-    assert (limited["data"]["num_workers"], limited["teacher_cache"]) == (0, None)
-    assert limited["threads"] == os.cpu_count()
-    assert config["trainer"]["devices"] == 64
+    assert (limited.data["num_workers"], limited.teacher_cache) == (0, None)
+    assert limited.threads == os.cpu_count()
+    assert config.trainer.devices == 64
     typed = in_one_process(config, ["trainer.devices=2", "data.num_workers=4", "threads=3"])
-    assert (typed["trainer"]["devices"], typed["data"]["num_workers"], typed["threads"]) == (64, 500, 10**6)
+    assert (typed.trainer.devices, typed.data["num_workers"], typed.threads) == (64, 500, 10**6)

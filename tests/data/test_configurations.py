@@ -30,7 +30,7 @@ SCORES = {"pearson": 14 / 250**0.5, "spearman": 1.0}
 
 def composed(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", overrides=list(overrides)))["data"]
+        return resolve(compose("config", overrides=list(overrides))).data
 
 
 def value(metric, predictions, labels):

@@ -372,7 +372,7 @@ def composed(*overrides):
     ],
 )
 def test_a_configured_set_is_as_the_hub_holds_it(choice, path, columns, classes, augmentation):
-    data = create(composed(f"data={choice}", "model=vit_small")["data"], "data")
+    data = create(composed(f"data={choice}", "model=vit_small").data, "data")
     assert (data.path, (data.image_column, data.label_column), data.num_labels) == (path, columns, classes)
     assert data.splits == {"train": "train", "validation": "test"}
     assert list(data.augmentation) == augmentation
@@ -382,7 +382,7 @@ def test_a_configured_set_is_as_the_hub_holds_it(choice, path, columns, classes,
 @pytest.mark.parametrize("choice", ["none", "crop", "crop_flip", "trivial_augment"])
 def test_a_configured_augmentation_is_made_and_runs(tmp_path, choice):
     chosen = ("data=images", f"data.path={parquet(tmp_path)}", "data.num_labels=2", "model=tiny_vit")
-    data = create(composed(*chosen, f"data/augmentation={choice}")["data"], "data")
+    data = create(composed(*chosen, f"data/augmentation={choice}").data, "data")
     batch = data.example_batch(2)
     assert batch["pixel_values"].shape == data.augment(batch, 0)["pixel_values"].shape == (2, 3, 16, 16)
     assert bool(data.augmentation) == (choice != "none")
@@ -398,10 +398,10 @@ def test_a_configured_augmentation_is_made_and_runs(tmp_path, choice):
 )  # fmt: skip
 def test_images_come_in_the_size_that_the_model_wants(model, size, channels, parameters):
     config = composed("data=images", "data.path=x", "data.num_labels=10", f"model={model}")
-    assert (config["data"]["size"], config["data"]["channels"]) == (size, channels)
+    assert (config.data["size"], config.data["channels"]) == (size, channels)
     if parameters is not None:
         with torch.device("meta"):
-            described = AutoConfig.for_model(**config["model"]["architecture"], num_labels=10)
+            described = AutoConfig.for_model(**config.model.architecture, num_labels=10)
             built = AutoModelForImageClassification.from_config(described)
         assert built.num_parameters() == parameters
 

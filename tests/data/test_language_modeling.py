@@ -232,7 +232,7 @@ def test_configuration_reads_a_local_folder(choice, write, tokenizer, tmp_path):
     write(ROWS)
     places = (f"data.path={tmp_path}", f"model.path={tokenizer}", "data.max_length=16")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=[f"data={choice}", *places]))["data"]
+        config = resolve(compose("config", overrides=[f"data={choice}", *places])).data
     assert (config["packing"], config["metric"]) == (True, "perplexity")
     if choice == "wikitext2":
         assert (config["name"], config["separator"]) == ("wikitext-2-raw-v1", "\n\n")

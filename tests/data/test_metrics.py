@@ -10,7 +10,7 @@ from qat_lightning.config.schema import CONF, resolve
 
 def metrics(task):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return create(resolve(compose("config", overrides=[f"data={task}"]))["data"], "data").metrics
+        return create(resolve(compose("config", overrides=[f"data={task}"])).data, "data").metrics
 
 
 def value(metric, *batches):

@@ -27,7 +27,7 @@ def real(choice, folder, *overrides):
     places = (f"data={choice}", f"data.path={SHARED / 'data' / folder}", f"model.path={TOKENIZER}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve(compose("config", overrides=[*places, *overrides]))
-    data = create(config["data"], "data")
+    data = create(config.data, "data")
     data.load()
     return data
 

@@ -30,7 +30,7 @@ def random_tokens(**changed):
 
 def configured(choice):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return create(resolve(compose("config", overrides=[f"data={choice}"]))["data"], "data")
+        return create(resolve(compose("config", overrides=[f"data={choice}"])).data, "data")
 
 
 def test_texts_have_several_lengths_and_a_mask_over_their_padding():

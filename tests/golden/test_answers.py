@@ -102,7 +102,7 @@ def test_the_mean_over_classes_is_over_what_can_be_answered() -> None:
 
 def test_configured_for_kdlsq() -> None:
     """arXiv:2101.05938, released script: (start + end soft-CE)·100, averaged over positions, + (start + end CE)/2."""
-    losses = create_all(composed("losses=kdlsq_squad")["losses"], "losses")
+    losses = create_all(composed("losses=kdlsq_squad").losses, "losses")
     assert losses.keys() == {"logits", "hidden", "scores", "task"}
     own, teacher = positions(0, torch.float64), positions(1, torch.float64)
     ours = {

@@ -79,7 +79,7 @@ def test_without_an_intervention_both_counts_are_one() -> None:
 
 @pytest.mark.parametrize(("given", "counted"), [((), "per_tensor"), (("optimizer.step_count=shared",), "shared")])
 def test_a_run_takes_the_step_count_that_is_given(given: tuple[str, ...], counted: str) -> None:
-    optimizer = create(composed("optimizer=bert_adam", *given)["optimizer"], "optimizer")
+    optimizer = create(composed("optimizer=bert_adam", *given).optimizer, "optimizer")
     assert optimizer([torch.nn.Parameter(torch.ones(2))]).param_groups[0]["step_count"] == counted
 
 

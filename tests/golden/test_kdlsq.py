@@ -68,7 +68,7 @@ def configuration(*words: str) -> dict[str, Any]:
 def by_configuration(bits: int) -> tuple[list[QuantizationRule], AttentionQuantization]:
     chosen = configuration(
         f"quantization=lsq_w{bits}a8", "quantization.activation.initialization=percentile", "losses=kdlsq"
-    )["quantization"]
+    ).quantization
     rules = list(create_all(chosen["rules"], "quantization.rules").values())
     return rules, create(chosen["attention"], "quantization.attention")
 
@@ -78,7 +78,7 @@ every_source = pytest.mark.parametrize("source", SOURCES)
 
 
 def configured_losses(padding: str, name: str = "kdlsq") -> dict[str, Any]:
-    nodes = copy.deepcopy(configuration("quantization=lsq_w2a8", f"losses={name}")["losses"])
+    nodes = copy.deepcopy(configuration("quantization=lsq_w2a8", f"losses={name}").losses)
     for name in ("hidden", "scores"):
         nodes[name]["padding"] = padding
     return create_all(nodes, "losses")

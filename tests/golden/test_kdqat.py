@@ -262,7 +262,7 @@ RECIPES = {
 @cache
 def configured(name: str, *words: str) -> list[Any]:
     """The losses of a recipe, with padding counted in the mean squared errors, as released."""
-    nodes = composed("quantization=ternary_w2a8", f"losses={name}", *words)["losses"]
+    nodes = composed("quantization=ternary_w2a8", f"losses={name}", *words).losses
     for node in [*nodes.values(), *(node["second"] for node in nodes.values() if "second" in node)]:
         if "padding" in node:
             node["padding"] = "include"

@@ -124,7 +124,7 @@ def test_configured_with_the_ground_truth() -> None:
         "tokens": reference.token_scaled(student, teacher, LABELS),
         "task": reference.cross_entropy(student, LABELS),
     }
-    nodes = composed("losses=token_scaled", "losses.tokens.batch=sum")["losses"]
+    nodes = composed("losses=token_scaled", "losses.tokens.batch=sum").losses
     losses = create_all(nodes, "losses")
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from qat_lightning.commands.train.run import run
-from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.schema import CONF, as_plain, resolve
 from qat_lightning.reports.model_card.card import write_card
 from tests.training.runs import SMALL, small_run
 
@@ -92,7 +92,7 @@ PERPLEXITY |= {"teacher": 4.31, "untrained": 252.9, "student": 9.75, "student_la
 @cache
 def _composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", overrides=list(overrides)))
+        return as_plain(resolve(compose("config", overrides=list(overrides))))
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from qat_lightning.config.builders.models import build_data, build_model
 from qat_lightning.config.builders.training import _loggers, build_callbacks, build_trainer
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.run_config import read_run
-from qat_lightning.config.schema import resolve
+from qat_lightning.config.schema import ModelConfig, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.remote_code import LARGEST_VOCABULARY
@@ -58,25 +58,25 @@ def made(node: Any) -> Any:
 
 
 def checked(changes: dict[str, Any]) -> None:
-    check(resolve(OmegaConf.merge(OmegaConf.create(composed()), changes)))
+    check(resolve(OmegaConf.merge(OmegaConf.structured(composed()), changes)))
 
 
 def data_of(node: dict[str, Any]) -> Any:
-    return build_data(composed() | {"data": composed()["data"] | node})
+    return build_data(replace(composed(), data=composed().data | node))
 
 
 def callbacks_of(node: dict[str, Any]) -> Any:
-    config = composed() | {"callbacks": {"evil": node}}
+    config = replace(composed(), callbacks={"evil": node})
     return build_callbacks(config, "train", build_data(config))
 
 
 def loggers_of(node: dict[str, Any]) -> Any:
-    return _loggers(composed() | {"logger": {"evil": node}}, "train", Path(os.devnull))
+    return _loggers(replace(composed(), logger={"evil": node}), "train", Path(os.devnull))
 
 
 def model_of(folder: Path | str, **settings: Any) -> Any:
     config = composed("data.num_labels=3")
-    config["model"] |= {"path": str(folder), "pretrained": True, "architecture": {}} | settings
+    config.model = ModelConfig(**{"path": str(folder), "pretrained": True} | settings)
     return build_model(config, build_data(config))
 
 
@@ -104,7 +104,7 @@ def _stage(folder: Path) -> tuple[Stage, Callable[[], Any]]:
     data, stage = build_data(config), Stage("teacher", folder, {})
     data.load()
     trainer = build_trainer(config, "teacher", 1, folder, stage.callbacks(data, 1))
-    return stage, lambda: stage.fit(trainer, OneWeight(), data, "last")
+    return stage, lambda: stage.fit(trainer, OneWeight(), data, keep_best=False)
 
 
 def resumed(folder: Path) -> Any:

@@ -20,6 +20,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
+from qat_lightning.config.schema import RunConfig, as_plain
 from qat_lightning.exporters.packed.manifest import canonical
 from qat_lightning.exporters.packed.untrusted_files import sha256
 from qat_lightning.exporters.packed.writer import write_packed
@@ -46,11 +47,11 @@ class Runs:
 
 
 @cache
-def _composed(*overrides: str) -> dict[str, Any]:
+def _composed(*overrides: str) -> RunConfig:
     return runs.composed(*overrides)
 
 
-def composed(*overrides: str) -> dict[str, Any]:
+def composed(*overrides: str) -> RunConfig:
     return copy.deepcopy(_composed(*overrides))
 
 
@@ -192,7 +193,7 @@ def run_folder(folder: Path, text: str = "", **changes: Any) -> Path:
     """A run folder whose config.yaml has other values, and `text` after them."""
     made = folder / "run"
     made.mkdir()
-    (made / "config.yaml").write_text(yaml.safe_dump(composed() | changes, sort_keys=False) + text)
+    (made / "config.yaml").write_text(yaml.safe_dump(as_plain(composed()) | changes, sort_keys=False) + text)
     return made
 
 

@@ -26,7 +26,7 @@ from qat_lightning.commands.multirun import JobError
 from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.config.command_line import check_words
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import ConfigError
+from qat_lightning.config.schema import BenchConfig, ConfigError
 from qat_lightning.io.screen import Cleansed, cleansed, console, printable
 from qat_lightning.reports.report import summary_table
 from qat_lightning.training.callbacks import StageBar
@@ -101,7 +101,7 @@ def benched(name: str) -> None:
 
     bench.BENCHES[name] = (measure, lambda results: name)  # type: ignore[assignment]
     try:
-        bench.run_bench({"bench": {"name": name}, "output": None, "threads": 1}, [name])
+        bench.run_bench(BenchConfig(bench={"name": name}, threads=1), [name])
     finally:
         del bench.BENCHES[name]
 

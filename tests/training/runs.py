@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from qat_lightning.commands.train.run import run
-from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.schema import CONF, RunConfig, resolve
 from qat_lightning.config.validation import check
 
 SMALL = (
@@ -29,7 +29,7 @@ SMALL = (
 )
 
 
-def composed(*overrides: str) -> dict[str, Any]:
+def composed(*overrides: str) -> RunConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve(compose("config", overrides=[*SMALL, *overrides]))
     check(config)
@@ -44,7 +44,7 @@ def saved_tiny(folder: Path, **changes: Any) -> Path:
     """A folder with the model of `model=tiny`, saved by transformers: what a user has who fine-tuned one."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    architecture = {name: value for name, value in composed()["model"]["architecture"].items() if name != "model_type"}
+    architecture = {name: value for name, value in composed().model.architecture.items() if name != "model_type"}
     torch.manual_seed(41)  # other weights than those of a run
     BertForSequenceClassification(BertConfig(**architecture | changes)).save_pretrained(folder)
     return folder

@@ -1,6 +1,7 @@
 """Activation checkpointing by an override: the same run in less memory."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
@@ -65,6 +66,6 @@ def test_with_a_compiled_student_it_is_refused_before_anything_is_loaded():
 
 def test_it_is_a_flag_in_a_run_folder_too():
     config = composed()
-    assert config["activation_checkpointing"] is False
+    assert config.activation_checkpointing is False
     with pytest.raises(ConfigError, match=r"activation_checkpointing='yes' must be true, false"):
-        check(config | {"activation_checkpointing": "yes"})
+        check(replace(config, activation_checkpointing="yes"))

@@ -48,7 +48,7 @@ def test_same_loss_and_gradient_in_training(quantization: str, intervention: str
             *words, f"intervention={intervention}", f"intervention_schedule={intervention}", stage=stage
         )
         if stage == "intervene":
-            module.intervention = create_all(config["intervention"], "intervention")[intervention]
+            module.intervention = create_all(config.intervention, "intervention")[intervention]
         batch = data.example_batch(4)
         teacher = module.teach(batch)
         module.student.eval()

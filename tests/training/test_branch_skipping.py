@@ -58,7 +58,7 @@ def test_the_teacher_is_asked_for_what_is_replaced_and_the_student_is_not():
 def test_the_assisted_score_is_that_of_computing_it_all(name, monkeypatch):
     config, data, module = made()
     module.eval()
-    module.intervention = create_all(config["intervention"], "intervention")[name]
+    module.intervention = create_all(config.intervention, "intervention")[name]
     scored = []
     monkeypatch.setattr(module, "score", lambda kind, signals, batch: scored.append((kind, signals["logits"][0])))
     for _ in range(2):

@@ -140,7 +140,7 @@ def test_runs_killed_anywhere_end_in_the_same_bits(settings, processes):
 def settings(*overrides, without=()):
     config = composed(*overrides)
     for name in without:
-        del config["data"][name]
+        del config.data[name]
     data = build_data(config)
     data.load()
     return stage_settings(config, "train", 9, data, "content", None)

@@ -63,7 +63,7 @@ def test_biases_and_normalization_get_no_weight_decay(parts):
 def test_weight_zero_is_neither_computed_nor_captured(parts):
     config, data, teacher, student = parts
     for name in ("scores", "output"):
-        config["losses"][name]["weight"] = 0.0
+        config.losses[name]["weight"] = 0.0
     module = build_module(config, "train", 4, student, data, teacher)
     assert set(module.losses) == {"logits", "hidden"}
     assert set(module.observe_student.paths) == {"hidden"}
@@ -73,7 +73,7 @@ def test_weight_zero_is_neither_computed_nor_captured(parts):
 def test_attention_that_nobody_reads_stays_on_its_fast_path(parts):
     config, data, teacher, _ = parts
     for name in ("scores", "output"):
-        config["losses"][name]["weight"] = 0.0
+        config.losses[name]["weight"] = 0.0
     build_module(config, "train", 4, copy.deepcopy(teacher), data, teacher)
     assert teacher.config._attn_implementation == "sdpa"
 
@@ -139,7 +139,7 @@ def test_evaluation_after_the_intervention_never_runs_the_teacher(parts, monkeyp
 
 def test_intervention_follows_the_schedule_by_steps_not_batches(parts, tmp_path):
     config, data, teacher, student = parts
-    config["trainer"]["accumulate_grad_batches"] = 2
+    config.trainer.accumulate_grad_batches = 2
     module, seen = build_module(config, "intervene", 6, student, data, teacher), []
     step = module.training_step
 

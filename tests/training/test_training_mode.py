@@ -98,7 +98,7 @@ def test_a_loaded_model_ends_as_the_same_weights_that_were_never_saved(method, t
     config = composed(*STEPS, *method)
     data = build_data(config)
     data.load()
-    seed_everything(config["seed"], verbose=False)
+    seed_everything(config.seed, verbose=False)
     build_model(config, data).save_pretrained(tmp_path / "model")
     path = (f"model.path={tmp_path / 'model'}", "model.pretrained=true")
     loaded = small_run(tmp_path / "loaded", *STEPS, *method, *path)

@@ -19,7 +19,7 @@ from qat_lightning.commands.bench.step_without_trainer import StepOfRun, Wrap
 from qat_lightning.commands.bench.timing import Around
 from qat_lightning.config.builders.models import build_data, build_model, build_quantized
 from qat_lightning.config.builders.training import build_callbacks, build_module
-from qat_lightning.config.schema import Plain
+from qat_lightning.config.schema import RunConfig, Teacher
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import keep_layers
 from qat_lightning.models.quantized_model import calibrate, weights_held
@@ -59,7 +59,7 @@ class Workshop:
         precision: "32-true" or "bf16-mixed", as Lightning's.
     """
 
-    def __init__(self, plain: Plain, shape: Shape, device: torch.device, precision: str) -> None:
+    def __init__(self, plain: RunConfig, shape: Shape, device: torch.device, precision: str) -> None:
         torch.manual_seed(0)
         self.plain, self.shape, self.device = plain, shape, device
         self.precision = Precision() if precision == "32-true" else MixedPrecision("bf16-mixed", device.type)
@@ -97,7 +97,7 @@ class Workshop:
         kept = partial(_kept, model, None, optimizer, batch)
         return Case(forward, step, self._evaluation(evaluated, batch), nullcontext, kept)
 
-    def variant(self, config: Plain, shape: Shape | None = None, layers: int | None = None, compiled: bool = False,
+    def variant(self, config: RunConfig, shape: Shape | None = None, layers: int | None = None, compiled: bool = False,
                 wrap: Wrap | None = None) -> Case:  # fmt: skip
         """A step as a run of `config` makes it, with the callbacks and guards that a run has."""
         module, batch = self._module(config, layers), self.batch(shape)
@@ -121,12 +121,12 @@ class Workshop:
             partial(_kept, student, teacher, optimizer, batch),
         )
 
-    def _module(self, config: Plain, layers: int | None) -> QATModule:
+    def _module(self, config: RunConfig, layers: int | None) -> QATModule:
         student = build_quantized(config, self._copy(self.model, layers)).to(self.device)
-        if config["quantization"]["rules"]:
+        if config.quantization.rules:
             calibrate(student, [self.batch((CALIBRATION, *self.shape[1:]))])
-        teacher = None if config["teacher"] == "none" else self._copy(self.teacher, layers)
-        stage = "intervene" if config["intervention"] else "train"
+        teacher = None if config.teacher is Teacher.none else self._copy(self.teacher, layers)
+        stage = "intervene" if config.intervention else "train"
         return build_module(config, stage, 1, student, self.data, teacher).train().to(self.device)
 
     def _copy(self, model: nn.Module, layers: int | None) -> nn.Module:

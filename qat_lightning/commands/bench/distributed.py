@@ -16,18 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 from qat_lightning.commands.bench.cases import Workshop
 from qat_lightning.commands.bench.timing import seconds_side_by_side
 from qat_lightning.commands.bench.training_step import compiled_or_told
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import BenchConfig, ConfigError, RunConfig
 from qat_lightning.io.files import write_text
 
 
-def seconds_of_processes(config: Plain, plain: Plain, variant: Plain, processes: int) -> list[list[float]]:
+def seconds_of_processes(
+    config: BenchConfig, plain: RunConfig, variant: RunConfig, processes: int
+) -> list[list[float]]:
     """Seconds of each round, of the baseline and of the variant, side by side; as the first of the processes sees them.
 
     Raises:
         ConfigError: more processes than CUDA devices.
         Exception: a process that has ended in an error.
     """
-    on_cuda = config["bench"]["device"] != "cpu" and torch.cuda.is_available()
+    on_cuda = config.bench["device"] != "cpu" and torch.cuda.is_available()
     if on_cuda and processes > torch.cuda.device_count():
         raise ConfigError(f"there are {torch.cuda.device_count()} CUDA devices, too few for {processes} processes")
     with TemporaryDirectory(prefix="qat_lightning_bench_") as folder:
@@ -38,11 +40,18 @@ def seconds_of_processes(config: Plain, plain: Plain, variant: Plain, processes:
 
 
 def _time(
-    rank: int, processes: int, port: int, on_cuda: bool, config: Plain, plain: Plain, variant: Plain, place: str
+    rank: int,
+    processes: int,
+    port: int,
+    on_cuda: bool,
+    config: BenchConfig,
+    plain: RunConfig,
+    variant: RunConfig,
+    place: str,
 ) -> None:
     """In each process."""
-    bench, device = config["bench"], torch.device("cuda", rank) if on_cuda else torch.device("cpu")
-    torch.set_num_threads(config["threads"])
+    bench, device = config.bench, torch.device("cuda", rank) if on_cuda else torch.device("cpu")
+    torch.set_num_threads(config.threads)
     address = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("nccl" if on_cuda else "gloo", init_method=address, rank=rank, world_size=processes)
     wrap = partial(_parallel, device=device)

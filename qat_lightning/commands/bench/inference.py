@@ -22,14 +22,14 @@ from qat_lightning.commands.bench.runtimes import (
 )
 from qat_lightning.commands.bench.shapes import Shape, check_counts, check_shapes, label, random_batch, shapes_for
 from qat_lightning.commands.bench.timing import Spread, side_by_side
-from qat_lightning.config.schema import Plain
+from qat_lightning.config.schema import BenchConfig, Plain
 from qat_lightning.models.size import bits
 
 Say = Callable[[str], None]
 """Takes a line for the terminal, in place of the one before."""
 
 
-def measure_inference(config: Plain, say: Say) -> Plain:
+def measure_inference(config: BenchConfig, say: Say) -> Plain:
     """Bytes, seconds to load and seconds a batch of each runtime, all in this process and on the same inputs.
 
     Returns what becomes JSON: {"model", "baseline", "threads", …, "runtimes": {name: {"bytes", "ratio", "load",
@@ -38,7 +38,7 @@ def measure_inference(config: Plain, say: Say) -> Plain:
     Raises:
         ValueError: numbers or shapes that cannot be timed; a decoder; a student that cannot be exported.
     """
-    bench, threads = config["bench"], config["threads"]
+    bench, threads = config.bench, config.threads
     _check(bench)
     with torch_threads(threads), TemporaryDirectory(prefix="qat_lightning_bench_") as folder:
         say("building and exporting …")

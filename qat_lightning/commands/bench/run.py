@@ -14,7 +14,7 @@ from qat_lightning.commands.bench.scaling import measure_scaling
 from qat_lightning.commands.bench.training_step import measure_training
 from qat_lightning.commands.bench.training_table import scaling_table, training_table
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import BenchConfig, ConfigError
 from qat_lightning.io.files import write_json
 from qat_lightning.io.screen import console
 
@@ -29,7 +29,7 @@ WIDTH = 100
 """Columns where there is no terminal to fill."""
 
 
-def run_bench(config: Plain, command: Sequence[str]) -> None:
+def run_bench(config: BenchConfig, command: Sequence[str]) -> None:
     """Print a table of what `bench.name` measures; with `output`, write all of it as JSON.
 
     Args:
@@ -38,11 +38,11 @@ def run_bench(config: Plain, command: Sequence[str]) -> None:
     Raises:
         ConfigError: an unknown bench, an impossible number of threads, an output that has no folder.
     """
-    name, output = config["bench"]["name"], config["output"] and Path(config["output"])
+    name, output = config.bench["name"], config.output and Path(config.output)
     if name not in BENCHES:
         raise ConfigError(f"bench.name={name!r}: {suggest(str(name), BENCHES)}")
-    if type(config["threads"]) is not int or config["threads"] < 1:
-        raise ConfigError(f"threads={config['threads']} must be 1 or more")
+    if type(config.threads) is not int or config.threads < 1:
+        raise ConfigError(f"threads={config.threads} must be 1 or more")
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise ConfigError(f"output={output} must be a file in a folder that exists")
     measure, table = BENCHES[name]

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from qat_lightning.commands.bench.shapes import random_batch
 from qat_lightning.config.builders.models import build_quantized, described
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import BenchConfig, ConfigError
 from qat_lightning.exporters.onnx.exporter import export_onnx
 from qat_lightning.exporters.onnx.runtime import OnnxModel
 from qat_lightning.exporters.packed.reader import load_packed
@@ -59,14 +59,14 @@ class Runtime:
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def build_teacher(config: Plain) -> PreTrainedModel:
+def build_teacher(config: BenchConfig) -> PreTrainedModel:
     """The configured architecture with a classifier and random weights; nothing is downloaded.
 
     Raises:
         ConfigError: a decoder.
     """
     torch.manual_seed(0)
-    architecture = described(config["model"], num_labels=CLASSES)
+    architecture = described(config.model, num_labels=CLASSES)
     images = type(architecture) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     auto: Any = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     teacher = auto.from_config(architecture, trust_remote_code=False)
@@ -78,7 +78,7 @@ def build_teacher(config: Plain) -> PreTrainedModel:
     return teacher.eval()
 
 
-def build_calibrated(config: Plain, teacher: PreTrainedModel) -> nn.Module:
+def build_calibrated(config: BenchConfig, teacher: PreTrainedModel) -> nn.Module:
     """A quantized copy, static scales measured on random inputs."""
     student = build_quantized(config, copy.deepcopy(teacher))
     calibrate(student, [random_batch(teacher, CALIBRATION)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qat_lightning.commands.bench.cases import Case, Workshop
@@ -23,13 +24,13 @@ from qat_lightning.commands.bench.training_step import (
 )
 from qat_lightning.commands.bench.variants import compose_plain, compose_variants
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import BenchConfig, ConfigError, Plain, RunConfig
 from qat_lightning.models.module_paths import layer_paths
 
 AXES = ("lengths", "rows", "layers", "processes")
 
 
-def measure_scaling(config: Plain, say: Say) -> Plain:
+def measure_scaling(config: BenchConfig, say: Say) -> Plain:
     """Seconds and peak bytes along each axis, all else as `bench.shape` and the model say.
 
     Returns what becomes JSON: {…, "axes": {axis: {point: {"transformers": {"seconds", "peak"}, variant: {"seconds",
@@ -39,12 +40,12 @@ def measure_scaling(config: Plain, say: Say) -> Plain:
     Raises:
         ConfigError: numbers or names that cannot be timed.
     """
-    bench = config["bench"]
+    bench = config.bench
     check_training(bench)
     _check(bench)
     plain, name = compose_plain(config), bench["variant"]
-    (variant,) = compose_variants(config | {"bench": bench | {"only": [name]}}).values()
-    with torch_threads(config["threads"]), compiled_or_told():
+    (variant,) = compose_variants(replace(config, bench=bench | {"only": [name]})).values()
+    with torch_threads(config.threads), compiled_or_told():
         told, axes = _in_this_process(config, plain, variant, say)
     gc.collect()  # of models and optimizers that hold each other, or several processes have no room beside this one
     for processes in bench["processes"]:
@@ -54,10 +55,10 @@ def measure_scaling(config: Plain, say: Say) -> Plain:
 
 
 def _in_this_process(
-    config: Plain, plain: Plain, variant: Plain, say: Say
+    config: BenchConfig, plain: RunConfig, variant: RunConfig, say: Say
 ) -> tuple[Plain, dict[str, dict[str, Plain]]]:
     """What the figures depend on, and those of all axes but processes; its models are gone when it returns."""
-    bench, name = config["bench"], config["bench"]["variant"]
+    bench, name = config.bench, config.bench["variant"]
     workshop = opened(config, plain)
     cases = _cases(workshop, variant, bench, say)
     seconds = timed(bench | {"evaluation": False}, cases, say) if cases else {}
@@ -83,7 +84,7 @@ def _check(bench: Plain) -> None:
         raise ConfigError(f"nothing to time: give points to one of {', '.join(f'bench.{axis}' for axis in AXES)}")
 
 
-def _cases(workshop: Workshop, variant: Plain, bench: Plain, say: Say) -> dict[tuple[str, int, str], Case]:
+def _cases(workshop: Workshop, variant: RunConfig, bench: Plain, say: Say) -> dict[tuple[str, int, str], Case]:
     """(axis, point, row) → its case, over the same weights."""
     cases: dict[tuple[str, int, str], Case] = {}
     name = bench["variant"]
@@ -123,10 +124,10 @@ def _row(seconds: Mapping[str, list[float]], peaks: Mapping[str, int], samples: 
     return {name: row | ({"peak": peaks[name]} if name in peaks else {}) for name, row in made.items()}
 
 
-def _of_processes(config: Plain, plain: Plain, variant: Plain, processes: int) -> Plain:
+def _of_processes(config: BenchConfig, plain: RunConfig, variant: RunConfig, processes: int) -> Plain:
     try:
         seconds = seconds_of_processes(config, plain, variant, processes)
     except Exception as error:  # of a process that ended; the other figures stay
         return {"error": f"{type(error).__name__}: … {' '.join(str(error).split())[-500:]}"}  # the words are at its end
-    lists = dict(zip((BASELINE, config["bench"]["variant"]), seconds, strict=True))
-    return _row(lists, {}, processes * config["bench"]["shape"][0])
+    lists = dict(zip((BASELINE, config.bench["variant"]), seconds, strict=True))
+    return _row(lists, {}, processes * config.bench["shape"][0])

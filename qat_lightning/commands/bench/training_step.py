@@ -17,7 +17,7 @@ from qat_lightning.commands.bench.timing import seconds_side_by_side, spread
 from qat_lightning.commands.bench.training_table import COMPILED, beside
 from qat_lightning.commands.bench.variants import compose_plain, compose_variants
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import BenchConfig, ConfigError, Plain, RunConfig
 from qat_lightning.training.compilation import GRAPHS
 
 Say = Callable[[str], None]
@@ -36,7 +36,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def measure_training(config: Plain, say: Say) -> Plain:
+def measure_training(config: BenchConfig, say: Say) -> Plain:
     """Seconds, samples a second and bytes of a step of each variant, all in this process and on the same batch.
 
     Returns what becomes JSON: {"model", "baseline", "shape", …, "variants": {name: {"step": {"seconds": {"median", "low",
@@ -46,7 +46,7 @@ def measure_training(config: Plain, say: Say) -> Plain:
     Raises:
         ConfigError: numbers or names that cannot be timed.
     """
-    bench, threads = config["bench"], config["threads"]
+    bench, threads = config.bench, config.threads
     check_training(bench)
     plain, variants = compose_plain(config), compose_variants(config)
     with torch_threads(threads), compiled_or_told():
@@ -74,9 +74,9 @@ def check_training(bench: Plain) -> None:
         raise ConfigError("bench.device=cuda, and torch finds none: give bench.device=cpu")
 
 
-def opened(config: Plain, plain: Plain) -> Workshop:
+def opened(config: BenchConfig, plain: RunConfig) -> Workshop:
     """The workshop of the configured model, on the device at hand."""
-    bench = config["bench"]
+    bench = config.bench
     found = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(found if bench["device"] == "auto" else bench["device"])
     workshop = Workshop(plain, tuple(bench["shape"]), device, bench["precision"])
@@ -85,15 +85,15 @@ def opened(config: Plain, plain: Plain) -> Workshop:
     return workshop
 
 
-def about(config: Plain, workshop: Workshop) -> Plain:
+def about(config: BenchConfig, workshop: Workshop) -> Plain:
     """What the figures depend on."""
-    bench, device = config["bench"], workshop.device
+    bench, device = config.bench, workshop.device
     return {
         "model": {
             "family": workshop.model.config.model_type,
             "parameters": sum(parameter.numel() for parameter in workshop.model.parameters()),
         },
-        "threads": config["threads"],
+        "threads": config.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "shape": label(workshop.shape),
         **{name: bench[name] for name in ("precision", "compiled", "clock", "repeats", "warmup", "untimed")},
@@ -134,7 +134,7 @@ def compiled_or_told() -> Any:
 
 
 def _made(
-    workshop: Workshop, variants: Mapping[str, Plain], compiled: bool, say: Say
+    workshop: Workshop, variants: Mapping[str, RunConfig], compiled: bool, say: Say
 ) -> tuple[dict[str, Case], dict[str, Plain]]:
     """The cases, each run once; and a row that says why for each variant that cannot be built, compiled or run here."""
     last = COMPILED if compiled else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hydra import compose
@@ -12,7 +13,7 @@ from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from qat_lightning.config.builders.models import described
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import ConfigError, Plain, resolve
+from qat_lightning.config.schema import BenchConfig, ConfigError, ModelConfig, Plain, RunConfig, resolve
 from qat_lightning.config.validation import check
 
 NO_METHOD = ("quantization=none", "teacher=none", "losses=task", "intervention=none", "intervention_schedule=none")
@@ -28,7 +29,7 @@ OF_THE_COMMAND = {
 """What no variant can choose, and what to do instead."""
 
 
-def compose_variants(config: Plain) -> dict[str, Plain]:
+def compose_variants(config: BenchConfig) -> dict[str, RunConfig]:
     """Name → the checked configuration of a run; of those in `bench.only`, in the order of `bench.variants`.
 
     Hydra must be initialized, as it is under the command line.
@@ -36,34 +37,34 @@ def compose_variants(config: Plain) -> dict[str, Plain]:
     Raises:
         ConfigError: an unknown name; overrides that an ordinary run refuses; a variant with a model or data of its own.
     """
-    bench = config["bench"]
+    bench = config.bench
     _check_names(bench)
     chosen = [name for name in bench["variants"] if bench["only"] is None or name in bench["only"]]
     return {name: compose_run(config, bench["variants"][name], f"bench.variants.{name}") for name in chosen}
 
 
-def compose_plain(config: Plain) -> Plain:
+def compose_plain(config: BenchConfig) -> RunConfig:
     """The configuration of the baseline: what all variants have in common, and no method."""
     return compose_run(config, NO_METHOD, "bench.common")
 
 
-def compose_run(config: Plain, overrides: Sequence[str], key: str) -> Plain:
+def compose_run(config: BenchConfig, overrides: Sequence[str], key: str) -> RunConfig:
     """An ordinary run's configuration with this command's model (random weights) and quantization.
 
     Args:
         key: what an error names.
     """
     _check_overrides(overrides, key)
-    data = "random_images" if _reads_images(config["model"]) else "random_text"
+    data = "random_images" if _reads_images(config.model) else "random_text"
     no_intervention = [] if _chooses("intervention", overrides) else ["intervention=none", "intervention_schedule=none"]
     try:
-        words = [f"data={data}", *no_intervention, *config["bench"]["common"], *overrides]
+        words = [f"data={data}", *no_intervention, *config.bench["common"], *overrides]
         made = resolve(compose("config", overrides=words))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
-    made["model"] |= config["model"] | {"pretrained": False}
+    made.model = replace(config.model, pretrained=False)
     if not _chooses("quantization", overrides):
-        made["quantization"] |= config["quantization"]
+        made.quantization = config.quantization
     check(made)
     return made
 
@@ -92,5 +93,5 @@ def _chooses(group: str, overrides: Sequence[str]) -> bool:
     return any(word.startswith(f"{group}=") for word in overrides)
 
 
-def _reads_images(model: Plain) -> bool:
+def _reads_images(model: ModelConfig) -> bool:
     return type(described(model, num_labels=2)) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING

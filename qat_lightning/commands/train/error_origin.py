@@ -10,14 +10,14 @@ from typing import Any
 from hydra.utils import get_object
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.io.external_errors import explained, line
 
 OWN = "qat_lightning."
 
 
 @contextmanager
-def key_in_errors(config: Plain) -> Iterator[None]:
+def key_in_errors(config: RunConfig) -> Iterator[None]:
     """Raise an error of another library's object again as a ConfigError with the object's key.
 
     A constructor that takes every argument leaves it to the first use to refuse one. What the world does (a full disk, no
@@ -35,11 +35,11 @@ def key_in_errors(config: Plain) -> Iterator[None]:
         raise ConfigError(f"{key} cannot work with its arguments: {type(error).__name__}: {line(error)}") from error
 
 
-def _classes(config: Plain) -> dict[type, str]:
+def _classes(config: RunConfig) -> dict[type, str]:
     """The classes of other libraries that are configured → their keys."""
-    nodes = {"optimizer": config["optimizer"]}
+    nodes = {"optimizer": config.optimizer}
     for group in ("callbacks", "logger"):
-        nodes |= {f"{group}.{name}": node for name, node in config[group].items() if node is not None}
+        nodes |= {f"{group}.{name}": node for name, node in getattr(config, group).items() if node is not None}
     return {get_object(node["_target_"]): key for key, node in nodes.items() if not node["_target_"].startswith(OWN)}
 
 

@@ -27,7 +27,7 @@ from qat_lightning.config.builders.training import (
     stage_names,
     stage_settings,
 )
-from qat_lightning.config.schema import Plain
+from qat_lightning.config.schema import Keep, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.padding_stats import count_padding
 from qat_lightning.io.screen import console, printable
@@ -45,18 +45,15 @@ from qat_lightning.training.wandb_fallback import begin
 class Run:
     """What the stages of one run share."""
 
-    config: Plain
+    config: RunConfig
     folder: Path
     data: TaskData
     console: Console
-    scoring: Plain = field(default_factory=dict)  # for reading data and scoring models; empty: as `config`
+    scoring: RunConfig  # for reading data and scoring models
     outcomes: dict[str, StageResult] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
     cache: TeacherCache | None = None
     content: str = ""
-
-    def __post_init__(self) -> None:
-        self.scoring = self.scoring or self.config
 
     def plan(self) -> None:
         """The stages with their settings, none begun.
@@ -78,8 +75,8 @@ class Run:
 
     def take_precision(self, precision: str) -> None:
         """Record the precision that the trainer computes in: Lightning computes 16-mixed on a CPU in bf16-mixed."""
-        asked = self.config["trainer"]["precision"]
-        self.config["trainer"]["precision"] = precision
+        asked = self.config.trainer.precision
+        self.config.trainer.precision = precision
         if precision not in (asked, f"{asked}-true", f"{asked}-mixed"):
             self.say(
                 "precision",
@@ -100,7 +97,7 @@ class Run:
 
     def _different_batches(self, stage: str) -> int:
         """Of all processes."""
-        count = self.steps(stage) * self.config["trainer"]["accumulate_grad_batches"]
+        count = self.steps(stage) * self.config.trainer.accumulate_grad_batches
         return self.processes * (count if self.data.reshuffle else min(count, self.batches_per_epoch))
 
     def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
@@ -118,7 +115,7 @@ class Run:
 
     def steps(self, name: str) -> int:
         """Optimizer steps of a stage. The intervene stage is shortened where it would leave none for the train stage."""
-        steps, together = self._budget(name), self.config["stages"]["train"]["includes_intervene"]
+        steps, together = self._budget(name), self.config.stages.train.includes_intervene
         if name == "teacher" or not together or "intervene" not in stage_names(self.config):
             return steps
         intervene = shared(self._budget("intervene"), self._budget("train"))
@@ -126,9 +123,9 @@ class Run:
 
     def _budget(self, name: str) -> int:
         """Optimizer steps that the configuration gives a stage."""
-        stage = self.config["stages"][name]
-        budget = Budget(stage["max_steps"], stage["max_epochs"])
-        return budget.steps(self.batches_per_epoch, self.config["trainer"]["accumulate_grad_batches"])
+        stage = self.config.stage(name)
+        budget = Budget(stage.max_steps, stage.max_epochs)
+        return budget.steps(self.batches_per_epoch, self.config.trainer.accumulate_grad_batches)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -138,14 +135,13 @@ class Run:
     @property
     def processes(self) -> int:
         """On all machines."""
-        trainer = self.config["trainer"]
-        return count_devices(trainer["devices"]) * trainer["num_nodes"]
+        trainer = self.config.trainer
+        return count_devices(trainer.devices) * trainer.num_nodes
 
     def padding(self) -> dict[str, dict[str, int]]:
         """Of each stage that trained on rows of tokens, see `count_padding`."""
         batches = {
-            name: outcome.steps * self.config["trainer"]["accumulate_grad_batches"]
-            for name, outcome in self.outcomes.items()
+            name: outcome.steps * self.config.trainer.accumulate_grad_batches for name, outcome in self.outcomes.items()
         }
         counted = {name: count_padding(self.data, count, self.processes) for name, count in batches.items()}
         return {name: tokens for name, tokens in counted.items() if tokens is not None}
@@ -178,28 +174,28 @@ class Run:
         self.console.print(Text.assemble((subject, "bold"), ": ", words), soft_wrap=True)
 
     def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
-        settings = self.config["stages"][stage.name]
+        settings = self.config.stage(stage.name)
         module = build_module(self.config, stage.name, steps, student, self.data, teacher, self.cache)
         callbacks = all_callbacks(self.config, stage, self.data)
-        every = settings["validate_every"]
-        batches = self.batches_per_epoch if every is None else every * self.config["trainer"]["accumulate_grad_batches"]
+        every = settings.validate_every
+        batches = self.batches_per_epoch if every is None else every * self.config.trainer.accumulate_grad_batches
         trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
         if self.cache is not None and module.teacher is not None:
             self.cache.claim(facts(self.config, self.content, module.teacher, trainer.strategy.root_device))
-        switch_on(student, settings.get("target_modules"))
+        switch_on(student, getattr(settings, "target_modules", None))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and first_process():
                 with key_in_errors(self.config):
                     begin(logger, self.say)
-        with key_in_errors(self.config), compiled(module) if self.config["compile"] else nullcontext():
-            outcome = stage.fit(trainer, module, self.data, settings["keep"])
+        with key_in_errors(self.config), compiled(module) if self.config.compile else nullcontext():
+            outcome = stage.fit(trainer, module, self.data, settings.keep is Keep.best)
         switch_on(student)
         for logger in trainer.loggers:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # the next stage is a W&B run of its own
         self.say(stage.name, self._told(outcome))
-        if self.config["trainer"]["profiler"]:
+        if self.config.trainer.profiler:
             self.say(stage.name, f"profile in {trainer.log_dir}")
         if self.cache is not None and module.teacher is not None:
             self.say("teacher's cache", self.cache.told())
@@ -215,7 +211,7 @@ class Run:
         return told + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
 
 
-def opened(config: Plain, folder: Path, scoring: Plain | None = None) -> Run:
+def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None) -> Run:
     """A run with its data read and its seed set, nothing begun.
 
     Args:
@@ -227,11 +223,11 @@ def opened(config: Plain, folder: Path, scoring: Plain | None = None) -> Run:
     _quiet()
     watch_the_others()
     scoring = scoring or config
-    if scoring["threads"] is not None:
-        torch.set_num_threads(scoring["threads"])
+    if scoring.threads is not None:
+        torch.set_num_threads(scoring.threads)
     data = build_data(scoring)
     data.load()
-    seed_everything(config["seed"], verbose=False)
+    seed_everything(config.seed, verbose=False)
     run = Run(config, folder, data, console(quiet=not first_process()), scoring)
     for note in data.notes:
         run.say("data", note)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qat_lightning.commands.train.trainer_checks import check_stages
 from qat_lightning.config.builders.models import build_quantized
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.tokenizers import read_tokenizer
 from qat_lightning.distillation.intervention import Intervention
@@ -25,7 +25,7 @@ from qat_lightning.training.compatibility import check_interventions, label_name
 
 
 @torch.no_grad()
-def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
+def rehearse(config: RunConfig, data: TaskData, model: nn.Module) -> None:
     """Quantize a copy of `model`, and work out every loss under every intervention.
 
     Raises:
@@ -38,8 +38,8 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
     _check_labels(data, model)
     _check_tokenizer(config, data, model)
     check_stages(config, data)
-    losses = {name: loss for name, loss in create_all(config["losses"], "losses").items() if loss.weight != 0}
-    interventions = create_all(config["intervention"], "intervention")
+    losses = {name: loss for name, loss in create_all(config.losses, "losses").items() if loss.weight != 0}
+    interventions = create_all(config.intervention, "intervention")
     batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
     check_interventions(interventions.values(), losses)
     _check_metrics(data, copied)
@@ -49,7 +49,7 @@ def rehearse(config: Plain, data: TaskData, model: nn.Module) -> None:
     given = {site for intervention in interventions.values() for site in intervention.sites}
     taught = SignalCapture(open_attention_for(copied, read | given), sorted(read | given))(batch)
     student = build_quantized(config, copied)
-    switch_on(student, config["stages"]["intervene"]["target_modules"])
+    switch_on(student, config.stages.intervene.target_modules)
     for intervention in [Intervention(), *interventions.values()]:
         with intervention.apply(student, taught):
             own = SignalCapture(student, sorted(read))(batch)
@@ -153,10 +153,10 @@ def _check_labels(data: TaskData, model: nn.Module) -> None:
         )
 
 
-def _check_tokenizer(config: Plain, data: TaskData, model: nn.Module) -> None:
+def _check_tokenizer(config: RunConfig, data: TaskData, model: nn.Module) -> None:
     """Another tokenizer than the model's own must give a token the same number; words added at the end may be more."""
-    own, path = getattr(data, "tokenizer", None), config["model"]["path"]
-    if own is None or not config["model"]["pretrained"] or config["data"].get("tokenizer") in (None, path):
+    own, path = getattr(data, "tokenizer", None), config.model.path
+    if own is None or not config.model.pretrained or config.data.get("tokenizer") in (None, path):
         return
     try:
         known = read_tokenizer(path, 1, must_pad=False).get_vocab()
@@ -167,6 +167,6 @@ def _check_tokenizer(config: Plain, data: TaskData, model: nn.Module) -> None:
     if moved or len(numbers.keys() - known.keys()) > len(numbers) / 2:
         token = moved[0] if moved else next(iter(numbers.keys() - known.keys()))
         raise ConfigError(
-            f"data.tokenizer={config['data']['tokenizer']!r} is not the tokenizer of model.path={path!r}: {token!r} is"
+            f"data.tokenizer={config.data['tokenizer']!r} is not the tokenizer of model.path={path!r}: {token!r} is"
             f" {numbers[token]} and not {known.get(token, 'known')}: leave data.tokenizer out, or give another model.path"
         )

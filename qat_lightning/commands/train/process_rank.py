@@ -10,12 +10,12 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, RunConfig
 
 LEFT = "If no launcher started this process, they are left over from another program"
 
 
-def know_the_rank(config: Plain) -> None:
+def know_the_rank(config: RunConfig) -> None:
     """Set which process of all this is, before there is a trainer to say so.
 
     Lightning's own first guess takes RANK, LOCAL_RANK or SLURM_PROCID wherever they are set, with or without a launcher,
@@ -24,8 +24,8 @@ def know_the_rank(config: Plain) -> None:
     Raises:
         ConfigError: the environment numbers a process that this run does not have, or one that nobody started.
     """
-    local = count_devices(config["trainer"]["devices"])
-    processes = local * config["trainer"]["num_nodes"]
+    local = count_devices(config.trainer.devices)
+    processes = local * config.trainer.num_nodes
     if TorchElasticEnvironment.detect():
         given = _numbers("RANK", "WORLD_SIZE")
         rank, world = given.get("RANK", 0), given.get("WORLD_SIZE", processes)

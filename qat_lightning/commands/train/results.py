@@ -36,7 +36,7 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
     weight, last = size(student), run.outcomes["train"]
     intervene = run.outcomes.get("intervene")
     return {
-        "experiment": run.config["experiment"],
+        "experiment": run.config.experiment,
         "task": run.data.task,
         "metric": run.data.metric,
         "higher_is_better": run.data.higher_is_better,
@@ -51,8 +51,8 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
             "sha256": validation_hash(run.data),
         },
         "label_names": run.data.label_names,
-        "seed": run.config["seed"],
-        "precision": run.config["trainer"]["precision"],
+        "seed": run.config.seed,
+        "precision": run.config.trainer.precision,
         "steps": {name: outcome.steps for name, outcome in run.outcomes.items()},
         "seconds": {name: outcome.seconds for name, outcome in run.outcomes.items()},
         "padding": run.padding(),

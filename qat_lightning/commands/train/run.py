@@ -17,7 +17,7 @@ from qat_lightning.commands.train.run_directory import check_own, held
 from qat_lightning.commands.train.trainer_checks import check_libraries
 from qat_lightning.config.builders.models import build_model, build_student
 from qat_lightning.config.builders.training import stage_names
-from qat_lightning.config.schema import Plain
+from qat_lightning.config.schema import Plain, RunConfig, Teacher, as_plain
 from qat_lightning.io.files import write_json, write_text
 from qat_lightning.reports.report import EXPORT_FAILED, FINISHED, draw_sections, summary_table, write_report
 from qat_lightning.reports.summary import score
@@ -25,7 +25,7 @@ from qat_lightning.training.checkpoints.stage_result import check_finished
 from qat_lightning.training.stage import refuse_other_stages
 
 
-def run(config: Plain, folder: Path, command: list[str], scoring: Plain | None = None) -> Plain:
+def run(config: RunConfig, folder: Path, command: list[str], scoring: RunConfig | None = None) -> Plain:
     """Run all stages of `config` in `folder`; returns the content of `metrics.json`.
 
     The same configuration in the same folder goes on where an earlier start stopped.
@@ -42,13 +42,13 @@ def run(config: Plain, folder: Path, command: list[str], scoring: Plain | None =
         if scoring is not None:
             check_finished(stage_names(config), folder)
         elif first_process():
-            check_own(folder, config["experiment"])
+            check_own(folder, config.experiment)
         run, teacher = prepared(config, folder, scoring)
         _write_config(config, folder, command)  # not before: a command that is refused leaves the folder as it was
         return _trained(run, teacher)
 
 
-def prepared(config: Plain, folder: Path, scoring: Plain | None = None) -> tuple[Run, nn.Module]:
+def prepared(config: RunConfig, folder: Path, scoring: RunConfig | None = None) -> tuple[Run, nn.Module]:
     """A run with all its stages planned, and the teacher not yet fine-tuned: nothing is written, and what is known to be
     wrong has been told.
 
@@ -75,7 +75,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
     run.say("quantized, not trained", f"{data.metric} {score(untrained)}")
 
-    distilled = teacher if config["teacher"] == "full_precision" else None
+    distilled = teacher if config.teacher is Teacher.full_precision else None
     if "intervene" in run.stages:
         run.stage("intervene", student, distilled)
     run.stage("train", student, distilled)
@@ -115,8 +115,10 @@ def _export(run: Run, student: nn.Module, results: Plain) -> Exception | None:
     return failure
 
 
-def _write_config(config: Plain, folder: Path, command: list[str]) -> None:
+def _write_config(config: RunConfig, folder: Path, command: list[str]) -> None:
     if first_process():
-        started = {"working_directory": config["working_directory"] or str(Path.cwd())}
-        write_text(folder / "config.yaml", yaml.safe_dump(config | started, sort_keys=False, allow_unicode=True))
+        started = {"working_directory": config.working_directory or str(Path.cwd())}
+        write_text(
+            folder / "config.yaml", yaml.safe_dump(as_plain(config) | started, sort_keys=False, allow_unicode=True)
+        )
         write_text(folder / "overrides.yaml", yaml.safe_dump(command, allow_unicode=True))

@@ -126,4 +126,5 @@ def _experiment(place: Path) -> str:
         config = read_yaml(place)
     if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
         raise FolderError(f"{str(place)!r} was not written by a run: {ANOTHER}")
-    return config["experiment"]
+    experiment: str = config["experiment"]
+    return experiment

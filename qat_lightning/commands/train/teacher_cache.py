@@ -16,7 +16,7 @@ from torch import nn
 
 from qat_lightning.config.builders.models import in_teacher_precision
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.padding_stats import widths
 from qat_lightning.io.markdown import human_bytes
@@ -32,7 +32,7 @@ NO_ARCHITECTURE = ("architecture._", "architecture.transformers_version", "archi
 """Where a model came from, who wrote its file, its type of numbers, told by what converts it, and the names of classes."""
 
 
-def facts(config: Plain, content: str, model: nn.Module, device: torch.device) -> dict[str, Any]:
+def facts(config: RunConfig, content: str, model: nn.Module, device: torch.device) -> dict[str, Any]:
     """All that decides the signals but the batch and the way attention is computed, each under a name for people.
 
     Args:
@@ -45,8 +45,8 @@ def facts(config: Plain, content: str, model: nn.Module, device: torch.device) -
         WEIGHTS: tensors_hash(model),
         "model": type(model).__name__,
         **own,
-        "teacher_precision": config["teacher_precision"],
-        "trainer.precision": config["trainer"]["precision"],
+        "teacher_precision": config.teacher_precision and config.teacher_precision.name,
+        "trainer.precision": config.trainer.precision,
         "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
         "device": _name(device),
         "the data's rows, as its tokenizer reads them": content,
@@ -57,7 +57,7 @@ def facts(config: Plain, content: str, model: nn.Module, device: torch.device) -
 
 
 def find_cache(
-    config: Plain, data: TaskData, content: str, model: nn.Module, device: torch.device
+    config: RunConfig, data: TaskData, content: str, model: nn.Module, device: torch.device
 ) -> TeacherCache | None:
     """The cache that `teacher_cache` asks for, not yet used; its folder can be this run's, as far as is known now.
 
@@ -66,15 +66,15 @@ def find_cache(
     Raises:
         ConfigError: batches that never come again; a folder of another teacher.
     """
-    if config["teacher_cache"] is None:
+    if config.teacher_cache is None:
         return None
     if getattr(data, "augmentation", None):
         raise ConfigError(
             "teacher_cache keeps what the teacher says to a batch, and augmented images are others every time: give"
             " data/augmentation=none, or leave teacher_cache out"
         )
-    cache = TeacherCache(Path(config["teacher_cache"]).expanduser())
-    trained = 0 not in (config["stages"]["teacher"]["max_steps"], config["stages"]["teacher"]["max_epochs"])
+    cache = TeacherCache(Path(config.teacher_cache).expanduser())
+    trained = not config.stages.teacher.empty
     unknown = {WEIGHTS} if trained else set()
     known = facts(config, content, in_teacher_precision(config, model), device)
     try:
@@ -89,7 +89,9 @@ def find_cache(
     return cache
 
 
-def check_room(config: Plain, data: TaskData, model: nn.Module, cache: TeacherCache, batches: Mapping[str, int]) -> str:
+def check_room(
+    config: RunConfig, data: TaskData, model: nn.Module, cache: TeacherCache, batches: Mapping[str, int]
+) -> str:
     """What the folder will take, in words, measured on a few rows.
 
     Args:
@@ -116,7 +118,7 @@ def _there(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def _foreseen(config: Plain, data: TaskData, model: nn.Module, batches: Mapping[str, int]) -> int:
+def _foreseen(config: RunConfig, data: TaskData, model: nn.Module, batches: Mapping[str, int]) -> int:
     """Bytes of the signals of all batches; what two stages read of the same batches, computed the same way, counts once."""
     batch = data.calibration_batches(min(data.batch_size, 32))[0]
     needed: dict[tuple[Any, ...], float] = {}
@@ -143,12 +145,12 @@ def _token_axes(site: str) -> int:
     return sum(axis in "NM" for axis in AXES.get(site, "BHND"))
 
 
-def sites_of(config: Plain, stage: str) -> set[str]:
+def sites_of(config: RunConfig, stage: str) -> set[str]:
     """What a stage asks the teacher for."""
-    losses = create_all(config["losses"], "losses")
+    losses = create_all(config.losses, "losses")
     sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
     if stage == "intervene":
-        interventions = create_all(config["intervention"], "intervention")
+        interventions = create_all(config.intervention, "intervention")
         sites |= {site for intervention in interventions.values() for site in intervention.sites}
     return sites
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from qat_lightning.config.builders.pretrained import as_data
 from qat_lightning.config.builders.training import all_callbacks, build_logger, build_trainer, stage_names
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, ModelConfig, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.training.stage import Stage
 
@@ -34,7 +35,7 @@ TUNING = {"LearningRateFinder": "optimizer.lr", "BatchSizeFinder": "data.batch_s
 """Callbacks that would decide what the configuration decides → by which key."""
 
 
-def check_libraries(config: Plain, folder: Path) -> str:
+def check_libraries(config: RunConfig, folder: Path) -> str:
     """Check the model's family and the trainer: its accelerator, its strategy, so many devices.
 
     Returns the precision that the trainer computes in, which need not be the one that was asked for.
@@ -42,14 +43,14 @@ def check_libraries(config: Plain, folder: Path) -> str:
     Raises:
         ConfigError: naming the key.
     """
-    _check_family(config["model"])
+    _check_family(config.model)
     try:
         return str(build_trainer(config, "teacher", 0, folder, record=False).precision)
     except REFUSED as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def check_stages(config: Plain, data: TaskData) -> None:
+def check_stages(config: RunConfig, data: TaskData) -> None:
     """Each stage's trainer with all its callbacks, what they watch, and that some rows are validated on.
 
     Raises:
@@ -58,8 +59,8 @@ def check_stages(config: Plain, data: TaskData) -> None:
     _check_loggers(config)
     for stage in stage_names(config):
         _check_monitors(config, stage, data)
-        trainer = _trainer(config | {"logger": {}}, stage, data)
-        share = config["trainer"]["limit_val_batches"]
+        trainer = _trainer(replace(config, logger={}), stage, data)
+        share = config.trainer.limit_val_batches
         processes = trainer.num_devices * trainer.num_nodes
         for split, count in (("training", len(data.train_rows)), ("validation", len(data.validation_rows))):
             if count < processes:
@@ -75,7 +76,7 @@ def check_stages(config: Plain, data: TaskData) -> None:
             )
 
 
-def _trainer(config: Plain, stage: str, data: TaskData) -> Trainer:
+def _trainer(config: RunConfig, stage: str, data: TaskData) -> Trainer:
     """The stage's, made for a folder that is not kept."""
     with TemporaryDirectory() as folder:
         try:
@@ -85,17 +86,17 @@ def _trainer(config: Plain, stage: str, data: TaskData) -> Trainer:
             raise
         except (*REFUSED, InstantiationException) as error:
             reason = error.__cause__ if isinstance(error, InstantiationException) else error
-            names = ", ".join(f"callbacks.{name}" for name, node in config["callbacks"].items() if node is not None)
+            names = ", ".join(f"callbacks.{name}" for name, node in config.callbacks.items() if node is not None)
             raise ConfigError(f"{names or 'trainer'}: {' '.join(str(reason).split())}") from error
 
 
-def _check_loggers(config: Plain) -> None:
+def _check_loggers(config: RunConfig) -> None:
     """Make those that open nothing when they are made, and open those that write files alone, in a folder that is not kept.
 
     Raises:
         ConfigError: naming the key.
     """
-    for name, node in config["logger"].items():
+    for name, node in config.logger.items():
         if node is None or node["_target_"].endswith(".CometLogger"):  # it begins an experiment when it is made
             continue
         with TemporaryDirectory() as folder:
@@ -109,11 +110,11 @@ def _check_loggers(config: Plain) -> None:
                 raise ConfigError(f"logger.{name}: {' '.join(str(error).split())}") from error
 
 
-def _check_monitors(config: Plain, stage: str, data: TaskData) -> None:
+def _check_monitors(config: RunConfig, stage: str, data: TaskData) -> None:
     """A callback that watches a value that is not logged ends the run at the first validation."""
-    if 0 in (config["stages"][stage]["max_steps"], config["stages"][stage]["max_epochs"]):
+    if config.stage(stage).empty:
         return
-    nodes = {name: node for name, node in config["callbacks"].items() if node is not None}
+    nodes = {name: node for name, node in config.callbacks.items() if node is not None}
     kinds = {node["_target_"].rpartition(".")[2] for node in nodes.values()}
     begin = tuple(start for kind, start in LOGGED_BY.items() if kind in kinds)
     logged = sorted(_logged(config, stage, data))
@@ -129,9 +130,9 @@ def _check_monitors(config: Plain, stage: str, data: TaskData) -> None:
         raise ConfigError(f"callbacks.{name}.monitor={monitor!r} is not logged in the {stage} stage: {choices}")
 
 
-def _logged(config: Plain, stage: str, data: TaskData) -> Iterator[str]:
+def _logged(config: RunConfig, stage: str, data: TaskData) -> Iterator[str]:
     """What can be watched from a stage's first validation on: the names that `QATModule` logs."""
-    losses = {"task": {}} if stage == "teacher" else config["losses"]
+    losses = {"task": {}} if stage == "teacher" else config.losses
     yield from ("lr", "train/loss")
     yield from (
         f"train/loss_{name}" for name, node in losses.items() if node is not None and node.get("weight", 1) != 0
@@ -141,25 +142,25 @@ def _logged(config: Plain, stage: str, data: TaskData) -> Iterator[str]:
         yield from (f"val_assisted/{name}" for name in data.metrics)
 
 
-def _check_family(model: Plain) -> None:
+def _check_family(model: ModelConfig) -> None:
     """An architecture that is given must be one: its family known, each field of the type and the value that it takes."""
-    if model["pretrained"] or (model["path"] and (Path(model["path"]) / "config.json").is_file()):
+    if model.pretrained or (model.path and (Path(model.path) / "config.json").is_file()):
         return
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
     from transformers.activations import ACT2FN
 
-    families, kind = sorted(CONFIG_MAPPING.keys()), model["architecture"].get("model_type")
+    families, kind = sorted(CONFIG_MAPPING.keys()), model.architecture.get("model_type")
     if kind not in families:
         near = difflib.get_close_matches(str(kind), families, n=3) or ["bert", "gpt2", "llama", "vit"]
         raise ConfigError(
             f"model.architecture.model_type={kind!r} is no family that transformers knows: give {', '.join(near)} or"
             f" another of its {len(families)}"
         )
-    for field in ACTIVATIONS & model["architecture"].keys():
-        if (named := model["architecture"][field]) not in ACT2FN:
+    for field in ACTIVATIONS & model.architecture.keys():
+        if (named := model.architecture[field]) not in ACT2FN:
             raise ConfigError(f"model.architecture.{field}={named!r} is unknown: {suggest(str(named), ACT2FN)}")
     try:
-        architecture = as_data(AutoConfig.for_model(**model["architecture"], num_labels=2), "model.architecture")
+        architecture = as_data(AutoConfig.for_model(**model.architecture, num_labels=2), "model.architecture")
         with torch.device("meta"):
             AutoModel.from_config(architecture, trust_remote_code=False)
     except ConfigError:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from qat_lightning.config.builders.pretrained import optional_file, read_architecture
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, ModelConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.image_classification import ImageClassificationData
 from qat_lightning.data.text_classification import TextClassificationData
@@ -21,14 +21,14 @@ PROCESSOR, STATISTICS = "processor_config.json", "preprocessor_config.json"
 """Files of an image processor; the first is read first, as transformers does, and holds it as `image_processor`."""
 
 
-def follow_model(model: Plain, data: TaskData) -> None:
+def follow_model(model: ModelConfig, data: TaskData) -> None:
     """Let the data number its classes, and scale its pixels, as the files of `model.path` say.
 
     Raises:
         ConfigError: a model that is not there, whose names of classes contradict each other, or a damaged file.
     """
-    path = model["path"]
-    if not path or not (model["pretrained"] or (Path(path) / "config.json").is_file()):
+    path = model.path
+    if not path or not (model.pretrained or (Path(path) / "config.json").is_file()):
         return
     if isinstance(data, TextClassificationData | ImageClassificationData) and not data.regression:
         architecture = read_architecture(model, num_labels=data.num_labels)
@@ -49,10 +49,10 @@ def _check_names(architecture: PretrainedConfig, path: str) -> None:
             )
 
 
-def _statistics(model: Plain, channels: int) -> tuple[list[float], list[float]] | None:
+def _statistics(model: ModelConfig, channels: int) -> tuple[list[float], list[float]] | None:
     """Mean and deviation of pixels in [0, 1], as the model's image processor has them; None without such a file."""
     for name in (PROCESSOR, STATISTICS):
-        place = optional_file(model["path"], name, model.get("revision"))
+        place = optional_file(str(model.path), name, model.revision)
         if place is None:
             continue
         try:
@@ -62,7 +62,7 @@ def _statistics(model: Plain, channels: int) -> tuple[list[float], list[float]] 
                 return _scaled({key: value for key, value in given.items() if value is not None}, channels)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"{name} of model.path={model['path']!r} cannot be used ({' '.join(str(error).split())}): repair it"
+                f"{name} of model.path={model.path!r} cannot be used ({' '.join(str(error).split())}): repair it"
             ) from error
     return None
 

@@ -27,7 +27,7 @@ from qat_lightning.config.builders.data_arguments import follow_model
 from qat_lightning.config.builders.pretrained import as_data, random_weights, read_architecture, read_weights, runs_code
 from qat_lightning.config.builders.pretrained_weights import check_weights, warnings_of_transformers
 from qat_lightning.config.instantiate import create, create_all
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import BenchConfig, ConfigError, ModelConfig, RunConfig, TeacherPrecision
 from qat_lightning.data.base import Head, TaskData
 from qat_lightning.models.convert import keep_layers, quantize
 from qat_lightning.models.families import FAMILIES
@@ -49,20 +49,20 @@ FULL_PRECISION = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-tru
 """Lightning's precisions that convert the model; made so from the start, a resumed run begins like any other."""
 
 
-TEACHER_PRECISION = {"bf16": torch.bfloat16}
-"""Of `teacher_precision`."""
+TEACHER_PRECISION = {TeacherPrecision.bf16: torch.bfloat16}
+"""The dtype of `teacher_precision`."""
 
 
-def build_data(config: Plain) -> TaskData:
+def build_data(config: RunConfig) -> TaskData:
     """The task's data, not read yet; its classes numbered, its pixels scaled as the model's files say."""
-    data = create(config["data"], "data")
+    data = create(config.data, "data")
     if not isinstance(data, TaskData):
-        raise ConfigError(f"data._target_={config['data']['_target_']!r} must be a TaskData")
-    follow_model(config["model"], data)
+        raise ConfigError(f"data._target_={config.data['_target_']!r} must be a TaskData")
+    follow_model(config.model, data)
     return data
 
 
-def build_model(config: Plain, data: TaskData, say: Callable[[str], None] = lambda line: None) -> PreTrainedModel:
+def build_model(config: RunConfig, data: TaskData, say: Callable[[str], None] = lambda line: None) -> PreTrainedModel:
     """An unforked transformers model with the task's head: pretrained from a hub id or folder, or random weights.
 
     Nothing that comes with a model is run (`qat_lightning.config.builders.pretrained`).
@@ -78,7 +78,7 @@ def build_model(config: Plain, data: TaskData, say: Callable[[str], None] = lamb
     _describe_task(loaded.config, data)
     if data.head == "text_classification":
         _know_the_padding(loaded, getattr(data, "tokenizer", None))
-    loaded.to(dtype=FULL_PRECISION.get(config["trainer"]["precision"], torch.float32))  # type: ignore[call-arg]
+    loaded.to(dtype=FULL_PRECISION.get(config.trainer.precision, torch.float32))  # type: ignore[call-arg]
     return loaded
 
 
@@ -97,16 +97,16 @@ def _know_the_padding(model: PreTrainedModel, tokenizer: Any) -> None:
         model.config.pad_token_id = 0 if padding is None else padding
 
 
-def _read_model(config: Plain, data: TaskData) -> tuple[PreTrainedModel, str]:
+def _read_model(config: RunConfig, data: TaskData) -> tuple[PreTrainedModel, str]:
     """The model, and a line that says where its weights are from."""
-    model, (auto, _) = config["model"], HEADS[data.head]
-    if not model["pretrained"]:
+    model, (auto, _) = config.model, HEADS[data.head]
+    if not model.pretrained:
         architecture = described(model, num_labels=data.num_labels)
         _check_head(architecture, data.head)
-        of = f" of {model['path']!r}" if model["path"] else ""
+        of = f" of {model.path!r}" if model.path else ""
         source = f"random weights (model.pretrained=false), {architecture.model_type} architecture{of}"
         return random_weights(model, architecture, auto), source
-    if model["path"] is None:
+    if model.path is None:
         raise ConfigError(
             "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
         )
@@ -117,39 +117,39 @@ def _read_model(config: Plain, data: TaskData) -> tuple[PreTrainedModel, str]:
     return loaded, check_weights(config, loaded, report)
 
 
-def in_teacher_precision(config: Plain, teacher: nn.Module) -> nn.Module:
+def in_teacher_precision(config: RunConfig, teacher: nn.Module) -> nn.Module:
     """What teaches: the teacher itself, or a copy in `teacher_precision`.
 
     A copy, as what is quantized, scored, compared and saved is the teacher that was fine-tuned. Its parameters alone are
     converted: the angles of rotary positions are buffers, which transformers keeps in float32.
     """
-    if config["teacher_precision"] is None:
+    if config.teacher_precision is None:
         return teacher
     copied = copy.deepcopy(teacher)
     for parameter in copied.parameters():
-        parameter.data = parameter.data.to(TEACHER_PRECISION[config["teacher_precision"]])
+        parameter.data = parameter.data.to(TEACHER_PRECISION[config.teacher_precision])
     return copied
 
 
-def build_student(config: Plain, teacher: nn.Module, data: TaskData) -> nn.Module:
+def build_student(config: RunConfig, teacher: nn.Module, data: TaskData) -> nn.Module:
     """Put the configured quantizers into `teacher` (hand over a copy); calibrate what is static on training batches."""
     student = build_quantized(config, teacher)
-    calibrate(student, data.calibration_batches(config["quantization"]["calibration_rows"]))
+    calibrate(student, data.calibration_batches(config.quantization.calibration_rows))
     return student
 
 
-def build_quantized(config: Plain, teacher: nn.Module) -> nn.Module:
+def build_quantized(config: RunConfig | BenchConfig, teacher: nn.Module) -> nn.Module:
     """The student's layers of `teacher` with the configured quantizers, not calibrated; in place."""
-    if config["model"]["student_layers"] is not None:
+    if config.model.student_layers is not None:
         try:
-            keep_layers(teacher, config["model"]["student_layers"])
+            keep_layers(teacher, config.model.student_layers)
         except ValueError as error:
             raise ConfigError(f"model.student_layers: {error}") from error
-    quantization = config["quantization"]
-    rules = list(create_all(quantization["rules"], "quantization.rules").values())
-    attention = quantization["attention"]
+    quantization = config.quantization
+    rules = list(create_all(quantization.rules, "quantization.rules").values())
+    attention = quantization.attention
     operands = create(attention, "quantization.attention") if attention else None
-    return quantize(teacher, rules, operands, quantization["bits"] or {})
+    return quantize(teacher, rules, operands, quantization.bits or {})
 
 
 def _check_head(architecture: PretrainedConfig, head: Head) -> None:
@@ -165,10 +165,10 @@ def _check_head(architecture: PretrainedConfig, head: Head) -> None:
         )
 
 
-def described(model: Plain, num_labels: int) -> PretrainedConfig:
+def described(model: ModelConfig, num_labels: int) -> PretrainedConfig:
     """The architecture: of a local folder, else as configured; never from the hub."""
-    if model["path"] and (Path(model["path"]) / "config.json").is_file():
+    if model.path and (Path(model.path) / "config.json").is_file():
         return read_architecture(model, num_labels)
-    if not model["architecture"]:
+    if not model.architecture:
         raise ConfigError("model.pretrained=false needs model.architecture, or a model.path that holds a config.json")
-    return as_data(AutoConfig.for_model(**model["architecture"], num_labels=num_labels), "model.architecture")
+    return as_data(AutoConfig.for_model(**model.architecture, num_labels=num_labels), "model.architecture")

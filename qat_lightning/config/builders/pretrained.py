@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, ModelConfig
 from qat_lightning.data.hub import require_hub
 from qat_lightning.data.remote_code import source
 from qat_lightning.io.documents import read_json
@@ -44,16 +44,16 @@ LONGEST = 500
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
-def read_architecture(model: Plain, num_labels: int) -> PretrainedConfig:
+def read_architecture(model: ModelConfig, num_labels: int) -> PretrainedConfig:
     """The configuration of `model.path`, a hub id or a folder, in which nothing is left that would be run.
 
     Raises:
         ConfigError: none there; a kernel; code of its own, or code that is trusted and not pinned.
     """
-    given = _source(model)
-    require_hub({"model.path": model["path"]})
+    given, path = _source(model), str(model.path)
+    require_hub({"model.path": path})
     try:
-        architecture = AutoConfig.from_pretrained(model["path"], **given)
+        architecture = AutoConfig.from_pretrained(path, **given)
         architecture.problem_type = None  # of an earlier task, which may not go with this number of classes
         if architecture.num_labels != num_labels:
             architecture.num_labels = num_labels
@@ -69,17 +69,19 @@ def read_architecture(model: Plain, num_labels: int) -> PretrainedConfig:
     return as_data(architecture, _told(model))
 
 
-def read_weights(model: Plain, architecture: PretrainedConfig, auto: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+def read_weights(
+    model: ModelConfig, architecture: PretrainedConfig, auto: Any
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model in float32, and transformers' report on its weights. config.json is not read again: it was checked.
 
     Raises:
         ConfigError: no weights, pickled ones without `model.pickled_weights`, an adapter, or a damaged file.
     """
-    given, pickled = _source(model), model.get("pickled_weights", False)
+    given, pickled = _source(model), model.pickled_weights
     try:
-        _check_files(model["path"], given["revision"])
+        _check_files(str(model.path), given["revision"])
         loaded, report = auto.from_pretrained(
-            model["path"],
+            model.path,
             config=architecture,
             use_safetensors=None if pickled else True,
             weights_only=True,  # of a pytorch_model.bin: tensors, no objects
@@ -96,7 +98,7 @@ def read_weights(model: Plain, architecture: PretrainedConfig, auto: Any) -> tup
     return loaded, report
 
 
-def random_weights(model: Plain, architecture: PretrainedConfig, auto: Any) -> PreTrainedModel:
+def random_weights(model: ModelConfig, architecture: PretrainedConfig, auto: Any) -> PreTrainedModel:
     """A model of that architecture, newly initialized.
 
     Raises:
@@ -107,7 +109,7 @@ def random_weights(model: Plain, architecture: PretrainedConfig, auto: Any) -> P
     except Exception as error:  # whatever a family raises for a value of its own
         if explained(error) is not None:  # the machine's fault, such as too little memory
             raise
-        place = f"{_told(model)} cannot be loaded, its config.json" if model["path"] else "model.architecture"
+        place = f"{_told(model)} cannot be loaded, its config.json" if model.path else "model.architecture"
         raise ConfigError(f"{place} does not describe a model: {_in_a_line(error)}") from error
 
 
@@ -124,14 +126,14 @@ def as_data(architecture: PretrainedConfig, told: str) -> PretrainedConfig:
     return architecture
 
 
-def runs_code(model: Plain, architecture: PretrainedConfig, auto: Any) -> bool:
+def runs_code(model: ModelConfig, architecture: PretrainedConfig, auto: Any) -> bool:
     """Whether the model's class is one of its own, trusted code."""
-    return bool(model.get("trust_remote_code")) and auto.__name__ in (getattr(architecture, "auto_map", None) or {})
+    return model.trust_remote_code and auto.__name__ in (getattr(architecture, "auto_map", None) or {})
 
 
-def _source(model: Plain) -> dict[str, Any]:
+def _source(model: ModelConfig) -> dict[str, Any]:
     try:
-        return source(model["path"], model.get("revision"), model.get("trust_remote_code", False))
+        return source(str(model.path), model.revision, model.trust_remote_code)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -174,8 +176,8 @@ def _of_weights(error: Exception, pickled: bool) -> str:
     return f"{_in_a_line(error)}{f' ({PICKLED})' if missing else ''}"
 
 
-def _told(model: Plain) -> str:
-    return f"model.path={model['path']!r}"
+def _told(model: ModelConfig) -> str:
+    return f"model.path={model.path!r}"
 
 
 def _in_a_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.models.module_paths import layer_paths, part_paths
 
 WRAPPERS = {"module.": "DataParallel or DistributedDataParallel", "_orig_mod.": "torch.compile"}
@@ -23,7 +23,7 @@ REPORT = "LOAD REPORT"
 """The warning of transformers that repeats its report, which `check_weights` reads."""
 
 
-def check_weights(config: Plain, model: PreTrainedModel, report: Mapping[str, Any]) -> str:
+def check_weights(config: RunConfig, model: PreTrainedModel, report: Mapping[str, Any]) -> str:
     """Describe in one line what was loaded, what is newly initialized and what is not used.
 
     Args:
@@ -33,7 +33,7 @@ def check_weights(config: Plain, model: PreTrainedModel, report: Mapping[str, An
         ConfigError: weights that are missing, have another shape or are left over, other than those of a task's head; a new
             head that no teacher stage trains.
     """
-    path, heads = config["model"]["path"], _heads(model)
+    path, heads = config.model.path, _heads(model)
     shapes = {name: f"{tuple(saved)} for {tuple(own)}" for name, saved, own in report["mismatched_keys"]}
     unused = _counted("unused", report["unexpected_keys"])
     problems = [
@@ -101,10 +101,10 @@ def _advice(unused: Iterable[str]) -> str:
     return "give a folder whose config.json and weights were saved together by save_pretrained"
 
 
-def _check_trained(config: Plain, model: PreTrainedModel, new: list[str]) -> None:
+def _check_trained(config: RunConfig, model: PreTrainedModel, new: list[str]) -> None:
     """A new head must be trained by the teacher stage."""
-    teacher, path = config["stages"]["teacher"], config["model"]["path"]
-    if new and 0 in (teacher["max_steps"], teacher["max_epochs"]):
+    teacher, path = config.stages.teacher, config.model.path
+    if new and teacher.empty:
         raise ConfigError(
             f"model.path={path!r} has no {part_paths(model).get('head', 'head')} for this data, and no teacher stage trains"
             " one: give a model that is fine-tuned on it, or stages.teacher.max_epochs=3"

@@ -20,7 +20,7 @@ from torch import nn
 from qat_lightning.config.builders.models import in_teacher_precision
 from qat_lightning.config.builders.monitored_value import with_mode
 from qat_lightning.config.instantiate import check_targets, create, create_all
-from qat_lightning.config.schema import ConfigError, Plain
+from qat_lightning.config.schema import ConfigError, RunConfig, StepSizeConfig, as_plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.distillation.losses.logits import TaskLoss
 from qat_lightning.models.convert import checkpoint_activations, open_attention_for
@@ -47,15 +47,14 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 """Lightning's; with a file name each writes to the folder of the first logger, logs/<stage>/, at the end of the stage."""
 
 
-def stage_names(config: Plain) -> list[str]:
+def stage_names(config: RunConfig) -> list[str]:
     """The stages that this run has: teacher, intervene (where something intervenes, for at least a step), train."""
-    budget = config["stages"]["intervene"]
-    intervening = config["intervention"] and 0 not in (budget["max_steps"], budget["max_epochs"])
-    return [name for name in config["stages"] if name != "intervene" or intervening]
+    intervening = config.intervention and not config.stages.intervene.empty
+    return ["teacher", *(["intervene"] if intervening else []), "train"]
 
 
 def build_module(
-    config: Plain,
+    config: RunConfig,
     stage: str,
     steps: int,
     student: nn.Module,
@@ -71,17 +70,17 @@ def build_module(
     """
     taught_by = None if teacher is None else in_teacher_precision(config, teacher)
     fine_tuning = stage == "teacher"
-    losses = {"task": TaskLoss()} if fine_tuning else create_all(config["losses"], "losses")
-    interventions = create_all(config["intervention"], "intervention") if stage == "intervene" else {}
+    losses = {"task": TaskLoss()} if fine_tuning else create_all(config.losses, "losses")
+    interventions = create_all(config.intervention, "intervention") if stage == "intervene" else {}
     sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
     replaced = {site for intervention in interventions.values() for site in intervention.sites}
     for model in (student, taught_by):
         if model is not None:
             open_attention_for(model, sites | replaced)
-    if config["activation_checkpointing"]:
+    if config.activation_checkpointing:
         checkpoint_activations(student)
-    lr = config["stages"][stage]["lr"]
-    optimizer = config["optimizer"] | ({} if lr is None else {"lr": lr})
+    lr = config.stage(stage).lr
+    optimizer = config.optimizer | ({} if lr is None else {"lr": lr})
     if optimizer.get("fused", False) is None and torch.cuda.is_available():
         optimizer["fused"] = True  # it can leave out a step by itself, so the host never waits (`NonFiniteCheck`)
     return QATModule(
@@ -90,20 +89,20 @@ def build_module(
         metrics=data.metrics,
         predict=data.predict,
         optimizer=create(optimizer, "optimizer"),
-        lr_scheduler=create(config["lr_scheduler"], "lr_scheduler"),
+        lr_scheduler=create(config.lr_scheduler, "lr_scheduler"),
         steps=steps,
         stage=stage,
         teacher=taught_by,
         interventions=list(interventions.values()),
-        weight_decay=config["optimizer"].get("weight_decay", 0.0),
-        step_size={kind: _without_none(given) for kind, given in config["quantization"]["step_size"].items()},
+        weight_decay=config.optimizer.get("weight_decay", 0.0),
+        step_size={kind: _rates(given) for kind, given in vars(config.quantization.step_size).items()},
         cache=cache,
         full_teacher=None if taught_by is teacher else teacher,
     )
 
 
 def build_trainer(
-    config: Plain,
+    config: RunConfig,
     stage: str,
     steps: int,
     folder: Path,
@@ -115,7 +114,7 @@ def build_trainer(
 
     Without `record` it only scores: no bar, no log, no callback.
     """
-    trainer = dict(config["trainer"])
+    trainer = dict(vars(config.trainer))
     bar = trainer.pop("enable_progress_bar") and record
     profiler = trainer.pop("profiler")
     made = Trainer(
@@ -138,13 +137,13 @@ def build_trainer(
     return leave_signals_alone(made)
 
 
-def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]:
+def build_callbacks(config: RunConfig, stage: str, data: TaskData) -> list[Callback]:
     """What turns knobs in this stage, and the configured callbacks, with the direction of what they watch (`with_mode`)."""
-    callbacks: list[Callback] = [SeedEachBatch(config["seed"])]
+    callbacks: list[Callback] = [SeedEachBatch(config.seed)]
     if stage == "intervene":
-        schedule = create(config["intervention_schedule"], "intervention_schedule")
-        callbacks.append(InterventionSchedule(create_all(config["intervention"], "intervention"), schedule))
-    chosen = {name: node for name, node in config["callbacks"].items() if node is not None}
+        schedule = create(config.intervention_schedule, "intervention_schedule")
+        callbacks.append(InterventionSchedule(create_all(config.intervention, "intervention"), schedule))
+    chosen = {name: node for name, node in config.callbacks.items() if node is not None}
     check_targets(chosen, "callbacks")
     directed = {name: with_mode(node, f"callbacks.{name}", data) for name, node in chosen.items()}
     for name, made in create_all(directed, "callbacks").items():
@@ -157,15 +156,15 @@ def build_callbacks(config: Plain, stage: str, data: TaskData) -> list[Callback]
     return callbacks
 
 
-def all_callbacks(config: Plain, stage: Stage, data: TaskData) -> list[Callback]:
+def all_callbacks(config: RunConfig, stage: Stage, data: TaskData) -> list[Callback]:
     """Those of `build_callbacks`, then the stage's own, which keep the state of all before them."""
-    settings = config["stages"][stage.name]
-    own = stage.callbacks(data, settings["checkpoint_every"], settings["checkpoint_minutes"])
+    settings = config.stage(stage.name)
+    own = stage.callbacks(data, settings.checkpoint_every, settings.checkpoint_minutes)
     return [*build_callbacks(config, stage.name, data), *own]
 
 
 def stage_settings(
-    config: Plain, stage: str, steps: int, data: TaskData, content: str, previous: str | None
+    config: RunConfig, stage: str, steps: int, data: TaskData, content: str, previous: str | None
 ) -> Settings:
     """Dotted key → value of all that decides the stage's result, and so its fingerprint; content is the data's."""
     groups = ["model", "optimizer", "lr_scheduler", "callbacks"]
@@ -178,14 +177,14 @@ def stage_settings(
         "limit_val_batches",
     )  # fmt: skip
     own = ("lr", "validate_every", "keep", *(["target_modules"] if stage == "intervene" else []))
-    chosen = {group: config[group] for group in groups} | {
-        "seed": config["seed"],
-        "trainer": {name: config["trainer"][name] for name in trainer},
-        f"stages.{stage}": {name: config["stages"][stage][name] for name in own},
-        "data": {name: value for name, value in config["data"].items() if name not in SAME_CONTENT}
-        | {"content": content},
-        "compile": config["compile"],
-        **({} if stage == "teacher" else {"teacher_precision": config["teacher_precision"]}),
+    plain = as_plain(config)
+    chosen = {group: plain[group] for group in groups} | {
+        "seed": config.seed,
+        "trainer": {name: plain["trainer"][name] for name in trainer},
+        f"stages.{stage}": {name: plain["stages"][stage][name] for name in own},
+        "data": {name: value for name, value in config.data.items() if name not in SAME_CONTENT} | {"content": content},
+        "compile": config.compile,
+        **({} if stage == "teacher" else {"teacher_precision": plain["teacher_precision"]}),
         "steps": steps,
         "previous stage": previous,
     }
@@ -203,8 +202,8 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
-def _without_none(node: Plain) -> Plain:
-    return {name: value for name, value in node.items() if value is not None}
+def _rates(given: StepSizeConfig) -> dict[str, float]:
+    return {name: value for name, value in vars(given).items() if value is not None}
 
 
 def _strategy(name: str, devices: Any) -> Any:
@@ -216,24 +215,22 @@ def _strategy(name: str, devices: Any) -> Any:
     return name
 
 
-def _loggers(config: Plain, stage: str, folder: Path) -> list[Logger]:
+def _loggers(config: RunConfig, stage: str, folder: Path) -> list[Logger]:
     """The CSV that the report reads (a resumed stage goes on in a file of its own), and the configured ones."""
     logs, version, part = folder / "logs", stage, 0
     while (logs / version / "metrics.csv").exists():
         part += 1
         version = f"{stage}.{part}"
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=20)]
-    loggers += [
-        build_logger(config, name, stage, folder) for name, node in config["logger"].items() if node is not None
-    ]
+    loggers += [build_logger(config, name, stage, folder) for name, node in config.logger.items() if node is not None]
     return loggers
 
 
-def build_logger(config: Plain, name: str, stage: str, folder: Path) -> Logger:
+def build_logger(config: RunConfig, name: str, stage: str, folder: Path) -> Logger:
     """A configured logger; a partial one gets the stage's name and the run folder, where it takes them and has none."""
-    node = config["logger"][name]
+    node = config.logger[name]
     check_targets(node, f"logger.{name}")
-    offered = {"name": f"{config['experiment']}-{stage}", "save_dir": str(folder)}
+    offered = {"name": f"{config.experiment}-{stage}", "save_dir": str(folder)}
     kind = get_object(node["_target_"])
     taken = {key: value for key, value in offered.items() if key in inspect.signature(kind).parameters}
     if issubclass(kind, WandbLogger):

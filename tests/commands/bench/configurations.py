@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.schema import CONF, BenchConfig, resolve
 
 SMALL = (
     "model=tiny",
@@ -31,13 +30,13 @@ ONE_LAYER = ("model.architecture.num_hidden_layers=1",)
 """Half the time of an export."""
 
 
-def composed(*overrides: str) -> dict[str, Any]:
+def composed(*overrides: str) -> BenchConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("bench", overrides=[*SMALL, *overrides]))
+        return resolve(compose("bench", overrides=[*SMALL, *overrides]), BenchConfig)
 
 
 @contextmanager
-def of_steps(*overrides: str, bench: str = "training") -> Iterator[dict[str, Any]]:
+def of_steps(*overrides: str, bench: str = "training") -> Iterator[BenchConfig]:
     """A bench of steps; Hydra stays initialized, as under the command line, for the variants to be composed."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield resolve(compose("bench", overrides=[f"bench={bench}", *SMALL_STEPS, *overrides]))
+        yield resolve(compose("bench", overrides=[f"bench={bench}", *SMALL_STEPS, *overrides]), BenchConfig)

@@ -33,7 +33,7 @@ def learning(rate):
 def workshop_of(*overrides):
     with of_steps(*overrides) as config:
         plain, variants = compose_plain(config), compose_variants(config)
-    return Workshop(plain, (3, 8), CPU, config["bench"]["precision"]), variants
+    return Workshop(plain, (3, 8), CPU, config.bench["precision"]), variants
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from qat_lightning.commands.model_comparison import Comparison, compare
 from qat_lightning.commands.train.results import check_recorded
 from qat_lightning.commands.train.run import run
 from qat_lightning.config.run_config import located, read_run
-from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.schema import CONF, ModelConfig, RunConfig, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.exporters.onnx.exporter import OnnxError
 from qat_lightning.training.checkpoints.archive import set_aside
@@ -179,17 +180,17 @@ def test_relative_folders_of_a_run_are_found_where_it_was_started(tmp_path, monk
     (started / "rows").mkdir(parents=True)
     (here / "model").mkdir(parents=True)
     (started / "model").mkdir()
-    config = {
-        "working_directory": str(started),
-        "model": {"path": "model"},
-        "data": {"path": "rows", "tokenizer": "owner/name"},
-    }
+    config = RunConfig(
+        working_directory=str(started),
+        model=ModelConfig(path="model"),
+        data={"path": "rows", "tokenizer": "owner/name"},
+    )
     monkeypatch.chdir(here)
     found = located(config)
-    assert found["data"] == {"path": str(started / "rows"), "tokenizer": "owner/name"}
-    assert found["model"] == {"path": "model"}, "what is here is taken"
+    assert found.data == {"path": str(started / "rows"), "tokenizer": "owner/name"}
+    assert found.model.path == "model", "what is here is taken"
     assert located(config, ["data.path=rows"]) == config, "what is typed is meant from here"
-    unknown = config | {"working_directory": None}
+    unknown = replace(config, working_directory=None)
     assert located(unknown) == unknown
 
 

@@ -156,8 +156,8 @@ WATCH = "+callbacks.watch={_target_: lightning.pytorch.callbacks.%s, monitor: %s
 )
 def test_a_callback_knows_the_better_end_of_what_it_watches(overrides, mode):
     config = composed(*overrides)
-    (name,) = config["callbacks"]
-    kind = EarlyStopping if "EarlyStopping" in config["callbacks"][name]["_target_"] else ModelCheckpoint
+    (name,) = config.callbacks
+    kind = EarlyStopping if "EarlyStopping" in config.callbacks[name]["_target_"] else ModelCheckpoint
     (made,) = (c for c in build_callbacks(config, "train", build_data(config)) if type(c) is kind)
     assert made.mode == mode
 

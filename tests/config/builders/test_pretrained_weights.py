@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def changed(folder, source, name=lambda name: name, **settings):
 def test_a_typed_path_is_loaded_whatever_the_group_says(tiny, group, given, pretrained):
     words = [word.format(path=tiny) for word in given]
     config = composed(f"model={group}", *words)
-    assert config["model"]["pretrained"] is pretrained, "resolved: a run folder holds what was done"
+    assert config.model.pretrained is pretrained, "resolved: a run folder holds what was done"
     model, lines = built(f"model={group}", *words)
     own, saved = model.state_dict(), load_file(tiny / "model.safetensors")
     assert torch.equal(own["classifier.weight"], saved["classifier.weight"]) is pretrained
@@ -67,7 +68,7 @@ def test_a_typed_path_is_loaded_whatever_the_group_says(tiny, group, given, pret
 
 @pytest.mark.parametrize(("group", "pretrained"), [("tiny", False), ("vit_small", False), ("bert_base", True)])
 def test_without_a_path_the_group_decides(group, pretrained):
-    assert composed(f"model={group}")["model"]["pretrained"] is pretrained
+    assert composed(f"model={group}").model.pretrained is pretrained
 
 
 @pytest.mark.parametrize("budget", ["max_steps", "max_epochs"])
@@ -213,7 +214,7 @@ def test_a_damaged_config_is_named(tmp_path, tiny, bare, content, message, pretr
     if isinstance(content, dict):
         content = json.dumps(json.loads(place.read_text()) | content)
     place.write_bytes(content if isinstance(content, bytes) else content.encode())
-    config = bare | {"model": bare["model"] | {"path": str(place.parent), "pretrained": pretrained}}
+    config = replace(bare, model=replace(bare.model, path=str(place.parent), pretrained=pretrained))
     with pytest.raises(ConfigError, match=message) as refused:
         checked_and_built(config)
     told = str(refused.value)

@@ -524,8 +524,8 @@ def test_configuration_is_as_published_and_reads_a_local_folder(choice, path, un
     small = ("data.max_length=16", "data.stride=2", "data.max_question_length=4")
     places = (f"data.path={tmp_path}", f"model.path={tokenizer}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        published = resolve(compose("config", overrides=[f"data={choice}"]))["data"]
-        local = resolve(compose("config", overrides=[f"data={choice}", *places, *small]))["data"]
+        published = resolve(compose("config", overrides=[f"data={choice}"])).data
+        local = resolve(compose("config", overrides=[f"data={choice}", *places, *small])).data
     assert published["path"] == f"rajpurkar/{path}"
     # arXiv:2009.12812, released code
     lengths = ("max_length", "stride", "max_question_length", "n_best", "max_answer_length", "batch_size")

@@ -80,7 +80,7 @@ def test_the_run_has_forty_steps_in_two_stages_and_random_dropout():
     from tests.training.runs import composed
 
     config = composed(*FORTY)
-    stages = config["stages"]
-    assert stages["teacher"]["max_steps"] + stages["train"]["max_steps"] == STEPS
-    assert stages["train"]["includes_intervene"]
-    assert "hidden_dropout_prob" not in config["model"]["architecture"]  # transformers' own, 0.1
+    stages = config.stages
+    assert stages.teacher.max_steps + stages.train.max_steps == STEPS
+    assert stages.train.includes_intervene
+    assert "hidden_dropout_prob" not in config.model.architecture  # transformers' own, 0.1

@@ -318,7 +318,7 @@ def test_padding_and_how_answers_are_found_are_settings_of_a_result(drawn):
     """They change no row, so the content does not tell them."""
     config = composed()
     for name in ("padding", "n_best", "max_answer_length", "null_threshold"):
-        config["data"][name] = "x"
+        config.data[name] = "x"
         assert stage_settings(config, "train", 9, drawn, "content", None)[f"data.{name}"] == "x"
 
 

@@ -307,7 +307,7 @@ def test_a_bad_row_ends_the_run_before_it_touches_the_weights(parts, value):
 
 
 def test_the_batch_that_was_at_fault_can_be_looked_at(parts):
-    parts.config["trainer"]["accumulate_grad_batches"] = 3
+    parts.config.trainer.accumulate_grad_batches = 3
     parts.spoil(batch_number=4, row=1)  # the second of three in step 2
     with pytest.raises(NonFiniteError, match=r"step 2: .*rows 1 of the batch"):
         parts.fit(steps=2)
@@ -436,7 +436,7 @@ def test_validation_that_is_not_finite_ends_nothing(parts):
 @pytest.mark.parametrize("delay", [0, 1, 3])
 def test_without_waiting_for_the_answer_the_weights_are_spared_all_the_same(parts, monkeypatch, delay):
     """As on CUDA: the answer comes steps later, and the optimizer leaves out the bad step, and all until then, by itself."""
-    parts.config["optimizer"]["fused"] = True
+    parts.config.optimizer["fused"] = True
 
     def slow(flag):
         sent = parts.trainer.global_step
@@ -457,7 +457,7 @@ def test_without_waiting_for_the_answer_the_weights_are_spared_all_the_same(part
 
 
 def test_an_answer_still_under_way_is_waited_for_before_a_checkpoint(parts, monkeypatch):
-    parts.config["optimizer"]["fused"] = True
+    parts.config.optimizer["fused"] = True
     monkeypatch.setattr(callbacks, "_leaves_out_by_itself", lambda optimizer: True)
     waited = []
     monkeypatch.setattr(callbacks, "_on_its_way", lambda flag: (flag.clone(), lambda: bool(waited)))

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from qat_lightning.commands.errors import mistakes_in_words
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
-from qat_lightning.config.schema import ConfigError
+from qat_lightning.config.schema import ConfigError, RunConfig, TrainerConfig
 from qat_lightning.data import loader_workers
 from qat_lightning.data.loader_workers import loading_context
 from qat_lightning.training.process import supervision, watchdog
@@ -208,7 +208,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "GROUP_R
 def test_of_two_machines_one_has_the_first_process(monkeypatch, environment, rank):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    know_the_rank({"trainer": {"num_nodes": 2, "devices": 2}})
+    know_the_rank(RunConfig(trainer=TrainerConfig(num_nodes=2, devices=2)))
     assert rank_zero_only.rank == rank
     assert first_process() is (rank == 0)
 
@@ -236,7 +236,7 @@ def test_a_process_that_the_run_does_not_have_is_refused(monkeypatch, environmen
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=re.escape(named)) as refused:
-        know_the_rank({"trainer": {"num_nodes": 1, "devices": devices}})
+        know_the_rank(RunConfig(trainer=TrainerConfig(num_nodes=1, devices=devices)))
     assert "unset" in str(refused.value)
 
 
@@ -256,7 +256,7 @@ def test_a_process_that_the_run_does_not_have_is_refused(monkeypatch, environmen
 def test_what_no_launcher_of_this_process_has_set_is_ignored(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    know_the_rank({"trainer": {"num_nodes": 1, "devices": 1}})
+    know_the_rank(RunConfig(trainer=TrainerConfig(num_nodes=1, devices=1)))
     assert first_process()
 
 

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from qat_lightning.commands.train.run import prepared, run
 from qat_lightning.commands.train.teacher_cache import facts
 from qat_lightning.config.builders.models import build_data, build_model, build_student, in_teacher_precision
 from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer, stage_settings
-from qat_lightning.config.schema import ConfigError
+from qat_lightning.config.schema import ConfigError, RunConfig, TeacherPrecision
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.size import tensors_hash
 from qat_lightning.quantization.modules.attention import InstrumentedAttention
@@ -94,7 +95,7 @@ def trained(config, folder, cache):
     torch.manual_seed(0)
     data = build_data(config)
     data.load()
-    model, stage = build_model(config, data), "intervene" if config["intervention"] else "train"
+    model, stage = build_model(config, data), "intervene" if config.intervention else "train"
     student = build_student(config, copy.deepcopy(model), data)
     module = build_module(config, stage, 4, student, data, model, cache)
     if cache is not None:
@@ -160,8 +161,8 @@ def test_stopped_run_goes_on_with_the_cache_to_the_same_bits(tmp_path, monkeypat
 def test_folder_is_no_setting_of_a_result_and_precision_is():
     config, data = once(), build_data(once())
     data.load()
-    for key, value, same in (("teacher_cache", "x", True), ("teacher_precision", "bf16", False)):
-        other = config | {key: value}
+    for key, value, same in (("teacher_cache", "x", True), ("teacher_precision", TeacherPrecision.bf16, False)):
+        other = replace(config, **{key: value})
         for stage, alike in (("teacher", True), ("intervene", same), ("train", same)):
             given = [stage_settings(one, stage, 9, data, "content", None) for one in (config, other)]
             assert (given[0] == given[1]) is alike
@@ -517,7 +518,7 @@ def test_without_a_word_the_teacher_is_itself():
 
 def test_angles_of_rotary_positions_stay_as_they_are():
     model = tiny_model("llama")
-    converted = in_teacher_precision({"teacher_precision": "bf16"}, model)
+    converted = in_teacher_precision(RunConfig(teacher_precision=TeacherPrecision.bf16), model)
     assert {parameter.dtype for parameter in converted.parameters()} == {torch.bfloat16}
     assert {buffer.dtype for buffer in converted.buffers()} == {torch.float32}
     assert torch.equal(converted.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
@@ -535,4 +536,4 @@ def test_figures_of_the_teacher_stay_those_in_float32(tmp_path):
 
 
 def test_both_are_off_unless_asked_for():
-    assert (once()["teacher_precision"], once()["teacher_cache"]) == (None, None)
+    assert (once().teacher_precision, once().teacher_cache) == (None, None)
