@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from qat_lightning.commands.errors import ASKED, FULL, mistakes_in_words
 from qat_lightning.commands.multirun import all_jobs, one_job
 from qat_lightning.commands.terminal import ended_by_signals, words_may_be_lost
+from qat_lightning.config.allowed_targets import allowing, split_allowed
 from qat_lightning.config.command_line import MULTIRUN, check_words, is_override, quote_paths
 from qat_lightning.config.hydra_settings import check_flags, guarded_hydra
 from qat_lightning.config.run_config import in_one_process, located, needed_places, read_run
@@ -108,7 +109,9 @@ def _in_words(main: Callable[[], None]) -> None:
 def _program() -> Iterator[None]:
     """What all commands have."""
     with words_may_be_lost(), cleansed(), ended_by_signals(), mistakes_in_words():
-        yield
+        sys.argv[1:], packages = split_allowed(sys.argv[1:])
+        with allowing(packages):
+            yield
         sys.stdout.flush()  # while what keeps the words from a file can still be told
 
 

@@ -19,6 +19,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from qat_lightning.config.allowed_targets import KEY
 from qat_lightning.config.schema import CONF, ConfigError
 
 FREE = (
@@ -121,7 +122,7 @@ def _compare(node: Any, trusted: list[Any], key: str) -> None:
 
 def _check_swept(words: Iterable[str]) -> None:
     for word in words:
-        if _key(f"{word}=0").startswith(("hydra.", "hydra/")):
+        if _key(f"{word}=0").startswith(("hydra.", "hydra/", KEY)):
             raise _refused(f"{SWEPT}.{word}")
 
 

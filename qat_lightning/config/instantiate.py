@@ -1,77 +1,58 @@
-"""Configuration → objects, and only those of an allowlist: the one call of Hydra's instantiate."""
+"""Make objects of configuration: the only call of Hydra's instantiate."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
 import re
-import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from textwrap import shorten
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from qat_lightning.config.allowed_targets import check_made, locate
 from qat_lightning.config.schema import ConfigError
 
-SOURCES = ("qat_lightning.", "torchmetrics.", "lightning.pytorch.", "torch.optim.")
-"""Where the dotted path of a `_target_` may begin; nothing else is imported."""
-
-ALLOWED: Mapping[str, str | None] = {
-    "qat_lightning.models.convert.": None,
-    "qat_lightning.data.": None,
-    "qat_lightning.distillation.intervention.": None,
-    "qat_lightning.distillation.losses.": None,
-    "qat_lightning.quantization.quantizers.": None,
-    "qat_lightning.distillation.intervention_schedules.": None,
-    "qat_lightning.training.analysis_callbacks.": "lightning.pytorch.callbacks.callback.Callback",
-    "qat_lightning.training.callbacks.StepSizeWarmup.": None,
-    "qat_lightning.training.lr_schedules.": None,
-    "qat_lightning.training.optimizers.": "torch.optim.optimizer.Optimizer",
-    "lightning.pytorch.callbacks.": "lightning.pytorch.callbacks.callback.Callback",
-    "lightning.pytorch.loggers.": "lightning.pytorch.loggers.logger.Logger",
-    "torch.optim.": "torch.optim.optimizer.Optimizer",
-    "torchmetrics.classification.": "torchmetrics.metric.Metric",
-    "torchmetrics.regression.": "torchmetrics.metric.Metric",
-    "torchmetrics.text.perplexity.": "torchmetrics.metric.Metric",  # others there load models, or download
-}
-"""Where a class may be defined → the class that it must derive from. Judged on the resolved object, since a dotted path can
-be an alias; a prefix alone is not enough: `lightning.pytorch.cli` makes anything of a name."""
-
-FUNCTIONS = "qat_lightning.distillation.losses."
-"""Functions are allowed from here alone: distances, which compute and nothing else."""
-
 SPECIAL = ("_target_", "_partial_")
-"""Hydra's words that a node may hold; `_args_`, `_recursive_` and `_convert_` would go around the checks of arguments."""
+"""Hydra's names that a node can hold; `_args_`, `_recursive_` and `_convert_` would avoid the checks of arguments."""
 
 
 def create(node: Any, key: str, **given: Any) -> Any:
-    """The object that a `_target_` node describes; `given` are arguments that configuration cannot hold.
+    """Make the object that a `_target_` node describes.
+
+    Args:
+        key: the place of the node in the configuration, for messages, and to know which kind of object is needed.
+        given: arguments that configuration cannot hold.
 
     Raises:
-        ConfigError: a target outside `ALLOWED`, an argument that it does not know, a value of another type or one that
-            the object refuses.
+        ConfigError: a target that is not allowed there, an argument that it does not have, a value of another type, or one
+            that the object refuses.
     """
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)  # what is checked is what is made
     check_targets(node, key, given)
+    if not (isinstance(node, Mapping) and "_target_" in node):
+        raise ConfigError(f"{key}={shorten(repr(node), 80, placeholder=' …')} must hold a _target_ and its arguments")
     try:
-        return instantiate(node, _convert_="all", **given)
+        made = instantiate(node, _convert_="all", **given)
     except Exception as error:
         cause = error.__cause__ or error
-        foreign = not str(node.get("_target_", "")).startswith("qat_lightning.")
+        foreign = not node["_target_"].startswith("qat_lightning.")
         if isinstance(cause, ValueError | TypeError) or (foreign and not isinstance(cause, OSError | MemoryError)):
-            raise ConfigError(_with_key(key, node, error, cause)) from error
+            raise ConfigError(_message(key, node, error, cause)) from error
         raise
+    check_made(made, key)
+    return made
 
 
-def _with_key(key: str, node: Mapping[str, Any], error: Exception, cause: BaseException) -> str:
-    """The message of an object that was not made, with the key of the argument where the message begins with one."""
-    nested = re.search(r"full_key: ([\w.]+)$", str(error))  # Hydra's word for a node within the node
+def _message(key: str, node: Mapping[str, Any], error: Exception, cause: BaseException) -> str:
+    """Tell why an object was not made, with the keys of the arguments that the message names."""
+    nested = re.search(r"full_key: ([\w.]+)$", str(error))  # how Hydra names a node inside the node
     for name in nested.group(1).split(".") if nested else ():
         if isinstance(node.get(name), Mapping):
             key, node = f"{key}.{name}", node[name]
@@ -86,8 +67,11 @@ def add_keys(message: str, node: Mapping[str, Any], key: str) -> str:
     >>> add_keys("label_column='x' is not a column: give label_column=label", node, "data")
     "data.label_column='x' is not a column: give data.label_column=label"
     """
-    names = "|".join(map(re.escape, sorted(_arguments(node), key=len, reverse=True)))
-    return re.sub(rf"(?<![\w.])({names})(?==)", rf"{key}.\1", message) if names else message
+    names = {str(name) for name in node if name not in SPECIAL}
+    with suppress(ConfigError):
+        names.update(*_parameters(locate(node.get("_target_"), key)))
+    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w.])({pattern})(?==)", rf"{key}.\1", message) if names else message
 
 
 @contextmanager
@@ -104,26 +88,17 @@ def keys_in_messages(node: Mapping[str, Any], key: str) -> Iterator[None]:
         raise ConfigError(message) from error
 
 
-def _arguments(node: Mapping[str, Any]) -> set[str]:
-    """Names of the node and of the constructor's arguments, those that it passes on to its base classes among them."""
-    names = {str(name) for name in node if not str(name).startswith("_")}
-    if not isinstance(node.get("_target_"), str):
-        return names
-    try:
-        target = get_object(node["_target_"])
-    except Exception:  # a target that is refused elsewhere
-        return names
-    makers = [vars(kind).get("__init__", object.__init__) for kind in getattr(target, "__mro__", ())] or [target]
-    return names.union(*(inspect.signature(make).parameters for make in makers)) - {"self", "args", "kwargs"}
-
-
 def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Named nodes → named objects, null ones left out; `key` is where the nodes stand."""
+    """Make named objects of named nodes, without those that are null; `key` is the place of the nodes."""
     return {name: create(node, f"{key}.{name}") for name, node in nodes.items() if node is not None}
 
 
 def check_targets(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
-    """Every `_target_` below `node`: allowed, known arguments, plain values of the annotated types."""
+    """Check every `_target_` in `node`: that it is allowed, knows its arguments, and gets values of the annotated types.
+
+    Raises:
+        ConfigError: naming the key.
+    """
     if isinstance(node, str) and "${" in node:
         # Hydra would resolve it after the checks, and ${oc.create:…} into another target.
         raise ConfigError(f"{key}={node!r} is an interpolation within a value: write the value itself")
@@ -136,79 +111,81 @@ def check_targets(node: Any, key: str, given: Mapping[str, Any] | None = None) -
         if not isinstance(name, str) or (name.startswith("_") and name.endswith("_") and name not in SPECIAL):
             raise ConfigError(f"{key} holds the name {name!r}: only names of arguments, {' and '.join(SPECIAL)}")
     if "_target_" in node:
-        _check_arguments(_locate(node["_target_"], key), node, key, given or {})
+        _check_arguments(locate(node["_target_"], key), node, key, given or {})
     for name, child in node.items():
         check_targets(child, f"{key}.{name}")
 
 
-def suggest(wrong: str, choices: typing.Iterable[str]) -> str:
-    """`did you mean 'weight'? choices: …` for a mistyped name."""
+def suggest(wrong: str, choices: Iterable[str]) -> str:
+    """Name the nearest of some choices to a mistyped name, and all of them.
+
+    >>> suggest("wieght", ["weight", "site"])
+    "did you mean 'weight'? choices: site, weight"
+    """
     choices = sorted(str(choice) for choice in choices)
     near = difflib.get_close_matches(wrong, choices, n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"choices: {', '.join(choices) or 'none'}"
 
 
-def _locate(target: Any, key: str) -> Any:
-    """The allowed class or function of that dotted path, checked by where it is really defined."""
-    refused = ConfigError(f"{key}._target_={target!r} is not allowed: only {', '.join(f'{p}*' for p in ALLOWED)}")
-    if not isinstance(target, str) or not target.startswith(SOURCES):
-        raise refused
-    if not all(part.isidentifier() and not part.startswith("_") for part in target.split(".")):
-        raise refused
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}._target_={target!r} does not exist: {error}") from error
-    if not _is_allowed(found) or get_object(target) is not found:  # Hydra finds the same
-        raise refused
-    return found
-
-
-def _is_allowed(found: Any) -> bool:
-    if inspect.isfunction(found):
-        return f"{found.__module__}.".startswith(FUNCTIONS)
-    if not inspect.isclass(found):
-        return False
-    own, *above = [f"{kind.__module__}.{kind.__qualname__}" for kind in found.__mro__]
-    return any(f"{own}.".startswith(place) and base in (None, *above) for place, base in ALLOWED.items())
-
-
 def _check_arguments(target: Any, node: Mapping[str, Any], key: str, given: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(target).parameters
-    names = {name for name in node if not (name.startswith("_") and name.endswith("_"))}
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    if (unknown := sorted(names - set(parameters))) and not open_ended:
-        raise ConfigError(f"{key}.{unknown[0]} is no argument of {target.__name__}: {suggest(unknown[0], parameters)}")
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # an annotation that cannot be evaluated says nothing about the value
-        hints = {}
-    for name in names & set(hints):
-        if not _makes(node[name]):
-            check_type(node[name], hints[name], f"{key}.{name}")
+    if inspect.isfunction(target) and not node.get("_partial_"):
+        raise ConfigError(f"{key}._target_={node['_target_']} is a function: give {key}._partial_=true as well")
+    signatures = _parameters(target)
+    known = {name: parameter for parameters in reversed(signatures) for name, parameter in parameters.items()}
+    names = set(node) - set(SPECIAL)
+    if (unknown := sorted(names - known.keys())) and not _passes_on(signatures[-1]):
+        raise ConfigError(f"{key}.{unknown[0]} is not an argument of {target.__name__}: {suggest(unknown[0], known)}")
+    for name in names & known.keys():
+        if not _contains_targets(node[name]):
+            check_type(node[name], known[name].annotation, f"{key}.{name}")
     required = {
-        n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
+        name for name, parameter in signatures[0].items()
+        if parameter.default is parameter.empty and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }  # fmt: skip
     if not node.get("_partial_") and (missing := sorted(required - names - set(given))):
         raise ConfigError(f"{key}.{missing[0]} must be given: {target.__name__} needs it")
 
 
-def _makes(value: Any) -> bool:
-    """Whether objects are made of the value, so that its type is not yet there to be judged."""
+def _parameters(target: Any) -> list[Mapping[str, inspect.Parameter]]:
+    """Return the parameters of a constructor or function, and those of base classes that it passes keywords on to."""
+    found = [_signature(target)]
+    for kind in getattr(target, "__mro__", ())[1:]:
+        if not _passes_on(found[-1]):
+            break
+        if "__init__" in vars(kind):
+            found.append(_signature(kind))
+    return [{name: p for name, p in each.items() if p.kind is not p.VAR_POSITIONAL} for each in found]
+
+
+def _signature(target: Any) -> Mapping[str, inspect.Parameter]:
+    """Return parameters with evaluated annotations, where they can be evaluated."""
+    try:
+        return inspect.signature(target, eval_str=True).parameters
+    except Exception:  # names that exist for type checkers alone
+        return inspect.signature(target).parameters
+
+
+def _passes_on(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _contains_targets(value: Any) -> bool:
+    """Tell whether objects will be made of the value, whose type cannot be judged before."""
     if isinstance(value, Mapping):
-        return "_target_" in value or any(map(_makes, value.values()))
-    return isinstance(value, list | tuple) and any(map(_makes, value))
+        return "_target_" in value or any(map(_contains_targets, value.values()))
+    return isinstance(value, list | tuple) and any(map(_contains_targets, value))
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Refuse a plain value that the annotation does not admit: neither true nor "3" is a number.
+    """Refuse a plain value that the annotation does not admit, such as true or "3" for a number.
 
-    Judged as JSON, in which a list may stand for a tuple and a text for a path, as in a configuration.
+    The value is judged as JSON, in which a list can replace a tuple and a text can replace a path, as in a configuration.
     """
     try:
+        if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+            return
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # not an annotation that pydantic can judge
+    except Exception:  # pydantic cannot judge this annotation
         return
     try:
         adapter.validate_json(json.dumps(value, default=str), strict=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from omegaconf import OmegaConf
 
 from qat_lightning.analysis.result_files import read_landscapes, read_spectra
 from qat_lightning.commands.cli import _typed
 from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.commands.train.run_directory import check_own, held
+from qat_lightning.config.allowed_targets import allowing
 from qat_lightning.config.builders.models import build_data, build_model
 from qat_lightning.config.builders.training import _loggers, build_callbacks, build_trainer
 from qat_lightning.config.instantiate import create
@@ -34,7 +37,7 @@ from tests.security import plant
 from tests.security.modules import OneWeight
 from tests.security.plant import composed
 
-NOT_ALLOWED = r"_target_=.*(is not allowed: only|does not exist)"
+NOT_ALLOWED = r"_target_=.*(is not allowed|does not exist)"
 UNREADABLE = "last.ckpt.*is no checkpoint of this program"
 CODES, BIAS = "bert.pooler.dense.weight.codes", "classifier.bias"
 CODE = {
@@ -215,6 +218,42 @@ TARGETS = {
     "a target for a target": target({"_target_": "os.system"}),
 }  # fmt: skip
 
+
+def allowed(target: str, place: str = "losses.evil", packages: str = "friendly", words: str = NOT_ALLOWED) -> Case:
+    """That `_target_` while the user allows packages of the directory in which he starts the command."""
+
+    def read(folder: Path) -> Any:
+        with pytest.MonkeyPatch.context() as patch, allowing([packages]):
+            patch.syspath_prepend(str(folder))
+            try:
+                return create({"_target_": target, "command": plant.command(folder)}, place)
+            finally:
+                sys.modules.pop("friendly", None)
+
+    return Case(plant.friendly, read, words)
+
+
+UNDER_A_GRANT = {
+    **{
+        f"{target} at {place}": allowed(target, place)
+        for target, place in {
+            "friendly.os.system": "losses.evil", "friendly.subprocess.Popen": "losses.evil", "friendly.Popen": "losses.evil",
+            "friendly.run": "losses.evil", "friendly.load": "losses.evil", "friendly.shell": "losses.evil",
+            "friendly.Loss.__class__": "losses.evil", "friendly.sing.__globals__": "losses.evil", "friendly..Loss": "losses.evil",
+            "friendly": "losses.evil", "friendly_evil.Model": "losses.evil", "evil.Model": "losses.evil",
+            "evil_friendly.Model": "losses.evil", "evil.friendly.Model": "losses.evil", "os.system": "losses.evil",
+            "torch.hub.load": "losses.evil", "friendly.Loss": "callbacks.evil", "friendly.NoLoss": "optimizer",
+            "friendly.sing": "quantization.rules.evil.weight", "friendly.sing ": "losses.evil",
+        }.items()
+    },
+    "a function that is called": allowed("friendly.sing", words=r"is a function: give losses\.evil\._partial_=true"),
+    "a class that is not a loss": allowed("friendly.NoLoss", words="losses"),
+    **{
+        f"the package {name!r}": allowed("evil.Model", packages=name, words="allow_targets=.* is not allowed")
+        for name in ("os", "os.path", "builtins", "torch", "torch.hub", "numpy", "qat_lightning", "../evil", "evil*", "ev-il")
+    },
+}  # fmt: skip
+
 MATCH = {"_target_": "qat_lightning.distillation.losses.FeatureMatchingLoss", "site": "hidden"}
 
 PLACES = {
@@ -236,7 +275,7 @@ PLACES = {
             "_target_": "qat_lightning.models.convert.QuantizationRule", 
             "target_modules": "${oc.create:{_target_:tempfile.mkdtemp}}",
         },
-        "is an interpolation within a value",
+        "is an interpolation within a value", lambda node: create(node, "quantization.rules.evil"),
     ),
     "the environment when Hydra resolves again": node(
         lambda command: MATCH | {"site": "${oc.env:QAT_CANARY}"}, "is an interpolation within a value"
@@ -270,6 +309,17 @@ PLACES = {
 RUNS = {
     "a loss of a run folder": run_value(NOT_ALLOWED, losses={"x": {"_target_": "os.system", "command": "touch canary"}}),
     "an optimizer of a run folder": run_value(NOT_ALLOWED, optimizer={"_target_": "torch.hub.load"}),
+    "a package allowed by a run folder": run_value(
+        "'allow_targets', which no run has", allow_targets=["evil"], losses={"x": {"_target_": "evil.Model"}}
+    ),
+    "a package allowed by a run folder's command": Case(
+        lambda folder: plant.written(
+            plant.run_folder(folder, losses={"x": {"_target_": "evil.Model"}}), "overrides.yaml", "['allow_targets=[evil]']"
+        ),
+        run_of, r"add allow_targets=\[evil\] to this command",
+    ),
+    "a package allowed by a model": model_case("its own code is not run", allow_targets=["evil"],
+                                               auto_map=CODE, model_type="evil"),
     "trusted code in a run folder": run_value(
         "say so in this command as well, model.trust_remote_code=True model.revision=0123456789abcdef",
         model={"path": "evil/model", "trust_remote_code": True, "revision": COMMIT},
@@ -526,7 +576,9 @@ BOMBS = {
     ),
 }  # fmt: skip
 
-CASES: dict[str, Case] = TARGETS | PLACES | RUNS | MODELS | TOKENIZERS | PACKED | CHECKPOINTS | DATA | LINKS | BOMBS
+CASES: dict[str, Case] = (
+    TARGETS | UNDER_A_GRANT | PLACES | RUNS | MODELS | TOKENIZERS | PACKED | CHECKPOINTS | DATA | LINKS | BOMBS
+)
 
 HARMLESS = {
     "code of a known family": model_case("", auto_map=CODE),

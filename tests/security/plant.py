@@ -69,6 +69,28 @@ def code(folder: Path) -> str:
     return f"open({str(canary(folder))!r}, 'w').close()\n" + "".join(f"class {name}: pass\n" for name in names)
 
 
+FRIENDLY = """
+import os, subprocess
+from functools import partial
+from subprocess import Popen, run
+from torch.hub import load
+class Loss:
+    weight, sites = 1.0, ()
+class NoLoss: ...
+def sing(command): os.system(command)
+shell = partial(os.system)
+"""
+"""A package that the user allows; its names reach other packages."""
+
+
+def friendly(folder: Path) -> Path:
+    """A directory with an allowed package, and others whose names begin or end like it."""
+    (folder / "friendly.py").write_text(FRIENDLY)
+    for name in ("friendly_evil", "evil", "evil_friendly"):
+        (folder / f"{name}.py").write_text(code(folder))
+    return folder
+
+
 @cache
 def plain() -> Path:
     folder = Path(KEPT.name) / "model"

@@ -49,6 +49,10 @@ REACHING = {
         "mode: MULTIRUN\n  sweeper: {params: {hydra.searchpath: '[pkg://evil]'}}",
         "sweeper.params.hydra.searchpath",
     ),
+    "a package of a sweep's jobs": (
+        "mode: MULTIRUN\n  sweeper: {params: {+allow_targets: '[evil]'}}",
+        "sweeper.params.+allow_targets",
+    ),
     "a command line": ("mode: MULTIRUN\n  overrides: {hydra: ['hydra.job.env_set.PATH=x']}", "overrides"),
     "another command line": ("overrides: {task: ['seed=2']}", "overrides"),
     "more files": ("output_subdir: /tmp", "output_subdir"),
@@ -103,6 +107,15 @@ def test_what_reaches_beyond_hydra_is_refused(monkeypatch, capsys, tmp_path: Pat
 def test_by_another_way(monkeypatch, capsys, tmp_path: Path, place: Callable[..., Any], name: str) -> None:
     text, key = REACHING[name]
     assert f"hydra.{key}" in refused(monkeypatch, capsys, tmp_path, *place(tmp_path, text))
+
+
+@pytest.mark.parametrize("place", [experiment, primary, searched, swept])
+def test_a_file_cannot_allow_a_package(monkeypatch, capsys, tmp_path: Path, place: Callable[..., Any]) -> None:
+    (tmp_path / "evil.py").write_text(plant.code(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "verbose: false\nallow_targets: [evil]\nlosses: {x: {_target_: evil.Model}}"
+    message = refused(monkeypatch, capsys, tmp_path, *place(tmp_path, text))
+    assert "allow_targets can be given on the command line only" in message
 
 
 def test_an_option_of_a_group_of_hydras(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from qat_lightning.config.instantiate import _locate, check_targets, create
+from qat_lightning.config.allowed_targets import locate
+from qat_lightning.config.instantiate import check_targets, create
 from qat_lightning.config.schema import CONF, ConfigError
 from qat_lightning.config.untrusted_yaml import read_foreign
 from qat_lightning.data.tokenizers import read_tokenizer
@@ -34,6 +35,7 @@ from tests.security.corpus import (
     RUNS,
     TARGETS,
     TOKENIZERS,
+    UNDER_A_GRANT,
     model_of,
 )  # fmt: skip
 
@@ -47,7 +49,7 @@ def targets() -> list[str]:
 
 @pytest.mark.parametrize("name", targets())
 def test_every_target_of_conf(name: str) -> None:
-    assert _locate(name, "x") is get_object(name)
+    assert locate(name, "x") is get_object(name)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_every_target_of_conf(name: str) -> None:
     ],
 )
 def test_others_of_these_kinds(name: str) -> None:
-    assert _locate(name, "x") is get_object(name)
+    assert locate(name, "x") is get_object(name)
 
 
 @given(
@@ -161,6 +163,6 @@ def test_the_floors_that_security_rests_on(name: str) -> None:
 
 
 def test_no_case_hides_another_of_the_same_name() -> None:
-    groups = (TARGETS, PLACES, RUNS, MODELS, TOKENIZERS, PACKED, CHECKPOINTS, DATA, LINKS, BOMBS)
+    groups = (TARGETS, UNDER_A_GRANT, PLACES, RUNS, MODELS, TOKENIZERS, PACKED, CHECKPOINTS, DATA, LINKS, BOMBS)
     assert len(CASES) == sum(map(len, groups))
     assert CASES.keys().isdisjoint(HARMLESS)

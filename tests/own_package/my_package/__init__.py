@@ -1,0 +1,1 @@
+"""What a user of qat_lightning writes in a package of his own: one class of each kind."""
