@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from qat_lightning.config.allowed_targets import locate
 from qat_lightning.config.instantiate import check_targets, create
-from qat_lightning.config.schema import CONF, ConfigError
+from qat_lightning.config.schema import CONF, ConfigError, as_plain
 from qat_lightning.config.untrusted_yaml import read_foreign
 from qat_lightning.data.tokenizers import read_tokenizer
 from tests.security import plant
@@ -85,7 +85,7 @@ def test_a_refused_target_is_not_even_imported(tmp_path: Path, monkeypatch: pyte
 
 def test_a_run_folders_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = plant.run_folder(tmp_path)
-    assert read_foreign(folder / "config.yaml") == plant.composed()
+    assert read_foreign(folder / "config.yaml") == as_plain(plant.composed())
 
 
 def test_pickled_weights_are_read_under_their_flag_as_tensors(tmp_path: Path) -> None:
