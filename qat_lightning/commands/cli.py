@@ -24,7 +24,7 @@ from qat_lightning.config.run_config import in_one_process, located, needed_plac
 from qat_lightning.config.schema import CONF, BenchConfig, ConfigError, RunConfig, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.io.documents import DocumentError, read_yaml
-from qat_lightning.io.screen import cleansed
+from qat_lightning.io.screen import clean_streams
 
 FREE = ("export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=")
 """What can be changed in a finished run without making another one of it."""
@@ -108,7 +108,7 @@ def _in_words(main: Callable[[], None]) -> None:
 @contextmanager
 def _program() -> Iterator[None]:
     """What all commands have."""
-    with words_may_be_lost(), cleansed(), ended_by_signals(), mistakes_in_words():
+    with words_may_be_lost(), clean_streams(), ended_by_signals(), mistakes_in_words():
         sys.argv[1:], packages = split_allowed(sys.argv[1:])
         with allowing(packages):
             yield

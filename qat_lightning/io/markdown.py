@@ -1,4 +1,4 @@
-"""Markdown made of text that others may have written: cells, code spans and tables in which no mark takes effect."""
+"""Escape foreign text for Markdown: cells, code spans and tables in which no markup takes effect."""
 
 from __future__ import annotations
 
@@ -8,51 +8,85 @@ from collections.abc import Sequence
 
 from qat_lightning.io.screen import printable
 
-CELL_MARK = "\\|"
-"""A bar within a cell, in a code span as well."""
-
 MARKS = re.compile(r"[\\`*\[\]~$]|(?<!\w)_|_(?!\w)")
-"""What makes code, emphasis, links, pictures, strikes and formulas of a text; an underscore within a word does not."""
+"""The characters that start code, emphasis, links, images, strikes and formulas; an underscore inside a word does not."""
 
 ADDRESS = re.compile(r"(?<=\w):(?=//)|(?<=\bwww)\.|@")
-"""What makes a link or a mention of a text without any mark."""
+"""The characters that turn plain text into a link or a mention."""
 
 
-def text(words: object) -> str:
-    r"""Return a name or a text as Markdown that shows it as it is: in one line, no mark and no HTML tag takes effect.
+class Markdown(str):
+    """Text that is Markdown already, and that a template inserts without escaping it."""
+
+
+def text(words: object) -> Markdown:
+    r"""Escape a name or a text so that Markdown shows it unchanged, on one line and without any markup.
 
     >>> text("<b>a</b> *b*")
     '&lt;b&gt;a&lt;/b&gt; \\*b\\*'
     """
     plain = html.escape(one_line(words), quote=False)
-    return ADDRESS.sub(lambda found: f"&#{ord(found[0])};", MARKS.sub(r"\\\g<0>", plain))
+    return Markdown(ADDRESS.sub(lambda found: f"&#{ord(found[0])};", MARKS.sub(r"\\\g<0>", plain)))
 
 
-def code(words: object) -> str:
-    """Return a name as a code span, in which nothing takes effect; a backtick becomes an apostrophe."""
-    return f"`{one_line(words).replace('`', chr(39))}`"
+def code(words: object) -> Markdown:
+    """Format a name as a code span; a backtick becomes an apostrophe.
+
+    >>> code("a`b")
+    "`a'b`"
+    """
+    return Markdown(f"`{one_line(words).replace('`', chr(39))}`")
 
 
-def block(language: str, lines: Sequence[str]) -> str:
-    """Return a fenced block of code; the fence is longer than any in the lines."""
+def block(language: str, lines: Sequence[str]) -> Markdown:
+    """Format lines as a fenced code block whose fence is longer than any backtick run in the lines."""
     longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
-    return "\n".join([f"{fence}{language}", *map(printable, lines), fence])
+    return Markdown("\n".join([f"{fence}{language}", *map(printable, lines), fence]))
 
 
 def one_line(words: object) -> str:
-    """Return a name or a text without line breaks and control characters."""
+    """Remove line breaks and escape control characters.
+
+    >>> one_line("a\\n b")
+    'a b'
+    """
     return printable(" ".join(str(words).split()))
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns to the left, the others to the right."""
-    lines = [head, [":--" if column < left else "--:" for column in range(len(head))], *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', CELL_MARK) for cell in line)} |" for line in lines)
+def table(head: Sequence[object], rows: Sequence[Sequence[object]], left: int = 1) -> Markdown:
+    """Format a Markdown table; the first `left` columns are aligned left, the others right.
+
+    >>> print(table(["name", "count"], [["a", 1]]))
+    | name | count |
+    | :-- | --: |
+    | a | 1 |
+    """
+    alignment = [Markdown(":--" if column < left else "--:") for column in range(len(head))]
+    lines = [[escaped(cell).replace("|", r"\|") for cell in line] for line in (head, alignment, *rows)]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def escaped(value: object) -> str:
+    """Return Markdown unchanged, and any other value escaped by `text`."""
+    return value if isinstance(value, Markdown) else text(value)
+
+
+def codes(names: Sequence[object]) -> Markdown:
+    """Format names as a comma-separated list of code spans.
+
+    >>> codes(["a", "b"])
+    '`a`, `b`'
+    """
+    return Markdown(", ".join(map(code, names)))
 
 
 def human_bytes(count: float | None) -> str:
-    """28.07 MiB, 417.6 MiB, 61.3 KiB."""
+    """Format a number of bytes.
+
+    >>> human_bytes(29_430_912), human_bytes(None)
+    ('28.07 MiB', '–')
+    """
     if count is None:
         return "–"
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
@@ -62,7 +96,11 @@ def human_bytes(count: float | None) -> str:
 
 
 def human_seconds(seconds: float | None) -> str:
-    """8.4 s, 12 min 3 s, 5 h 2 min."""
+    """Format a duration.
+
+    >>> human_seconds(8.4), human_seconds(723), human_seconds(18_120)
+    ('8.4 s', '12 min 3 s', '5 h 2 min')
+    """
     if seconds is None:
         return "–"
     if seconds < 99.95:

@@ -1,7 +1,7 @@
-"""What the terminal shows: characters of names, texts and messages are printed, none of them controls the terminal.
+"""Print foreign text on the terminal without letting it control the terminal.
 
-The program's streams print every character (`Cleansed`); only its own console and its own progress bar may send colours and
-cursor movements (`console`, `own_stdout`).
+Both streams of the program escape control characters (`CleanStream`); only the program's own console and progress bar may
+send colors and cursor movements (`console`, `own_stdout`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any, TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-KEPT = "\n\t\u200c\u200d"
-"""Line ends and tabs, and the joiners that Persian, Hindi and emoji are written with."""
+ALLOWED = "\n\t\u200c\u200d"
+"""Line ends and tabs, and the joiners that Persian, Hindi and emoji need."""
 
 SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(\x07|\x1b\\)|[ -/]*[0-~])")
-"""A whole escape sequence: CSI (colours, cursor), OSC and its like (titles, links), others."""
+"""A complete escape sequence: CSI (colors, cursor), OSC and similar (titles, links), others."""
 
-_own: ContextVar[bool] = ContextVar("own", default=False)
+_trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
 
 def printable(text: str) -> str:
-    r"""Return the text with an escape for each character that controls a terminal or hides or reorders others.
+    r"""Escape each character that controls a terminal, or that hides or reorders other characters.
 
     >>> printable("a\x1b[31mb\r")
     'a\\x1b[31mb\\r'
@@ -38,81 +38,71 @@ def printable(text: str) -> str:
 
 
 def _is_plain(sign: str) -> bool:
-    return sign.isprintable() or sign in KEPT or unicodedata.category(sign) == "Zs"
+    return sign.isprintable() or sign in ALLOWED or unicodedata.category(sign) == "Zs"
 
 
-def tell(words: str) -> None:
-    """Print one message for the user to the error stream."""
-    print(printable(words), file=sys.stderr, flush=True)
+def tell(message: str) -> None:
+    """Print one message to the error stream."""
+    print(printable(message), file=sys.stderr, flush=True)
 
 
-class Cleansed:
-    """A text stream that writes characters only.
-
-    Whole escape sequences are left out, as other libraries colour what they say; the rest of what is not printable is
-    written as an escape.
-    """
+class _Stream:
+    """A text stream that passes everything but `write` on to another stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> int:
-        """Write the text; returns its length."""
-        self._stream.write(text if _own.get() else printable(SEQUENCE.sub("", text.replace("\r\n", "\n"))))
-        return len(text)
-
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write each of the lines."""
         for line in lines:
             self.write(line)
+
+    def write(self, text: str) -> int:
+        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
+class CleanStream(_Stream):
+    """A text stream that removes escape sequences, as other libraries color their output, and escapes other controls."""
+
+    def write(self, text: str) -> int:
+        """Write the text and return its length."""
+        self._stream.write(text if _trusted.get() else printable(SEQUENCE.sub("", text.replace("\r\n", "\n"))))
+        return len(text)
+
+
 @contextmanager
-def cleansed() -> Iterator[None]:
-    """Both streams of the program are `Cleansed`."""
-    with redirect_stdout(Cleansed(sys.stdout)), redirect_stderr(Cleansed(sys.stderr)):
+def clean_streams() -> Iterator[None]:
+    """Replace both streams of the program by a `CleanStream` inside the block."""
+    with redirect_stdout(CleanStream(sys.stdout)), redirect_stderr(CleanStream(sys.stderr)):
         yield
 
 
-class _Own:
+class _TrustedStream(_Stream):
     """The stream of the program's own console and progress bar."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
     def write(self, text: str) -> int:
-        with _trusted():
+        before = _trusted.set(True)
+        try:
             return self._stream.write(text)
+        finally:
+            _trusted.reset(before)
 
     def __eq__(self, other: object) -> bool:
-        """Equal to the stream: a progress bar is cleared before a line is printed to it."""
+        """Equal the wrapped stream, so that a progress bar is cleared before a line is printed to it."""
         return other is self._stream
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _trusted() -> Iterator[None]:
-    before = _own.set(True)
-    try:
-        yield
-    finally:
-        _own.reset(before)
-
 
 def own_stdout() -> Any:
-    """Return the output stream for text that is `printable` already, with control sequences of this program."""
-    return _Own(sys.stdout)
+    """Return the output stream for `printable` text with this program's own control sequences."""
+    return _TrustedStream(sys.stdout)
 
 
 class _PlainConsole(Console):
-    """A console on which square brackets are text, not markup, and control characters of the text are escapes."""
+    """A console that shows square brackets as text, not markup, and escapes the text's control characters."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -1,53 +1,59 @@
-"""The sections of report.md: the numbers of metrics.json → Markdown."""
+"""Turn the numbers of metrics.json into the rows and figures that report.md, the model card and the terminal share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qat_lightning.io.markdown import code, human_bytes, human_seconds, table, text
-from qat_lightning.reports.summary import score
+from qat_lightning.io.markdown import Markdown, codes, human_bytes, human_seconds, table
+from qat_lightning.reports.summary import NAMES, score
 
 Results = Mapping[str, Any]
 
-FORMS = {"packed": "export/packed", "onnx": "export/model.onnx"}
-"""What a run exports → where it lies in the run folder."""
+EXPORTS = {"packed": "export/packed", "onnx": "export/model.onnx"}
+"""Export → its place in the run folder; any other export format is a folder of its name."""
 
 PADDED = {
     "longest": "batches of mixed rows, each padded to its longest",
     "max_length": "all rows padded to `data.max_length`",
 }
-"""What the padding of a run is compared with → in words."""
+"""Kinds of padding that a run's own padding is compared with."""
+
+SIZES = (
+    "Bytes count each of the student's parameters once. *float32*: 4 bytes per element. *packed*: a quantized weight takes"
+    " its bits per element and 4 bytes per scale, everything else 4 bytes per element. The ratio is float32 ÷ packed. A file"
+    " under export/ is counted as a whole, with the names of its tensors."
+)
 
 
 def model_rows(results: Results) -> list[list[str]]:
-    """[model, metric, bytes, ratio] of the teacher, the student without training, the student, and what was exported of it;
-    absent ones left out. A score of None is undefined."""
+    """Return [model, metric, bytes, ratio] of teacher, PTQ baseline, student and exports, without those that are absent."""
     size = results.get("bytes") or {}
     small = [human_bytes(size.get("packed")), f"{size['ratio']:.2f}×" if "ratio" in size else "–"]
-    rows: list[tuple[str, str, list[str]]] = [
-        ("teacher", "teacher", [human_bytes(size.get("float32")), "1×"]),
-        ("quantized, not trained", "untrained", small),
-        ("student", "student", small),
-    ]
-    shown = [[name, score(results[key]), *cells] for name, key, cells in rows if key in results]
-    for form, name in FORMS.items():
-        if told := (results.get("export") or {}).get(form):
-            shown.append([name, _form_score(told, results), human_bytes(told["bytes"]), f"{told['ratio']:.2f}×"])
-    return shown
+    sizes = {"teacher": [human_bytes(size.get("float32")), "1×"], "untrained": small, "student": small}
+    rows = [[name, score(results[key]), *sizes[key]] for key, name in NAMES.items() if key in results]
+    for name, figures in exports(results).items():
+        place = EXPORTS.get(name, f"export/{name}")
+        rows.append([place, _export_score(figures, results), human_bytes(figures["bytes"]), f"{figures['ratio']:.2f}×"])
+    return rows
 
 
-def _form_score(form: Mapping[str, Any], results: Results) -> str:
-    """The metric of an exported form; where fewer rows were compared, only how far it was from the student's on those."""
-    if form["student"] == results["student"] or None in (form["score"], form["student"]):
-        return score(form["score"])
-    return f"student {form['score'] - form['student']:+.4f}"
+def exports(results: Results) -> dict[str, Mapping[str, Any]]:
+    """Return export → its figures, for what was exported."""
+    entries = (results.get("export") or {}).items()
+    return {name: entry for name, entry in entries if isinstance(entry, Mapping) and "bytes" in entry}
+
+
+def _export_score(figures: Mapping[str, Any], results: Results) -> str:
+    """Format the metric of an export, or its distance to the student's on the rows that were compared, if fewer."""
+    if figures["student"] == results["student"] or None in (figures["score"], figures["student"]):
+        return score(figures["score"])
+    return f"student {figures['score'] - figures['student']:+.4f}"
 
 
 def stage_rows(results: Results) -> list[list[str]]:
-    """[stage, steps, time, time per step] of each stage that took steps or time."""
-    seconds = results.get("seconds") or {}
-    rows = []
+    """Return [stage, steps, time, time per step] of each stage."""
+    seconds, rows = results.get("seconds") or {}, []
     for stage, steps in {**dict.fromkeys(seconds, 0), **(results.get("steps") or {})}.items():
         spent = seconds.get(stage)
         each = f"{1000 * spent / steps:.0f} ms" if spent and steps else "–"
@@ -55,110 +61,70 @@ def stage_rows(results: Results) -> list[list[str]]:
     return rows
 
 
-def padding(results: Results) -> str:
-    """How many tokens of all stages' batches were padding, and how many that saved; empty where nothing is padded."""
-    stages = (results.get("padding") or {}).values()
+def common_context(results: Results) -> dict[str, Any]:
+    """Return what the templates of report.md and of the model card both show."""
+    return {
+        "stages": table(["stage", "steps", "time", "per step"], stage_rows(results)),
+        "selected": results.get("student_last_step", results["student"]) != results["student"],
+        "undefined": has_undefined_score(results),
+        "sizes": Markdown(SIZES),
+        "storage": storage(results, Markdown),
+        "arrow": "↑" if results.get("higher_is_better", True) else "↓",
+    }
+
+
+def padding(results: Results) -> dict[str, Any] | None:
+    """Sum the padding of all stages' batches, and what it saves against `PADDED`; None if nothing is padded."""
+    stages = list((results.get("padding") or {}).values())
     if not stages:
-        return ""
-    sums = {name: sum(stage[name] for stage in stages) for name in next(iter(stages))}
-    tokens, own = sums["tokens"], sums["padding"]
-    others = {how: sums[name] for name, how in PADDED.items() if name in sums}
-    saved = [f"{other - own:,} against {how} ({_share(other, tokens)})" for how, other in others.items() if other > own]
-    told = f"Padding: {own:,} of the {tokens + own:,} tokens in the training batches ({_share(own, tokens)})."
-    if own == sums.get("max_length") and sums["longest"] < own:
-        told += f" `data.padding=longest` would have had {sums['longest']:,} ({_share(sums['longest'], tokens)})."
-    return f"{told} Saved: {'; '.join(saved)}." if saved else told
-
-
-def teacher_cache(results: Results) -> str:
-    """What was found in the teacher's cache and what was computed; empty where there is none."""
-    kept = results.get("teacher_cache")
-    if not kept:
-        return ""
-    return (
-        f"The teacher's signals of {kept['found']:,} of {kept['found'] + kept['computed']:,} batches were found in"
-        f" {code(kept['folder'])}, the others computed and written there (by the first process, since the program's last start);"
-        f" the folder holds {human_bytes(kept['bytes'])}."
-    )
+        return None
+    sums: dict[str, Any] = {name: sum(stage[name] for stage in stages) for name in stages[0]}
+    own, tokens = sums["padding"], sums["tokens"]
+    saved = [
+        (Markdown(description), sums[name] - own, _share(sums[name], tokens))
+        for name, description in PADDED.items()
+        if sums.get(name, own) > own
+    ]
+    longest = {"longest_share": _share(sums["longest"], tokens), "longest_saves": sums["longest"] < own}
+    return sums | longest | {"share": _share(own, tokens), "saved": saved}
 
 
 def _share(padding: int, tokens: int) -> str:
     return f"{100 * padding / (padding + tokens):.1f} %"
 
 
-def sizes(results: Results) -> str:
-    """How the bytes are counted, in a line."""
-    lines = (
-        "Bytes count each of the student's parameters once. *float32*: 4 bytes an element. *packed*: a quantized weight"
-        " takes its bits for each element and 4 bytes for each scale, all else 4 bytes an element. The ratio is"
-        " float32 ÷ packed. A file under export/ is counted whole, with the names of its tensors."
-    )
-    return f"{lines} {stored(results)}".strip()
-
-
-def stored(results: Results) -> str:
-    """What a training checkpoint took and what the packed file takes, and why that is not less: what stays as it was."""
-    told, packed = [], (results.get("export") or {}).get("packed")
+def storage(results: Results, kind: type[str] = str) -> str:
+    """Describe the size of a training checkpoint and of the packed file, with the parts that stay in full precision."""
+    sentences, packed = [], exports(results).get("packed")
     if checkpoint := (results.get("bytes") or {}).get("checkpoint"):
-        told.append(f"A training checkpoint (weights and optimizer, no teacher) took {human_bytes(checkpoint)}.")
+        sentences.append(f"A training checkpoint (weights and optimizer, no teacher) took {human_bytes(checkpoint)}.")
     if packed:
-        each = packed["bits_per_weight"]
-        told.append(
-            f"The packed file takes {human_bytes(packed['bytes'])}"
-            + (f", {each:.3g} bits a quantized weight;" if each < 32 else ";")
-            + f" {human_bytes(packed['full_precision_bytes'])} of it stay {text(packed['unquantized_dtype'])}:"
-            f" {', '.join([*map(code, packed['full_precision']), 'biases and normalization'])}."
+        bits = packed["bits_per_weight"]
+        per_weight = f", {bits:.3g} bits per quantized weight" if bits < 32 else ""
+        parts = ", ".join([codes(packed["full_precision"]), "biases and normalization"]).removeprefix(", ")
+        sentences.append(
+            f"The packed file takes {human_bytes(packed['bytes'])}{per_weight};"
+            f" {human_bytes(packed['full_precision_bytes'])} of it are {codes([packed['unquantized_dtype']])}: {parts}."
         )
-    return " ".join(told)
+    return kind(" ".join(sentences))
 
 
-def selection(results: Results) -> str:
-    """Which of the train stage's weights were kept, where the last ones scored otherwise; else empty."""
-    if results.get("student_last_step", results["student"]) == results["student"]:
-        return ""
-    last = results["student_last_step"]
-    scored = "had an undefined score" if last is None else f"scored {score(last)}"
-    return (
-        "The student's weights are those that scored best on the validation split during training, as in the papers;"
-        f" those of the last step {scored}."
-    )
+def has_undefined_score(results: Results) -> bool:
+    """Return whether a score of the run, or of an export, is not a finite number."""
+    scores = [results.get(name, 0.0) for name in (*NAMES, "student_last_step")]
+    return None in [*scores, *(figures.get("score", 0.0) for figures in exports(results).values())]
 
 
-def undefined(results: Results) -> str:
-    """What an undefined score is, where there is one; else empty."""
-    forms = [form for form in (results.get("export") or {}).values() if isinstance(form, Mapping)]
-    scores = [results.get(name, 0.0) for name in ("teacher", "untrained", "student", "student_last_step")]
-    if None not in [*scores, *(form.get("score", 0.0) for form in forms)]:
-        return ""
-    return (
-        f"*undefined*: {text(results['metric'])} is not a finite number for these predictions. A correlation, for example, is"
-        " undefined where all predictions are equal."
-    )
+def bits(widths: Mapping[str, float]) -> Markdown:
+    """Format a table: width → the kinds of parts whose weights have it."""
+    kinds: dict[float, list[str]] = {}
+    for kind, width in widths.items():
+        kinds.setdefault(width, []).append(kind)
+    return table(["bits", "weights of"], [[f"{width:g}", codes(kinds[width])] for width in sorted(kinds)], left=2)
 
 
-def assisted(results: Results) -> str:
-    """The score of the intervene stage, never to be taken for a result; empty where there was none."""
-    if results.get("assisted") is None:
-        return ""
-    return (
-        f"During the intervene stage the validation score was {score(results['assisted'])}: **teacher-assisted, not the"
-        " student's own**. The teacher's signals stood in place of the student's (arXiv:2302.11812), so it says how far"
-        " that stage had come and nothing about the student alone."
-    )
-
-
-def bits(results: Results) -> str:
-    """Width → the kinds of parts whose weights have it."""
-    widths: dict[float, list[str]] = {}
-    for kind, width in (results.get("bits") or {}).items():
-        widths.setdefault(width, []).append(code(kind))
-    return table(
-        ["bits", "weights of"], [[f"{width:g}", ", ".join(kinds)] for width, kinds in sorted(widths.items())], left=2
-    )
-
-
-def error_table(errors: Mapping[str, Sequence[float]]) -> str:
-    """Layer by layer, a column for each model; layer 0 is the embeddings."""
+def error_table(errors: Mapping[str, Sequence[float]]) -> Markdown:
+    """Format a table: layer by layer, a column for each model; layer 0 is the embeddings."""
     rows = [
         [str(layer) if layer else "0 (embeddings)", *(f"{line[layer]:.4g}" for line in errors.values())]
         for layer in range(max(map(len, errors.values())))

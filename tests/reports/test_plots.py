@@ -1,22 +1,33 @@
-import subprocess
-import sys
-from itertools import pairwise
+"""The plots show the numbers that they are given."""
+
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from qat_lightning.analysis.loss_landscape import Landscape
 from qat_lightning.analysis.training_log import StageHistory
-from qat_lightning.reports.plots.attention_maps import attention_map_plot
-from qat_lightning.reports.plots.layer_errors import layer_error_plot
+from qat_lightning.reports import plots
 from qat_lightning.reports.plots.style import STUDENT, TEACHER, UNTRAINED
-from qat_lightning.reports.plots.training_curves import training_curves
+
+COLORS = {"teacher": TEACHER, "PTQ baseline": UNTRAINED, "student": STUDENT}
+NAN = math.nan
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for owner in figure.legends for text in owner.get_texts()]
+
+
+def colors(artists: list[Any]) -> list[str]:
+    return [to_hex(artist.get_color()).upper() for artist in artists]
 
 
 def stage(name: str, steps: int, loss: float, **scores: float) -> StageHistory:
-    """A loss at each step, the scores at the last."""
+    """Log a loss at each step, and the scores at the last."""
     rows = [{"step": float(step), "train/loss": loss} for step in range(steps)]
     rows[-1] |= {f"{kind}/accuracy": score for kind, score in scores.items()}
     return StageHistory(name, steps, rows)
@@ -29,84 +40,51 @@ HISTORY = [
 ]
 
 
-def labelled(figure: Figure, panel: int) -> dict[str, object]:
-    return {str(line.get_label()): line for line in figure.axes[panel].lines}
-
-
-def test_steps_are_counted_over_all_stages() -> None:
-    figure = training_curves(HISTORY, "accuracy")
+def test_training_curves_count_steps_over_all_stages_and_distinguish_scores() -> None:
+    figure = plots.training_curves(HISTORY, "accuracy", teacher=0.9, untrained=0.1)
     ends = [line.get_xdata()[-1] for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
     assert sorted(set(ends)) == [879, 939, 1539]
-    scores = {name: line.get_xdata()[-1] for name, line in labelled(figure, 1).items() if len(line.get_xdata()) == 1}
-    assert scores == {
-        "teacher, during its own training": 879,
-        "teacher-assisted (not the student's own)": 939,
-        "student's own": 1539,
-    }
-
-
-def test_own_and_assisted_scores_and_levels_look_different() -> None:
-    lines = labelled(training_curves(HISTORY, "accuracy", teacher=0.9, untrained=0.1), 1)
+    lines: dict[str, Any] = {str(line.get_label()): line for line in figure.axes[1].lines}
     own, assisted = lines["student's own"], lines["teacher-assisted (not the student's own)"]
+    assert (own.get_xdata()[-1], assisted.get_xdata()[-1]) == (1539, 939)
     assert (own.get_linestyle(), assisted.get_linestyle()) == ("-", "--")
     assert (own.get_markerfacecolor(), assisted.get_markerfacecolor()) == (STUDENT, "white")
     assert lines["teacher: 0.900"].get_color() == TEACHER
-    assert lines["quantized, not trained: 0.100"].get_ydata()[0] == 0.1
+    assert lines["PTQ baseline: 0.100"].get_ydata()[0] == 0.1
 
 
-def test_the_legends_name_what_is_drawn_and_only_that() -> None:
-    figure = training_curves([stage("train", 50, 1.0, val=0.8)], "accuracy")
-    legends = [
-        [text.get_text() for text in owner.get_texts()] for owner in (figure.axes[0].get_legend(), *figure.legends)
-    ]
-    assert legends == [["student (sum of the losses)"], ["student's own"]]
-
-
-def test_the_teachers_beginnings_do_not_press_the_rest_together() -> None:
+def test_training_curves_are_not_compressed_by_the_teachers_first_scores() -> None:
     rows = [{"step": float(step), "val/accuracy": score} for step, score in enumerate((0.1, 0.2, 0.95, 0.9))]
     history = [StageHistory("teacher", 4, rows), stage("train", 9, 1.0, val=0.8)]
-    low, high = training_curves(history, "accuracy", teacher=0.9, untrained=0.6).axes[1].get_ylim()
+    low, high = plots.training_curves(history, "accuracy", teacher=0.9, untrained=0.6).axes[1].get_ylim()
     assert 0.5 < low < 0.6
     assert 0.95 < high < 1.0
-    assert training_curves(history[:1], "accuracy").axes[1].get_ylim()[0] < 0.1  # a run that only makes a teacher
+    assert plots.training_curves(history[:1], "accuracy").axes[1].get_ylim()[0] < 0.1
 
 
 @pytest.mark.parametrize(("last", "scale"), [(19.0, "linear"), (21.0, "log")])
-def test_a_wide_loss_is_drawn_on_a_logarithmic_axis(last: float, scale: str) -> None:
-    figure = training_curves([stage("teacher", 9, 1.0), stage("train", 9, last)], "accuracy")
+def test_wide_loss_has_a_logarithmic_axis(last: float, scale: str) -> None:
+    figure = plots.training_curves([stage("teacher", 9, 1.0), stage("train", 9, last)], "accuracy")
     assert figure.axes[0].get_yscale() == scale
 
 
-@pytest.mark.parametrize("steps", [(880, 60, 600), (10, 10, 5000), (5000, 10, 10), (10, 5000, 10), (1, 1, 1)])
+@pytest.mark.parametrize("steps", [(880, 60, 600), (10, 10, 5000), (1, 1, 1)])
 def test_stage_names_do_not_overlap(steps: tuple[int, int, int]) -> None:
     names = ("teacher", "intervene", "train")
-    figure = training_curves([stage(name, count, 1.0) for name, count in zip(names, steps, strict=True)], "accuracy")
+    history = [stage(name, count, 1.0) for name, count in zip(names, steps, strict=True)]
+    figure = plots.training_curves(history, "accuracy")
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 3
     assert not any(one.overlaps(other) for one in boxes for other in boxes if one is not other)
-    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
 
 
-def test_curves_without_rows_or_stages_are_empty() -> None:
-    for history in ([], [StageHistory("train", 5, [])], [StageHistory("export", 0, [])]):
-        figure = training_curves(history, "accuracy")
-        assert not figure.axes[0].get_legend().get_texts()
-        figure.draw_without_rendering()
-
-
-def test_errors_have_one_line_for_each_model_in_its_colour() -> None:
-    (axes,) = layer_error_plot({"quantized, not trained": [0.0, 2.0, 3.0], "student": [0.0, 1.0, 1.0]}).axes
-    assert [to_hex(line.get_color()).upper() for line in axes.lines] == [UNTRAINED, STUDENT]
-    assert list(axes.lines[0].get_xdata()) == [0, 1, 2]
-    assert axes.get_yscale() == "linear"
-    assert list(layer_error_plot({"student": [1.0, 2.0]}, "attention.output").axes[0].lines[0].get_xdata()) == [1, 2]
-
-
-def test_a_zero_has_no_place_on_a_logarithmic_axis() -> None:
-    (axes,) = layer_error_plot({"quantized, not trained": [0.0, 50.0], "student": [0.0, 1.0]}).axes
-    assert axes.get_yscale() == "log"
-    assert [str(height) for height in axes.lines[0].get_ydata()] == ["nan", "50.0"]
+def test_layer_errors_have_a_line_for_each_model() -> None:
+    (axes,) = plots.layer_error_plot({"PTQ baseline": [0.0, 2.0, 3.0], "student": [0.0, 1.0, 1.0]}).axes
+    assert colors(axes.lines) == [UNTRAINED, STUDENT]
+    assert (list(axes.lines[0].get_xdata()), axes.get_yscale()) == ([0, 1, 2], "linear")
+    (axes,) = plots.layer_error_plot({"PTQ baseline": [0.0, 50.0], "student": [0.0, 1.0]}).axes
+    assert [str(height) for height in axes.lines[0].get_ydata()] == ["nan", "50.0"]  # no 0 on a logarithmic axis
 
 
 def maps(layers: int, tokens: int = 5, seed: int = 0) -> list[torch.Tensor]:
@@ -114,64 +92,129 @@ def maps(layers: int, tokens: int = 5, seed: int = 0) -> list[torch.Tensor]:
     return [torch.rand(2, tokens, tokens, generator=generator).softmax(-1) for _ in range(layers)]
 
 
-@pytest.mark.parametrize(("layers", "rows"), [(1, [0]), (2, [0, 1]), (6, [0, 3, 5])])
+@pytest.mark.parametrize(("layers", "rows"), [(1, [0]), (6, [0, 3, 5])])
 def test_maps_have_a_column_for_each_model_and_a_few_layers(layers: int, rows: list[int]) -> None:
     models = {"teacher": maps(layers), "untrained": maps(layers, seed=1), "student": maps(layers, seed=2)}
-    images = [axes.images[0] for axes in attention_map_plot(models).axes if axes.images]
+    images = [axes.images[0] for axes in plots.attention_map_plot(models).axes if axes.images]
     assert len(images) == 3 * len(rows)
     for row, layer in enumerate(rows):
         shown = images[3 * row : 3 * row + 3]
         for image, given in zip(shown, models.values(), strict=True):
             assert torch.equal(torch.from_numpy(image.get_array().data), given[layer].mean(0))
-        assert len({image.get_clim() for image in shown}) == 1
-        assert shown[0].get_clim() == (0, max(float(given[layer].mean(0).max()) for given in models.values()))
+        assert {image.get_clim() for image in shown} == {
+            (0, max(float(m[layer].mean(0).max()) for m in models.values()))
+        }
 
 
-def test_one_head_can_be_shown() -> None:
-    given = maps(1)
-    image = attention_map_plot({"student": given}, head=1).axes[0].images[0]
-    assert torch.equal(torch.from_numpy(image.get_array().data), given[0][1])
-
-
-def test_tokens_are_named_as_they_are_written() -> None:
+def test_tokens_are_shown_as_text() -> None:
     names = ["[CLS]", "$5", "and", "$x_1$", "[SEP]"]
-    axes = attention_map_plot({"teacher": maps(3), "student": maps(3)}, names).axes
+    axes = plots.attention_map_plot({"teacher": maps(3), "student": maps(3)}, names, head=1).axes
+    assert torch.equal(torch.from_numpy(axes[0].images[0].get_array().data), maps(3)[0][1])
     assert [label.get_text() for label in axes[0].get_yticklabels()] == names
-    assert [label.get_text() for label in axes[4].get_xticklabels()] == names
     assert not axes[0].get_yticklabels()[3].get_parse_math()
-    with pytest.raises(ValueError, match="4 tokens for attention maps of 5 queries"):
-        attention_map_plot({"student": maps(3)}, names[:4])
+    with pytest.raises(ValueError, match="4 tokens"):
+        plots.attention_map_plot({"student": maps(3)}, names[:4])
+    labels = plots.attention_map_plot({"student": maps(1, 100)}, [*map(str, range(100))]).axes[0].get_yticklabels()
+    assert 10 < len(labels) < 60  # only some of many tokens
 
 
-def test_tokens_are_of_one_size_and_do_not_overlap() -> None:
-    figure = attention_map_plot({"teacher": maps(3, tokens=64), "student": maps(3, tokens=64)}, ["word"] * 64)
-    figure.draw_without_rendering()
-    for left in figure.axes[0:6:2]:
-        boxes = [label.get_window_extent() for label in left.get_yticklabels()]
-        # a line of text is a little higher than its letters
-        assert all(lower.y1 - lower.y0 < 1.3 * abs(upper.y0 - lower.y0) for upper, lower in pairwise(boxes))
-    assert len({label.get_fontsize() for left in figure.axes[0:6:2] for label in left.get_yticklabels()}) == 1
-
-
-def test_of_many_tokens_only_some_are_named() -> None:
-    axes = attention_map_plot({"student": maps(1, tokens=100)}, [str(index) for index in range(100)]).axes
-    labels = [label.get_text() for label in axes[0].get_yticklabels()]
-    assert 10 < len(labels) < 60
-    assert labels[:2] == ["0", str(100 // len(labels) if 100 % len(labels) == 0 else 100 // len(labels) + 1)]
-
-
-def test_models_of_different_depth_are_named_by_place() -> None:
-    axes = attention_map_plot({"teacher": maps(12), "student": maps(4)}).axes
+def test_maps_of_models_of_different_depth_are_named_by_position() -> None:
+    axes = plots.attention_map_plot({"teacher": maps(12), "student": maps(4)}).axes
     assert [axes[row].get_ylabel() for row in (0, 2, 4)] == ["first layer", "middle layer", "last layer"]
 
 
-def test_figures_belong_to_no_global_state(tmp_path: Path) -> None:
-    code = (
-        "import sys; import qat_lightning, qat_lightning.analysis\n"
-        "assert 'matplotlib' not in sys.modules, 'imported with the package'\n"
-        "from qat_lightning.reports.plots import layer_error_plot\n"
-        f"layer_error_plot({{'student': [1.0, 2.0]}}).savefig({str(tmp_path / 'figure.png')!r})\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    assert (tmp_path / "figure.png").stat().st_size > 5000
+def test_panels_have_a_line_for_each_model_and_name_it_once() -> None:
+    two = {"PTQ baseline": [3.0, 2.0], "student": [1.0, 0.5]}
+    figure = plots.layer_panels_plot({"ranking loss": two, "attention distance": {"teacher": [4.0, 5.0]} | two})
+    first, second = figure.axes
+    assert legend(figure) == list(COLORS)
+    assert (colors(first.lines), colors(second.lines)) == ([UNTRAINED, STUDENT], [TEACHER, UNTRAINED, STUDENT])
+    assert (list(first.lines[1].get_xdata()), list(first.lines[1].get_ydata())) == ([1, 2], [1.0, 0.5])
+    figure = plots.layer_panels_plot({f"{index}": {"student": [1.0, 0.0, 0.001]} for index in range(4)})
+    assert len([axes for axes in figure.axes if axes.get_visible()]) == 4
+    assert figure.axes[0].get_yscale() == "log"
+
+
+def ranges(low: float, high: float) -> list[torch.Tensor]:
+    """Return two layers of two tokens."""
+    return [torch.tensor([[low, high], [low - 2, high + 4]]), torch.tensor([[low, high], [low, high]])]
+
+
+def test_ranges_are_bands_of_means_and_extremes() -> None:
+    figure = plots.dynamic_range_plot({"teacher": ranges(-1.0, 1.0), "student": ranges(-3.0, 2.0)}, clip=2.5)
+    (axes,) = figure.axes
+    bars: dict[str, Any] = {"teacher": axes.containers[:2], "student": axes.containers[2:]}
+    assert legend(figure) == ["clip", "teacher", "student"]
+    for name, (low, high) in {"teacher": (-1.0, 1.0), "student": (-3.0, 2.0)}.items():
+        extremes, means = ([(bar.get_y(), bar.get_y() + bar.get_height()) for bar in kind] for kind in bars[name])
+        assert (extremes, means) == ([(low - 2, high + 4), (low, high)], [(low - 1, high + 2), (low, high)])
+        assert to_hex(bars[name][1][0].get_facecolor()).upper() == COLORS[name]
+
+
+def test_norms_are_bars_by_token_class() -> None:
+    quantities = ("weight", "transformed", "weighted", "summed")
+    given = {
+        name: {kind: {"[CLS]": torch.full((2, 4), size), "all": torch.full((2, 4), 2 * size)} for kind in quantities}
+        for name, size in (("PTQ baseline", 1.0), ("student", 0.5))
+    }
+    figure = plots.norm_plot(given)
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        assert [[bar.get_height() for bar in bars] for bars in axes.containers] == [[1, 2], [0.5, 1]]  # type: ignore
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["[CLS]", "all"]
+
+
+def test_eigenvalues_are_split_by_sign_and_normalized() -> None:
+    values = [*torch.logspace(-1, 2, 40).tolist(), *[-value for value in torch.logspace(0, 1, 12).tolist()]]
+    negative, positive = plots.spectrum_plot({"teacher": values, "student": [5.0, 6.0]}).axes
+    assert [text.get_text() for text in negative.get_legend().get_texts()] == ["teacher (12)"]
+    assert [text.get_text() for text in positive.get_legend().get_texts()] == ["teacher (40)", "student (2)"]
+    for axes in (negative, positive):
+        bars: list[Any] = list(axes.patches)
+        area = sum(bar.get_height() * math.log10((bar.get_x() + bar.get_width()) / bar.get_x()) for bar in bars)
+        assert area == pytest.approx(1, rel=1e-6)
+    titles = [[axes.get_title(loc="left") for axes in plots.spectrum_plot({"a": v}).axes] for v in ([1.0], [-1.0], [])]
+    assert titles == [["positive eigenvalues"], ["negative eigenvalues"], ["no eigenvalues"]]
+
+
+def landscape(height: float, points: int = 5) -> Landscape:
+    steps = [2 * index / (points - 1) - 1 for index in range(points)]
+    return Landscape(steps, [[height * (x * x + 2 * y * y) for x in steps] for y in steps])
+
+
+def test_landscapes_share_one_color_scale() -> None:
+    figure = plots.landscape_plot({"teacher": landscape(1), "PTQ baseline": landscape(5), "student": landscape(2)})
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in panels] == list(COLORS)
+    assert {axes.images[0].get_clim() for axes in panels} == {(0, 15)}
+    assert panels[2].images[0].get_array()[0, 2] == 2 * 2  # first row: y = −1, x = 0
+    surfaces: list[Any] = plots.landscape_plot({"teacher": landscape(1), "student": landscape(2)}, surface=True).axes
+    assert surfaces[0].get_zlim() == surfaces[1].get_zlim()
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"{count} landscapes"):
+            plots.landscape_plot({str(index): landscape(1) for index in range(count)})
+
+
+LOST = Landscape([-1.0, 0.0, 1.0], [[NAN] * 3] * 3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.training_curves([], "accuracy"),
+        lambda: plots.training_curves([StageHistory("train", 5, [])], "accuracy"),
+        lambda: plots.layer_panels_plot({"map KL": {"student": [NAN, 2.0]}, "zero": {"student": [0.0, 0.0]}}),
+        lambda: plots.dynamic_range_plot({"student": [torch.full((3, 2), NAN), torch.tensor([[-1.0, 1.0]])]}),
+        lambda: plots.spectrum_plot({"teacher": [], "student": [2.0] * 9}),
+        lambda: plots.landscape_plot({"teacher": LOST, "student": landscape(1, 3)}),
+        lambda: plots.landscape_plot({"student": Landscape([-1.0, 0.0, 1.0], [[2.0] * 3] * 3)}),
+    ],
+)
+def test_empty_constant_and_non_finite_values_can_be_drawn(draw: Any) -> None:
+    draw().draw_without_rendering()
+
+
+def test_plots_do_not_use_pyplot() -> None:
+    """pyplot keeps global state and may need a display."""
+    assert not [file for file in Path(plots.__file__).parent.glob("*.py") if "pyplot" in file.read_text()]

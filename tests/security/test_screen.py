@@ -27,7 +27,7 @@ from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.config.command_line import check_words
 from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import BenchConfig, ConfigError
-from qat_lightning.io.screen import Cleansed, cleansed, console, printable
+from qat_lightning.io.screen import CleanStream, clean_streams, console, printable
 from qat_lightning.reports.report import summary_table
 from qat_lightning.training.callbacks import StageBar
 from qat_lightning.training.process import supervision
@@ -219,7 +219,7 @@ def test_no_message_forges_a_second_one(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_other_libraries_colour_is_printed_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
-    with cleansed():
+    with clean_streams():
         assert sys.stdout.write("\x1b[1m\x1b[34mwandb\x1b[0m: \x1b]8;;https://x.example\x07run\x1b]8;;\x07\r\n") == 54
         sys.stdout.writelines(["a\x1bM\n", "b\r\n"])
     assert capsys.readouterr().out == "wandb: run\na\nb\n"
@@ -227,7 +227,7 @@ def test_what_other_libraries_colour_is_printed_without_colours(capsys: pytest.C
 
 def test_the_programs_own_colours_and_bars_are_left(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with cleansed():
+    with clean_streams():
         a_run().say("teacher\x1b[2J", "4 steps")
         bar = StageBar("teacher").init_train_tqdm()
         bar.set_description(printable("teacher\x1b[2J"))
@@ -251,5 +251,5 @@ def test_metric_names_of_the_progress_bar_are_printable(monkeypatch: pytest.Monk
 
 def test_a_stream_without_a_name_for_a_character_still_prints(tmp_path: Path) -> None:
     with (tmp_path / "shown").open("w", encoding="utf-8") as file:
-        Cleansed(file).write("\udc80\n")
+        CleanStream(file).write("\udc80\n")
     assert (tmp_path / "shown").read_text() == "\\udc80\n"

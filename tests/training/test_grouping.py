@@ -9,7 +9,6 @@ import torch
 from qat_lightning.config.builders.models import build_data
 from qat_lightning.config.builders.training import stage_settings
 from qat_lightning.config.schema import ConfigError
-from qat_lightning.reports import tables
 from qat_lightning.training.module import QATModule
 from tests.training.checkpoints.killing import killed
 from tests.training.checkpoints.test_resume import StoppedError, stop_after
@@ -34,7 +33,6 @@ def run_and_batches(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QATModule, "training_step", watched)
-        patch.setattr("qat_lightning.reports.report.picture", lambda *_: "")
         patch.setattr("qat_lightning.reports.sections.picture", lambda *_: "")
         results = small_run(folder, *SHORT, GROUPED, RECURRING)
     return folder, results, batches
@@ -67,7 +65,6 @@ def test_recurring_batches_recur_bit_for_bit(run_and_batches):
 
 
 def test_without_rows_of_tokens_nothing_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_lightning.reports.report.picture", lambda *_: "")
     monkeypatch.setattr("qat_lightning.reports.sections.picture", lambda *_: "")
     images = ("model=tiny_vit", "data=random_images", "data.size=16", "stages.teacher.max_steps=1")
     short = (
@@ -79,40 +76,6 @@ def test_without_rows_of_tokens_nothing_is_said(tmp_path, monkeypatch):
     results = small_run(tmp_path, *images, *short, "export.packed=false")
     assert results["padding"] == {}
     assert "Padding" not in (tmp_path / "report.md").read_text()
-
-
-def test_the_line_by_hand():
-    """100 tokens and 25 of padding are 20 %; 60 more, 85 of 185, are 45.9 %; 300 of 400 are 75 %."""
-    two = {"tokens": 50, "padding": 5, "longest": 35, "max_length": 150}
-    results = {"padding": {"teacher": two, "train": two | {"padding": 20, "longest": 50}}}
-    assert tables.padding(results) == (
-        "Padding: 25 of the 125 tokens in the training batches (20.0 %). Saved: 60 against batches of mixed rows, each padded"
-        " to its longest (45.9 %); 275 against all rows padded to `data.max_length` (75.0 %)."
-    )
-
-
-@pytest.mark.parametrize(
-    ("stage", "words"),
-    [
-        ({"tokens": 9, "padding": 1, "longest": 1}, "batches (10.0 %)."),
-        ({"tokens": 9, "padding": 1, "longest": 0}, "batches (10.0 %)."),  # grouped, by chance
-        (
-            {"tokens": 9, "padding": 3, "longest": 1, "max_length": 3},
-            "batches (25.0 %). `data.padding=longest` would have had 1 (10.0 %).",
-        ),
-        (
-            {"tokens": 9, "padding": 0, "longest": 0, "max_length": 1},
-            "batches (0.0 %). Saved: 1 against all rows padded to `data.max_length` (10.0 %).",
-        ),
-    ],
-)
-def test_only_what_differs_is_compared(stage, words):
-    assert tables.padding({"padding": {"train": stage}}).endswith(words)
-
-
-@pytest.mark.parametrize("results", [{}, {"padding": {}}, {"padding": None}])
-def test_results_without_padding_give_no_line(results):
-    assert tables.padding(results) == ""
 
 
 def test_a_stopped_run_ends_in_the_same_bits(run_and_batches, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qat_lightning.analysis.attention_norms import projection_weights
 from qat_lightning.analysis.token_masks import class_ids, token_classes
 from qat_lightning.commands.train.pipeline import Run
+from qat_lightning.config.instantiate import create_all
 from qat_lightning.config.schema import Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.documents import read_json
@@ -21,6 +22,7 @@ from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.module_paths import has_site
 from qat_lightning.models.size import bits, size, tensors_hash
+from qat_lightning.reports.description import describe_losses, describe_quantizers
 from qat_lightning.reports.report import TRAINED
 
 PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
@@ -38,6 +40,7 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
     return {
         "experiment": run.config.experiment,
         "task": run.data.task,
+        "head": run.data.head,
         "metric": run.data.metric,
         "higher_is_better": run.data.higher_is_better,
         "teacher": run.outcomes["teacher"].score,
@@ -63,6 +66,8 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
             "checkpoint": last.checkpoint_bytes,
         },
         "bits": bits(student),
+        "quantizers": describe_quantizers(student),
+        "losses": describe_losses(create_all(run.config.losses, "losses")),
         "student_hash": tensors_hash(student),
         "versions": {name: version(name) for name in ("qat-lightning", "torch", "lightning", "transformers")},
         "teacher_cache": None if run.cache is None else run.cache.figures(),

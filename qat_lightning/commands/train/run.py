@@ -73,7 +73,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     run.stage("teacher", teacher)
     student = build_student(config, copy.deepcopy(teacher), data)
     untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
-    run.say("quantized, not trained", f"{data.metric} {score(untrained)}")
+    run.say("PTQ baseline", f"{data.metric} {score(untrained)}")
 
     distilled = teacher if config.teacher is Teacher.full_precision else None
     if "intervene" in run.stages:

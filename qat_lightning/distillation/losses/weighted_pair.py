@@ -24,7 +24,8 @@ class WeightedPairLoss:
     def __init__(self, gamma: float, first: Any, second: Any, weight: float = 1.0) -> None:
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma={gamma} must lie between 0 and 1")
-        self.weight = check_weight(weight)
+        self.weight, self.gamma = check_weight(weight), gamma
+        self.first, self.second = first, second
         shares = [(gamma * first.weight, first), ((1 - gamma) * second.weight, second)]
         self.parts = [(gamma, loss) for gamma, loss in shares if gamma != 0]
         if not self.parts:

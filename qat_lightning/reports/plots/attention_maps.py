@@ -12,29 +12,29 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from qat_lightning.io.screen import printable
-from qat_lightning.reports.plots.style import NORMAL, SMALL, look, new_figure
+from qat_lightning.reports.plots.style import NORMAL, SMALL, new_figure, style_of
 
 PANEL = 2.7
-"""Inches of one map."""
+"""Width and height of one map in inches."""
 
 POINTS_PER_INCH = 72
 SMALLEST_FONT = 5.0
-"""Points; smaller labels cannot be read, so then only every second, third, … token is named."""
+"""Smallest readable font in points; if the labels need a smaller one, only every second, third, … token is named."""
 
 
 def attention_map_plot(
     maps: Mapping[str, Sequence[Tensor]], tokens: Sequence[str] | None = None, head: int | None = None
 ) -> Figure:
-    """A column for each model, rows for its first, middle and last layer, one colour scale in each row.
+    """Plot a column for each model and rows for its first, middle and last layer, with one color scale per row.
 
     Args:
         maps: name ("teacher", "untrained", "student") → for each layer (H, N, M), one sample without its padding
             (`qat_lightning.analysis.layer_errors.sample_map`).
         tokens: N names, queries and keys.
-        head: one head; None takes the mean over the heads.
+        head: the index of one head; None for the mean over the heads.
 
     Raises:
-        ValueError: not as many tokens as the maps have rows.
+        ValueError: the number of tokens differs from the number of rows.
     """
     shown = {name: [_one_map(layers[index], head) for index in _rows(len(layers))] for name, layers in maps.items()}
     rows, depths = max(map(len, shown.values())), {name: len(layers) for name, layers in maps.items()}
@@ -47,7 +47,7 @@ def attention_map_plot(
         _draw_row(figure, list(grid[row]), [panels[min(row, len(panels) - 1)] for panels in shown.values()])
         grid[row][0].set_ylabel(_row_name(row, depths), fontsize=NORMAL)
     for position, name in enumerate(shown):
-        grid[0][position].set_title(name, fontsize=NORMAL + 1, color=look(name, position)[0], fontweight="bold")
+        grid[0][position].set_title(name, fontsize=NORMAL + 1, color=style_of(name, position)[0], fontweight="bold")
     if tokens is not None:
         _name_tokens(grid, tokens)
     figure.supxlabel("attends to (key)", fontsize=NORMAL)
@@ -61,12 +61,12 @@ def _one_map(layer: Tensor, head: int | None) -> Tensor:
 
 
 def _rows(layers: int) -> list[int]:
-    """First, middle and last layer, each once."""
+    """Return the first, middle and last layer, each once."""
     return sorted({0, layers // 2, layers - 1})
 
 
 def _row_name(row: int, depths: Mapping[str, int]) -> str:
-    """By number where all models are as deep as each other."""
+    """Name a row by its layer number if all models have the same depth."""
     depth = max(depths.values())
     if set(depths.values()) == {depth}:
         return f"layer {_rows(depth)[row] + 1} of {depth}"
@@ -86,7 +86,7 @@ def _draw_row(figure: Figure, row: list[Axes], panels: list[Tensor]) -> None:
 
 
 def _name_tokens(grid: Any, tokens: Sequence[str]) -> None:
-    """Keys below the last row, queries beside the first column."""
+    """Name keys below the last row, and queries beside the first column."""
     room = PANEL * 0.9 * POINTS_PER_INCH / len(tokens)
     every = max(1, math.ceil(SMALLEST_FONT / room))
     places, names = range(0, len(tokens), every), [printable(token) for token in tokens[::every]]

@@ -249,7 +249,7 @@ def test_a_form_that_cannot_be_exported_costs_no_other(copy, monkeypatch, capsys
 def test_results_are_written_before_an_export_begins(copy, monkeypatch):
     def killed(*arguments: Any) -> None:
         assert strict(copy / "metrics.json")["status"] == "trained"
-        assert "The export has not ended." in (copy / "report.md").read_text()
+        assert "The exports are not finished." in (copy / "report.md").read_text()
         raise KeyboardInterrupt
 
     (copy / "metrics.json").unlink()

@@ -1,0 +1,156 @@
+"""Read from the files of a run what its model card says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from qat_lightning.reports.summary import student_kind
+from qat_lightning.reports.tables import exports
+
+FILES = {"packed": "packed/", "onnx": "model.onnx"}
+"""Export → its place beside the card; any other export format is a folder of its name."""
+
+INTERVENTIONS = {"attention.projection": "TI-O", "attention.context": "TI-C", "attention.probs": "TI-M"}
+"""Signal that the teacher replaces → the intervention's name in arXiv:2302.11812 §3."""
+
+Node = Mapping[str, Any]
+"""A part of a configuration or of metrics.json."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The content of a run folder's files.
+
+    Args:
+        folder: the run folder.
+        config: config.yaml.
+        results: metrics.json.
+        exported: export/metrics.json.
+        overrides: overrides.yaml, or [] if it is missing.
+    """
+
+    folder: Path
+    config: Node
+    results: Node
+    exported: Node
+    overrides: list[str]
+
+    def at(self, *keys: str) -> Any:
+        """Return a value of the configuration; None if a key is missing."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def is_hub_id(self, place: str) -> bool:
+        """Return whether `place` is a hub id, and not a folder that a run from here or above the run folder would read."""
+        try:
+            validate_repo_id(place)
+        except HFValidationError:
+            return False
+        return not any((base / place).exists() for base in (Path.cwd(), *self.folder.resolve().parents))
+
+    def public_name(self, place: str) -> str:
+        """Return a hub id unchanged, and of a folder its last component."""
+        return place if self.is_hub_id(place) else PureWindowsPath(place).name or "local"
+
+    @cached_property
+    def base_model(self) -> str | None:
+        """The origin of the weights; None for random weights."""
+        return self.at("model", "path") if self.at("model", "pretrained") is not False else None
+
+    @cached_property
+    def model(self) -> str:
+        """The model's name."""
+        if self.base_model:
+            return self.public_name(self.base_model)
+        return self.at("model", "architecture", "model_type") or "model"
+
+    @cached_property
+    def data(self) -> str:
+        """The data set's name."""
+        path = self.at("data", "path")
+        return self.public_name(path) if path else self.results["task"]
+
+    @cached_property
+    def head(self) -> str:
+        """The kind of model: text_classification, image_classification, question_answering or causal_language_model."""
+        return self.results.get("head") or "text_classification"
+
+    def split(self, name: str) -> str:
+        """Return the data set's own name of its "train" or "validation" split."""
+        return self.at("data", f"{name}_split") or name
+
+    @cached_property
+    def distilled(self) -> bool:
+        """The run had a teacher."""
+        return self.at("teacher") != "none"
+
+    @cached_property
+    def intervention_steps(self) -> int:
+        """Steps in which the teacher's signals replaced the student's."""
+        return (self.results.get("steps") or {}).get("intervene") or 0
+
+    @cached_property
+    def quantizers(self) -> list[Node]:
+        """A row for each different quantizer, see `describe_quantizers`."""
+        return self.results.get("quantizers") or []
+
+    @cached_property
+    def losses(self) -> dict[str, Node]:
+        """A row for each loss, see `describe_losses`."""
+        return self.results.get("losses") or {}
+
+    @cached_property
+    def exports(self) -> dict[str, Node]:
+        """Export → its figures."""
+        return exports({"export": self.exported})
+
+    def file(self, export: str) -> str:
+        """Return the place of an export beside the card."""
+        return FILES.get(export, f"{export}/")
+
+    @cached_property
+    def processor(self) -> str | None:
+        """The class of transformers that reads the packed folder's preprocessing; None without preprocessing."""
+        packed = self.folder / "export" / FILES["packed"]
+        files = {"preprocessor_config.json": "AutoImageProcessor", "tokenizer_config.json": "AutoTokenizer"}
+        return next((name for file, name in files.items() if (packed / file).is_file()), None)
+
+    @cached_property
+    def methods(self) -> dict[str, str]:
+        """Name → source of the papers' methods that this run consists of."""
+        sites = {site for loss in self.losses.values() for site in loss["sites"]}
+        papers = {paper for loss in self.losses.values() for paper in loss["papers"]}
+        learned = any(row["scale"] == "learned" for row in self.quantizers if row["tensor"] == "weights")
+        attention = any(site.startswith("attention.") for site in sites - {"attention.scores"})
+        applies = {
+            ("Teacher Intervention", "arXiv:2302.11812"): bool(self.intervention_steps),
+            ("KD-QAT", "arXiv:2211.11014"): attention and not self.intervention_steps,
+            ("KDLSQ-BERT", "arXiv:2101.05938"): learned and self.distilled,
+            ("LSQ", "arXiv:1902.08153"): learned and not self.distilled,
+            ("TSLD", "arXiv:2308.06744"): "2308.06744" in papers,
+        }
+        methods = dict(method for method, used in applies.items() if used)
+        ternary = self.distilled and student_kind(self.results) == "ternary"
+        return methods or ({"TernaryBERT": "arXiv:2009.12812"} if ternary and "attention.scores" in sites else {})
+
+    @cached_property
+    def interventions(self) -> list[tuple[str | None, list[str], Any, str | None]]:
+        """(name in the paper, replaced sites, layers, share of the steps) of each intervention, in the schedule's order."""
+        schedule, nodes = self.at("intervention_schedule") or {}, self.at("intervention") or {}
+        shares = schedule.get("shares") or {}
+        total, found = sum(shares.values()), []
+        for name in shares or schedule.get("names") or nodes:
+            node = nodes.get(name) or {}
+            sites = list(node.get("replace") or [])
+            known = INTERVENTIONS.get(sites[0]) if len(sites) == 1 else None
+            layers = node.get("layers", node.get("at"))
+            found.append((known, sites, layers, f"{shares[name]}/{total}" if len(shares) > 1 else None))
+        return found
