@@ -1,269 +1,189 @@
-"""What the documents name exists: choices of configuration, and each override, with a value that is accepted."""
+"""Links, paths, commands and overrides in the documents work."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from qat_lightning.commands.evaluate import MODELS
-from qat_lightning.config.schema import CONF, ConfigError, resolve
+from qat_lightning.config.schema import CONF, BenchConfig, resolve
 from qat_lightning.config.validation import check
 
-Line = tuple[str, ...]
-"""Words of the command line."""
+Word = re.Match[str]
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "docs" / "papers.md"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-CONTEXTS = (
-    (),
-    ("quantization=lsq_w2a8",),
-    ("model=bert_base", "data=rte"),
-)
-"""What an override may need; a table's row may say more."""
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "CHANGELOG")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()} | {"data/augmentation"}
-KEYS = GROUPS | {
-    "teacher", "teacher_precision", "teacher_cache", "compile", "activation_checkpointing", "seed", "threads"
-}  # fmt: skip
+KEYS = GROUPS | {"teacher", "teacher_precision", "teacher_cache", "compile", "seed", "threads", "export"}
+SCORED = ("student", "teacher", "packed", "onnx")
+"""Values of `model=` that `qat_lightning.evaluate` takes."""
+WRITTEN = ("export/", "checkpoints/", "logs/", "evaluation/")
+"""Folders of a run, not of the repository."""
 
-MISSING = (InterpolationToMissingValueError, MissingMandatoryValue)
-"""A choice that asks for more, as data=text does, is not judged by its values."""
-
-SPAN = re.compile(r"`([^`]+)`")
-CHOICE = re.compile(r"(?<![\w./=])\+?([a-z_/]+)=([\w,|\[\]]+)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+SPAN = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"[\w./-]+/[\w.-]+\.(py|md|yaml|yml|json|ipynb)")
 LISTED = re.compile(r"`([a-z_/]+)=` `([a-z0-9_ \n]+)`")
-OVERRIDE = re.compile(r"[~+]?([a-z_/]+)((?:\.[\w*]+)*)(?:=(.+))?")
+OVERRIDE = re.compile(r"(?P<mark>[~+]*)(?P<key>[a-z_/]+(?:\.[\w*]+)*)(?:=(?P<value>.+))?")
+FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-# --- choices --------------------------------------------------------------------------------------------------------
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
-def choices(text: str) -> Iterator[tuple[str, str]]:
-    """(group, choice) of all that is written as group=choice, group=one,two or, in README, `group=` `one two`."""
-    for group, given in [*CHOICE.findall(text), *LISTED.findall(text)]:
-        if group in GROUPS:
-            yield from ((group, name) for name in re.split(r"[\s,|\[\]]+", given) if name)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of headings."""
+    heads = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-def missing_choices(text: str) -> list[str]:
-    found = choices(text)
-    return [f"{group}={name}" for group, name in found if name.islower() and not exists(group, name)]
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each command line in the code blocks."""
+    for block in FENCE.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith(("python -m qat_lightning", "make ")):
+                yield shlex.split(line, comments=True)
 
 
-def exists(group: str, name: str) -> bool:
-    scored = group == "model" and name in MODELS  # of qat_lightning.evaluate
-    return scored or (CONF / group / f"{name}.yaml").is_file()
+def override_spans(text: str) -> Iterator[list[Word]]:
+    """Yield the overrides of each code span that consists of overrides, once for each combination of a,b."""
+    for span in SPAN.findall(text.replace(r"\|", "|")):
+        words = [OVERRIDE.fullmatch(word) for word in (shlex.split(span) if "'" in span else span.split())]
+        if words and all(word and word["key"].split(".")[0] in KEYS and _is_complete(word) for word in words):
+            yield from (list(each) for each in itertools.product(*map(_alternatives, filter(None, words))))
 
 
-# --- overrides ------------------------------------------------------------------------------------------------------
+def _is_complete(word: Word) -> bool:
+    return bool(word["value"]) or word["mark"] == "~" or "." in word["key"]
+
+
+def _alternatives(word: Word) -> list[Word]:
+    """Return one override for each value of a sweep; commas within brackets do not separate values."""
+    values = (word["value"] or "").split(",")
+    if len(values) == 1 or re.search(r"[\[{]", word["value"]):
+        return [word]
+    return list(filter(None, (OVERRIDE.fullmatch(f"{word['mark']}{word['key']}={value}") for value in values)))
 
 
 @cache
-def configuration(words: Line) -> DictConfig:
-    """Composed once; not to be changed."""
+def composed(words: tuple[str, ...] = (), name: str = "config") -> DictConfig:
+    """Compose a configuration, or with the path of a choice the part that it gives."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(words))
+        return compose(name, overrides=list(words))
 
 
-def command_lines(cell: str) -> list[Line]:
-    """The spans in code font that are words of the command line."""
-    lines = []
-    for span in SPAN.findall(cell.replace(r"\|", "|")):
-        words = span.split()
-        parts = [OVERRIDE.fullmatch(word) for word in words]
-        dotted = len(words) == 1 and parts[0] is not None and bool(parts[0][2])
-        told = all(part and (part[3] or word.startswith("~")) for part, word in zip(parts, words, strict=True))
-        if (told or dotted) and all(part and part[1] in KEYS for part in parts):
-            lines.append(tuple(words))
-    return lines
+def choices(word: Word) -> list[str]:
+    """Return the names that `group=name` or `group=[one,two]` chooses."""
+    return re.findall(r"[^\s,\[\]]+", word["value"] or "") if word["key"] in GROUPS else []
 
 
-def alternatives(words: Line) -> list[Line]:
-    """Each run of a sweep: a,b is a and then b; commas within brackets part nothing."""
-    each = [
-        [word] if re.search(r"[\[{]", word) else [word.split("=")[0] + end for end in _ends(word)] for word in words
-    ]
-    return list(itertools.product(*each))
+def missing_choices(text: str) -> list[str]:
+    named = [(word["key"], name) for word in itertools.chain(*override_spans(text)) for name in choices(word)]
+    named += [(group, name) for group, names in LISTED.findall(text) if group in GROUPS for name in names.split()]
+    found = [pair for pair in named if not (CONF / pair[0] / f"{pair[1]}.yaml").is_file()]
+    return [f"{group}={name}" for group, name in found if group != "model" or name not in SCORED]
 
 
-def _ends(word: str) -> list[str]:
-    return [f"={value}" for value in word.split("=", 1)[1].split(",")] if "=" in word else [""]
+def refused_overrides(text: str) -> list[str]:
+    """Return the overrides whose key does not exist, or whose value has another type, with the reason."""
+    found = []
+    for words in override_spans(text):
+        groups = {word["key"]: choices(word)[0] for word in words if choices(word)}
+        for word in words:
+            if not choices(word) and "+" not in word["mark"]:
+                reasons = [_reason(config, word) for config in _contexts(word["key"].split(".")[0], groups, word)]
+                found += reasons[:1] if None not in reasons else []
+    return [reason for reason in found if reason]
 
 
-def is_choice(word: str) -> bool:
-    return word.split("=")[0].lstrip("+") in GROUPS | {"teacher"} and "=" in word
+def _contexts(group: str, groups: dict[str, str], word: Word) -> list[DictConfig]:
+    """Return the span's own choice of the group; else the default configuration, and if it fails all choices."""
+    if group in groups:
+        return [composed(name=f"{group}/{groups[group]}")]
+    if _reason(composed(), word) is None:
+        return [composed()]
+    return [composed(), *(composed(name=f"{group}/{file.stem}") for file in (CONF / group).glob("[a-z]*.yaml"))]
 
 
-def key_of(word: str) -> str:
-    return word.split("=")[0].lstrip("~+")
-
-
-def context_of(words: Line, row: Sequence[Line] = ()) -> Line | None:
-    """The choices with which all keys of a command line are there; None where there are none."""
-    needed = [key_of(word) for word in words if not is_choice(word) and not word.startswith("+")]
-    for context in (*CONTEXTS, *(tuple(filter(is_choice, line)) for line in row)):
-        chosen = {key_of(word): word for word in (*context, *filter(is_choice, words))}
-        if (not needed and len(chosen) < 2) or all(has(configuration(tuple(chosen.values())), key) for key in needed):
-            return tuple(chosen.values())
+def _reason(config: DictConfig, word: Word) -> str | None:
+    parent, _, name = word["key"].rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or name not in list(node.keys()):
+        return f"{word[0]}: there is no such key"
+    try:
+        if word["value"]:  # the cached configuration keeps the value, which matters to no other check of keys and types
+            value = OverridesParser.create().parse_override(f"key={word['value']}").value()
+            OmegaConf.update(config, word["key"], value, merge=False)
+    except OmegaConfBaseException as error:
+        return f"{word[0]}: {error}"
     return None
 
 
-def has(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and name in list(node.keys())
+@every_page
+def test_every_link_and_path_leads_to_a_file(page: Path) -> None:
+    for target in LINK.findall(prose(page)):
+        if not target.startswith("https://"):
+            file, _, anchor = target.partition("#")
+            place = (page.parent / file).resolve() if file else page
+            assert place.exists(), target
+            assert not anchor or anchor in anchors(place), target
+    for path in SPAN.findall(prose(page)):
+        if PATH.fullmatch(path) and not path.startswith(WRITTEN):
+            assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
 
 
-def edited(context: Line, lines: Sequence[Line]) -> DictConfig:
-    """The composed configuration with all of these overrides."""
-    config = copy.deepcopy(configuration(context))
-    for word in itertools.chain(*lines):
-        key, (_, _, value) = key_of(word), word.partition("=")
-        if word.startswith("~"):
-            node = OmegaConf.select(config, key.rpartition(".")[0])
-            OmegaConf.set_struct(node, False)
-            del node[key.rpartition(".")[2]]
-        elif value and not is_choice(word) and value != "FOLDER":
-            OmegaConf.update(config, key, _parsed(value), force_add=word.startswith("+"))
-    return config
+@every_page
+def test_every_command_composes(page: Path) -> None:
+    for program, *words in commands(page):
+        given = tuple(word for word in words[2:] if not word.startswith(("run=", "output=", "--")))
+        if program == "make":
+            assert set(words) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        elif words[1] == "qat_lightning.bench":
+            resolve(composed(given, "bench"), BenchConfig)
+        elif words[1] == "qat_lightning":
+            check(resolve(composed(given)))
+        else:  # of a finished run
+            composed(("model=bert_base", "data=rte", *(word for word in given if not word.startswith("model="))))
 
 
-def objections(context: Line, lines: Sequence[Line], values: bool) -> list[str]:
-    """What is wrong with these overrides, first together, as one check takes a third of a second, then each alone."""
-    try:
-        config = edited(context, lines)
-        if values and not OmegaConf.missing_keys(config):
-            check(resolve(config))
-    except (ConfigError, OmegaConfBaseException) as error:
-        if len(lines) > 1:
-            return [problem for line in lines for problem in objections(context, [line], values)]
-        if not isinstance(error, MISSING):
-            return [f"{' '.join(lines[0])}: {' '.join(str(error).split())[:200]}"]
-    return []
-
-
-def together(lines: Sequence[Line]) -> list[list[Line]]:
-    """Heaps of command lines that set different things."""
-    heaps: list[list[Line]] = []
-    for line in lines:
-        free = (
-            heap
-            for heap in heaps
-            if not any(_clash(key_of(a), key_of(b)) for b in itertools.chain(*heap) for a in line)
-        )
-        heap = next(free, None)
-        if heap is None:
-            heaps.append(heap := [])
-        heap.append(tuple(word for word in line if not is_choice(word)))
-    return heaps
-
-
-def _clash(one: str, other: str) -> bool:
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def _parsed(value: str) -> Any:
-    return OverridesParser.create().parse_override(f"key={value}").value()
-
-
-def wrong_overrides(text: str, values: bool) -> list[str]:
-    """What is wrong with the command lines in the tables of a text: their keys and types, or their values as well."""
-    problems, by_context = [], defaultdict(dict)
-    for line in text.splitlines():
-        row = command_lines(line) if line.startswith("|") else []
-        for words in itertools.chain(*map(alternatives, row)):
-            context = context_of(words, row)
-            if context is None:
-                problems.append(f"{' '.join(words)}: there is no such key")
-            elif len(words) > 1 or not is_choice(words[0]):  # whether a choice is there is checked without composing
-                by_context[context][words] = None
-    for context, lines in by_context.items():
-        for heap in together(list(lines)):
-            problems += objections(context, heap, values)
-    return problems
-
-
-# --- the documents --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_choice_named_exists(page: Path) -> None:
-    assert len(list(choices(page.read_text()))) > 5
-    assert missing_choices(page.read_text()) == []
-
-
-@pytest.mark.parametrize("values", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["keys", "values"])
-def test_every_override_in_a_table_is_accepted(values: bool) -> None:
-    text = "\n".join(page.read_text() for page in PAGES)
-    assert len({line for row in text.splitlines() if row.startswith("|") for line in command_lines(row)}) > 100
-    assert wrong_overrides(text, values) == []
+@every_page
+def test_every_choice_and_override_exists(page: Path) -> None:
+    assert missing_choices(prose(page)) + refused_overrides(prose(page)) == []
 
 
 def test_every_choice_of_a_method_is_in_papers() -> None:
-    """Else the one table of everything is not one."""
-    text = PAPERS.read_text()
+    """A choice that docs/papers.md does not name has no documentation."""
+    words = list(itertools.chain(*override_spans(prose(PAPERS))))
     for group in ("experiment", "losses", "quantization", "intervention_schedule", "intervention", "callbacks"):
-        named = {name for found, name in choices(text) if found == group}
+        named = {name for word in words if word["key"] == group for name in choices(word)}
         there = {path.stem for path in (CONF / group).glob("[a-z]*.yaml")}
-        between = {f"lsq_w{bits}a8" for bits in range(4, 8)}  # "lsq_w3a8 … lsq_w8a8"
-        assert there - named - between - {"hidden", "all", "none", "early_stopping"} == set(), group
+        widths = {f"lsq_w{bits}a8" for bits in range(3, 9)}
+        assert there - named - widths - {"hidden", "all", "none", "early_stopping"} == set(), group
 
 
-# --- the checker ----------------------------------------------------------------------------------------------------
-
-
-def test_the_check_sees_a_choice_that_is_not_there() -> None:
-    assert missing_choices("python -m qat_lightning +experiment=quickstart data=cola,rte data.path=x data=FOLDER") == []
-    assert missing_choices(
-        "`losses=ternarybert`, `losses=ternary` `+experiment=fast callbacks=[analysis,none,other]`"
-    ) == [
-        "losses=ternary",
-        "experiment=fast",
-        "callbacks=other",
-    ]
-    assert missing_choices("`intervention_schedule=` `gradual\n  sideways`") == ["intervention_schedule=sideways"]
-
-
-def test_the_check_sees_an_override_that_is_refused() -> None:
-    """One row by one: each is refused, and none hides the next."""
-    rows = {
-        "| `losses.hidden.weight=2` |": None,
-        "| `losses.hidden.wieght=1` |": "losses.hidden.wieght=1: there is no such key",
-        "| `quantization.weight.forn` |": "quantization.weight.forn: there is no such key",
-        "| `~losses.sound` |": "~losses.sound: there is no such key",
-        "| `quantization=lsq_w2a8`: `quantization.weight.initialization=guess` |": "guess",
-        "| `losses.output.site=attention.exit` |": "unknown site",
-        "| `losses=attention_map losses.map.temperature=0` |": "must be positive",
-        "| `intervention=output intervention_schedule=map` |": "schedule names intervention",
-        "| `stages.train.max_steps=few` |": "few",
-    }
-    told = wrong_overrides("\n".join(rows), values=True)
-    assert len(told) == len(rows) - 1
-    for words in filter(None, rows.values()):
-        assert any(words in problem for problem in told), words
-
-
-def test_the_check_takes_a_command_line_for_one() -> None:
-    cell = r"`losses.hidden.weight=0.5`, `quantization.weight.parametrization`, `report.md`, `data.path`, `-m`, `count=\"a\"`"
-    assert command_lines(cell) == [
-        ("losses.hidden.weight=0.5",),
-        ("quantization.weight.parametrization",),
-        ("data.path",),
-    ]
-    assert alternatives(("seed=1,2", "losses.map.layers=[[0,0],[1,1]]")) == [
-        ("seed=1", "losses.map.layers=[[0,0],[1,1]]"),
-        ("seed=2", "losses.map.layers=[[0,0],[1,1]]"),
-    ]
-    lines = [("data.seed=1", "losses.hidden.weight=1"), ("~losses.hidden",), ("losses.scores.weight=1",)]
-    assert together(lines) == [[lines[0], lines[2]], [lines[1]]]
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("`losses.hidden.weight=2`, `report.md`, `data.path`, `losses=ternarybert losses.scores.weight=1,2`", ""),
+        ("`losses.hidden.wieght=1`", "losses.hidden.wieght"),
+        ("`stages.train.max_steps=few`", "max_steps"),
+        ("`intervention_schedule=` `gradual\n  sideways`", "intervention_schedule=sideways"),
+    ],
+)
+def test_the_check_finds_a_wrong_override(text: str, wrong: str) -> None:
+    found = missing_choices(text) + refused_overrides(text)
+    assert bool(found) == bool(wrong)
+    assert wrong in "".join(found)

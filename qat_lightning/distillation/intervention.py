@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qat_lightning.distillation.branch_skipping import unread_left_out
 from qat_lightning.models.capture import Signals
 from qat_lightning.models.module_paths import entrances, layer_pairs, layer_paths, site_paths
 from qat_lightning.models.sites import CORE_SITES, INPUT_SITES, check_site
@@ -51,15 +50,10 @@ class Intervention:
 
     @contextmanager
     def apply(self, student: nn.Module, teacher_signals: Signals) -> Iterator[None]:
-        """Within, the student runs so. What nobody reads of it, by a hook, is not computed (`Reading`)."""
+        """Within the context, the student runs with the teacher's signals and the gradient stops."""
         with ExitStack() as hooks:
-            ours = set()
             for handle in self._hooks(student, teacher_signals):
                 hooks.callback(handle.remove)
-                ours.add(handle.id)
-            if self.replace:
-                layers = self._layers(len(layer_paths(student)))
-                hooks.enter_context(unread_left_out(student, layers, self.replace, ours))
             yield
 
     def _hooks(self, student: nn.Module, teacher: Signals) -> Iterator[RemovableHandle]:

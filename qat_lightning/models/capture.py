@@ -80,7 +80,7 @@ def _watch(module: nn.Module, site: str, captured: list[Tensor]) -> RemovableHan
         signal = inputs if site in INPUT_SITES else output
         captured.append(signal[0] if isinstance(signal, tuple) else signal)
 
-    keep.in_recomputation = _keep_nothing  # type: ignore[attr-defined]
+    keep.in_second_run = _keep_nothing  # type: ignore[attr-defined]
     if site in INPUT_SITES:
         return module.register_forward_pre_hook(keep, prepend=True)
     return module.register_forward_hook(keep, prepend=True)

@@ -9,9 +9,6 @@ from torch import nn
 from qat_lightning.models.families import FAMILIES, OTHER_HEADS, Family
 from qat_lightning.models.sites import AXES, CORE_SITES, FUSED, check_site
 
-SOURCES = (*sorted(FUSED), "attention.projection")
-"""The sites of the linear layers in an attention."""
-
 
 def family(model: nn.Module) -> Family:
     """Raises ValueError for a family without a table."""
@@ -64,13 +61,6 @@ def site_paths(model: nn.Module, site: str) -> list[str]:
             f"a {kind} model has no site {site!r}: its query, key and value are one layer; sites: {', '.join(had)}"
         )
     return [f"{layer}.{places[site]}" for layer in layers]
-
-
-def source_paths(model: nn.Module) -> list[dict[str, str]]:
-    """Of each layer: the projections in its attention, by site → path; of a fused one, three sites have one path."""
-    table = family(model)
-    sources = {site: table.layer_parts.get(site, table.layer_parts.get(table.fused or "")) for site in SOURCES}
-    return [{site: f"{layer}.{path}" for site, path in sources.items()} for layer in layer_paths(model)]
 
 
 def entrances(model: nn.Module, sites: Iterable[str]) -> list[list[str]]:

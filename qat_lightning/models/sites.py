@@ -30,18 +30,6 @@ FACTORS = ("attention.query_factor", "attention.key_factor", "attention.mask")
 query_factor: the quantized query, scaled, (B, H, N, D) · key_factor: the quantized key, (B, G, M, D), G dividing H · both
 after rotation by position, where there is one · mask: additive, broadcastable to (B, H, N, M); of zeros where there is none."""
 
-READERS = {
-    "attention.query": "attention.query_factor",
-    "attention.key": "attention.key_factor",
-    "attention.query_factor": "attention.scores",
-    "attention.key_factor": "attention.scores",
-    "attention.scores": "attention.probs",
-    "attention.probs": "attention.context",
-    "attention.value": "attention.context",
-    "attention.context": "attention.projection",
-}
-"""Site → the only one, inside attention, that is made of its signal; what is not here, the layer reads."""
-
 MAPS = {"attention.scores", "attention.probs"}
 """The sites that are as large as the attention map."""
 

@@ -1,7 +1,7 @@
-"""Layers that keep their inputs alone and run again in the backward pass: torch's non-reentrant activation checkpointing.
+"""Activation checkpointing: a layer saves its inputs alone and runs again in the backward pass (torch's non-reentrant form).
 
-A layer that runs again must run as it did. Its hooks, which watch signals and put the teacher's in place, are gone by then,
-so they are remembered with the layer's inputs and put back while it runs again.
+The second run must equal the first. By then the layer's hooks, which capture signals and insert the teacher's, are removed, so
+the first run's hooks are stored and restored during the second run.
 """
 
 from __future__ import annotations
@@ -15,31 +15,30 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-FIRST_ALONE = "in_recomputation"
-"""The attribute of a hook that says what stands in its place when the layer runs again; without it the hook itself does."""
+SECOND_RUN = "in_second_run"
+"""The attribute of a hook that holds its replacement for the second run; a hook without it runs again itself."""
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
-HOW_IT_RUNS = (*HOOKS, "forward")
-"""The attributes of a module itself that say how it runs; a `forward` of its own stands before that of its class."""
+"""The attributes of a module that hold its hooks."""
 
 _RUN: ContextVar[int] = ContextVar("run", default=0)
-"""The run of a checkpointed layer that is at work: the first, the second; 0 outside."""
+"""1 or 2 in the first or second run of a checkpointed layer, else 0."""
 
-States = Mapping[nn.Module, Mapping[str, Any]]
+HookTables = Mapping[nn.Module, Mapping[str, Any]]
 
 
-def recomputed() -> bool:
-    """Whether a layer runs, for the first or the second time, that keeps nothing of its inside for the backward pass."""
+def in_checkpointed_layer() -> bool:
+    """Whether a checkpointed layer is running: nothing of its inside is saved for the backward pass."""
     return _RUN.get() > 0
 
 
 def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
-    """From now on these layers, of a transformers model, run again in the backward pass; in training mode alone. In place.
+    """Checkpoint these layers of a transformers model in training mode, in place.
 
-    Their numbers and gradients stay the same, bit for bit: dropout draws as it drew the first time.
+    Outputs and gradients stay the same, bit for bit: dropout draws the same numbers in both runs.
 
     Raises:
         ValueError: a layer that transformers does not checkpoint.
@@ -48,11 +47,11 @@ def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
         if not hasattr(layer, "gradient_checkpointing"):
             raise ValueError(
                 f"activation_checkpointing=true, and transformers has no checkpointing for a {type(layer).__name__}: give"
-                " activation_checkpointing=false and a smaller data.batch_size with trainer.accumulate_grad_batches"
+                " activation_checkpointing=false and a smaller batch_size with accumulate_grad_batches"
             )
         layer.gradient_checkpointing = True  # type: ignore[assignment]
-        # Not transformers' own switch, which does the same: it has no place for a context of each layer, and leaves a
-        # hook on the embeddings. A partial, so that a copy of the model speaks of its own layers.
+        # Not by transformers' own switch: it accepts no context for each layer, and leaves a hook on the embeddings.
+        # A partial, so that a copy of the model refers to its own layers.
         layer._gradient_checkpointing_func = partial(_checkpointed, layer)  # type: ignore[assignment]
 
 
@@ -61,19 +60,19 @@ def _checkpointed(layer: nn.Module, run: Callable[..., Any], *inputs: Any) -> An
 
 
 def _run(run: Callable[..., Any], *inputs: Any) -> Any:
-    """The second run on aliases: what a quantizer has made of a tensor in the first one is not taken for its own."""
+    """In the second run, on aliases of the inputs: a quantized tensor of the first run must not be found again."""
     if _RUN.get() == 2:
-        inputs = tuple(given.view_as(given) if isinstance(given, Tensor) else given for given in inputs)
+        inputs = tuple(value.view_as(value) if isinstance(value, Tensor) else value for value in inputs)
     return run(*inputs)
 
 
 def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the first run, and of the second, which each backward pass through the layer makes anew."""
-    states = {module: _remembered(module) for module in layer.modules()}
-    return _told(1), _Again(partial(_as_then, states))
+    """The contexts of the first and of the second run; each backward pass through the layer enters the second one."""
+    stored = {module: _for_second_run(module) for module in layer.modules()}
+    return _counted_run(1), _Reentrant(partial(_second_run, stored))
 
 
-class _Again(AbstractContextManager[None]):
+class _Reentrant(AbstractContextManager[None]):
     """A context that can be entered any number of times."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
@@ -90,7 +89,7 @@ class _Again(AbstractContextManager[None]):
 
 
 @contextmanager
-def _told(run: int) -> Iterator[None]:
+def _counted_run(run: int) -> Iterator[None]:
     before = _RUN.set(run)
     try:
         yield
@@ -99,30 +98,25 @@ def _told(run: int) -> Iterator[None]:
 
 
 @contextmanager
-def _as_then(states: States) -> Iterator[None]:
-    now = {module: _state(module) for module in states}
-    _put(states)
+def _second_run(stored: HookTables) -> Iterator[None]:
+    current = {module: {name: vars(module)[name] for name in HOOKS} for module in stored}
+    _set_hooks(stored)
     try:
-        with _told(2):
+        with _counted_run(2):
             yield
     finally:
-        _put(now)
+        _set_hooks(current)
 
 
-def _state(module: nn.Module) -> dict[str, Any]:
-    return {name: vars(module)[name] for name in HOW_IT_RUNS if name in vars(module)}
+def _for_second_run(module: nn.Module) -> dict[str, Any]:
+    """Copies of the module's tables of hooks, each hook as it runs in the second run."""
+    tables = {name: vars(module)[name] for name in HOOKS}
+    return {
+        name: type(table)((key, getattr(hook, SECOND_RUN, hook)) for key, hook in table.items())
+        for name, table in tables.items()
+    }
 
 
-def _remembered(module: nn.Module) -> dict[str, Any]:
-    """The state in tables of its own, each hook as it is to be in the second run."""
-    state = _state(module)
-    for name in HOOKS:
-        table = state[name]
-        state[name] = type(table)((key, getattr(hook, FIRST_ALONE, hook)) for key, hook in table.items())
-    return state
-
-
-def _put(states: States) -> None:
-    for module, state in states.items():
-        vars(module).pop("forward", None)
-        vars(module).update(state)
+def _set_hooks(tables: HookTables) -> None:
+    for module, hooks in tables.items():
+        vars(module).update(hooks)

@@ -5,7 +5,6 @@ Shapes: B batch, H heads, G key/value heads (G divides H), N queries, M keys, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qat_lightning.quantization.modules.fused_attention import additive_mask, fused_attention
-from qat_lightning.quantization.modules.unread import unread
 
 IMPLEMENTATION = "qat_core"
 """The name under which transformers knows the opened attention."""
@@ -21,14 +19,6 @@ IMPLEMENTATION = "qat_core"
 HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "sliding_window",
             "is_causal", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 """Keywords of the attention call that change nothing here: the mask already says what they say."""
-
-Reads = Callable[[str], bool]
-"""Name of a port → whether anybody reads what this core itself would let pass there."""
-
-
-def all_read(port: str) -> bool:
-    """Nothing is left out."""
-    return True
 
 
 class InstrumentedAttention(nn.Module):
@@ -71,14 +61,7 @@ class InstrumentedAttention(nn.Module):
             self.add_module(f"{slot}_quantizer", nn.Identity())
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-        dropout: float,
-        reads: Reads = all_read,
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
     ) -> tuple[Tensor, Tensor | None]:
         """(context (B, N, H, D), probs or, of a lean core, None).
 
@@ -86,35 +69,25 @@ class InstrumentedAttention(nn.Module):
             query: (B, H, N, D).
             key, value: (B, G, M, D).
             mask: additive (B or 1, 1 or H, N or 1, M).
-            reads: what is not read is not computed; `unread` zeros pass its port, to be replaced there.
         """
         query, key, value = self.query(query), self.key(key), self.value(value)
-        key = self.key_quantizer(key) if reads("key_factor") else key
-        value = self.value_quantizer(value) if reads("context") else value
-        query = self.query_quantizer(query) if reads("query_factor") else query
+        key, value, query = self.key_quantizer(key), self.value_quantizer(value), self.query_quantizer(query)
         self._show_factors(query, key, mask, scaling)
         dropout = dropout if self.training else 0.0
-        probs = None if self.lean and not self._needs_map() else self._map(query, key, mask, scaling, reads)
-        if not reads("context"):
-            context = unread(value, (*query.shape[:3], value.shape[-1]))
-        elif probs is None:
+        probs = None if self.lean and not self._needs_map() else self._map(query, key, mask, scaling)
+        if probs is None:
             context = fused_attention(query, for_heads(key, query), for_heads(value, query), mask, scaling, dropout)
         else:
             kept = self.probs_quantizer(functional.dropout(probs, p=dropout))
             context = torch.matmul(kept.to(value.dtype), for_heads(value, query))
         return self.context(context).transpose(1, 2).contiguous(), probs
 
-    def _map(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, reads: Reads) -> Tensor:
+    def _map(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """The probabilities (B, H, N, M)."""
-        if reads("scores"):
-            scores = torch.matmul(query, for_heads(key, query).transpose(2, 3)) * scaling
-        else:
-            scores = unread(query, (*query.shape[:3], key.shape[2]))
-        scores = self.scores(scores if mask is None or not reads("scores") else scores + mask)
+        scores = torch.matmul(query, for_heads(key, query).transpose(2, 3)) * scaling
+        scores = self.scores(scores if mask is None else scores + mask)
         # Wide until the product, whatever autocast says: a map in bfloat16 has 3 digits, too few to compare or quantize.
-        if reads("probs"):
-            return self.probs(functional.softmax(scores, dim=-1, dtype=wide(scores)))
-        return self.probs(scores.new_zeros((), dtype=wide(scores)).expand(scores.shape))
+        return self.probs(functional.softmax(scores, dim=-1, dtype=wide(scores)))
 
     def _show_factors(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         if has_hooks(self.query_factor):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from qat_lightning.quantization.modules.activation_checkpointing import recomputed
+from qat_lightning.quantization.modules.activation_checkpointing import in_checkpointed_layer
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def saved_as_codes(*tensors: Tensor) -> Iterator[None]:
     saved as ever, and so is all of a layer that runs again in the backward pass: it keeps nothing of its inside.
     """
     known = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors if _codes(tensor) is not None}
-    if not known or not torch.is_grad_enabled() or recomputed():
+    if not known or not torch.is_grad_enabled() or in_checkpointed_layer():
         yield
         return
 

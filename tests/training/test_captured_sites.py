@@ -1,15 +1,11 @@
 """In a module's steps: what no loss reads is neither asked for nor computed."""
 
 import copy
-from contextlib import nullcontext
 
-import pytest
 import torch
 
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import build_module
-from qat_lightning.config.instantiate import create_all
-from qat_lightning.distillation import intervention
 from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
 from tests.training.runs import composed
 
@@ -52,21 +48,3 @@ def test_the_teacher_is_asked_for_what_is_replaced_and_the_student_is_not():
     _, _, module = made("losses=logits", "intervention=context", "intervention_schedule=context")
     assert "attention.context" not in module.observe_student.paths
     assert "attention.context" in module.observe_teacher.paths
-
-
-@pytest.mark.parametrize("name", ["output", "context", "map"])
-def test_the_assisted_score_is_that_of_computing_it_all(name, monkeypatch):
-    config, data, module = made()
-    module.eval()
-    module.intervention = create_all(config.intervention, "intervention")[name]
-    scored = []
-    monkeypatch.setattr(module, "score", lambda kind, signals, batch: scored.append((kind, signals["logits"][0])))
-    for _ in range(2):
-        with torch.no_grad():
-            module.on_validation_epoch_start()
-            module.validation_step(data.example_batch(4), 0)
-            module.on_validation_epoch_end()
-        monkeypatch.setattr(intervention, "unread_left_out", lambda *given: nullcontext())
-    assert [kind for kind, _ in scored] == ["val", "val_assisted"] * 2
-    assert all(torch.equal(scored[at][1], scored[at + 2][1]) for at in (0, 1))
-    assert not torch.equal(scored[0][1], scored[1][1])
