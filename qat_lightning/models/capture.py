@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qat_lightning.compat import guard_hooks, is_compiled
 from qat_lightning.models.module_paths import site_paths
 from qat_lightning.models.sites import AXES, INPUT_SITES
 
@@ -43,10 +43,10 @@ class SignalCapture:
     def __call__(self, batch: Batch) -> Signals:
         signals: Signals = {site: [] for site in self.paths}
         with ExitStack() as hooks:
-            if getattr(self.model, "_compiled_call_impl", None) is not None:
+            if is_compiled(self.model):
                 _refuse_checkpointing(self.model)
                 # else a graph compiled under one set of hooks would be run under another
-                hooks.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
+                hooks.enter_context(guard_hooks())
             for site, paths in self.paths.items():
                 for path in paths:
                     hooks.callback(_watch(self.model.get_submodule(path), site, signals[site]).remove)

@@ -20,7 +20,7 @@ from qat_lightning.training.module import QATModule
 
 
 class InterventionSchedule(Callback):
-    """Sets `module.intervention` by name before each step, from the number of optimizer steps done.
+    """Sets `module.distillation.intervention` by name before each step, from the number of optimizer steps done.
 
     Args:
         interventions: name → intervention.
@@ -31,10 +31,10 @@ class InterventionSchedule(Callback):
         self.interventions, self.schedule = dict(interventions), schedule
 
     def on_train_batch_start(self, trainer: Trainer, module: QATModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        module.intervention = self.interventions[self.schedule(trainer.global_step, module.steps)]
+        module.distillation.intervention = self.interventions[self.schedule(trainer.global_step, module.steps)]
 
     def on_train_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
-        module.intervention = Intervention()
+        module.distillation.intervention = Intervention()
 
 
 class StepSizeWarmup(Callback):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from qat_lightning.data.class_names import plain
-from qat_lightning.models.sites import FACTORS
 from qat_lightning.quantization.quantizers.base import Quantizer
 
 
@@ -36,21 +35,6 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
         raise ValueError(
             f"the teacher knows {sizes[0]} tokens and the student {sizes[1]}: both must have one vocabulary, so take a teacher"
             " with the student's tokenizer"
-        )
-
-
-def check_interventions(interventions: Iterable[Any], losses: Mapping[str, Any]) -> None:
-    """Whether the losses see what the interventions replace.
-
-    Raises:
-        ValueError: scores are replaced, and a loss makes its own from queries and keys.
-    """
-    replaced = {site for intervention in interventions for site in intervention.sites}
-    blind = [name for name, loss in losses.items() if loss.weight != 0 and set(FACTORS).intersection(loss.sites)]
-    if "attention.scores" in replaced and blind:
-        raise ValueError(
-            f"an intervention replaces attention.scores, which losses.{blind[0]} makes anew from queries and keys, so it would"
-            " not see that: give it implementation=dense"
         )
 
 

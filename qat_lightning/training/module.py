@@ -14,14 +14,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
+from qat_lightning.compat import is_compiled
 from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.losses.base import Loss
+from qat_lightning.distillation.step import DistillationStep
 from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.quantized_model import step_sizes, weights_held
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
-from qat_lightning.training.compatibility import check_interventions, check_teacher
+from qat_lightning.training.compatibility import check_teacher
 from qat_lightning.training.guards.callbacks import FrozenTeacherCheck, NonFiniteCheck
-from qat_lightning.training.guards.divergence_report import check_weights
+from qat_lightning.training.guards.diagnosis import check_weights
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 
 Predict = Callable[[Sequence[Tensor], Batch], tuple[Tensor, Tensor]]
@@ -72,9 +74,13 @@ class QATModule(LightningModule):
         full_teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        check_interventions(interventions, losses)
+        if teacher is not None:
+            check_teacher(teacher, student)
         self.student, self.steps, self.predict, self.weight_decay = student, steps, predict, weight_decay
-        self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
+        self.distillation = DistillationStep(student, losses, teacher, interventions)
+        if cache is not None and isinstance(self.distillation.capture_teacher, SignalCapture):
+            self.distillation.capture_teacher = cache.of(self.distillation.capture_teacher)
+        self._full_teacher = [] if full_teacher is None else [full_teacher.requires_grad_(False).eval()]
         self.make_optimizer, self.factor, self.step_size = optimizer, lr_scheduler, step_size or {}
         self.stage = stage
         self.terms: dict[str, Tensor] = {}  # of the last batch
@@ -82,56 +88,30 @@ class QATModule(LightningModule):
             "val": nn.ModuleDict(copy.deepcopy(dict(metrics))),
             "val_assisted": nn.ModuleDict(copy.deepcopy(dict(metrics))),
         })  # fmt: skip
-        self.intervention = Intervention()  # the knob
-        sites = {site for loss in self.losses.values() for site in loss.sites}
-        self.observe_student = SignalCapture(student, sorted(sites))
-        self.answer, self.observe_teacher = SignalCapture(student), _silent
-        self._held = ExitStack()
-        self._outside: list[nn.Module] = []  # a list: torch does not register the teacher as a part of the module
-        if teacher is not None:
-            check_teacher(teacher, student)
-            frozen = [teacher] if full_teacher is None else [teacher, full_teacher]
-            self._outside += [model.requires_grad_(False).eval() for model in frozen]
-            given = {site for intervention in interventions for site in intervention.sites}
-            observed = SignalCapture(teacher, sorted(sites | given))
-            self.observe_teacher = observed if cache is None else cache.of(observed)
+        self.answer, self._reused_weights = SignalCapture(student), ExitStack()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        teacher = self.teach(batch)
-        with self.intervention.apply(self.student, teacher):
-            student = self.observe_student(batch)
-        terms = self.weighted(student, teacher, batch)
-        self.terms = {name: term.detach() for name, term in terms.items()}  # for who asks after the step
-        total = torch.stack(list(terms.values())).sum()
-        # sync_dist: the curve is the mean over all processes, not one process's part of it
-        self.log("train/loss", total, prog_bar=True, sync_dist=True)
-        self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, sync_dist=True)
+        result = self.distillation(batch)
+        self.terms = {name: term.detach() for name, term in result.terms.items()}
+        # sync_dist: the curve is the mean over all processes
+        self.log("train/loss", result.loss, prog_bar=True, sync_dist=True)
+        self.log_dict({f"train/loss_{name}": term for name, term in result.terms.items()}, sync_dist=True)
         self.log("lr", self.learning_rate)
-        return total
+        return result.loss
 
     def on_validation_epoch_start(self) -> None:
-        self._held.close()  # of a validation that an error has ended
-        self._held.enter_context(weights_held(self.student))
+        self._reused_weights.close()  # of a validation that an error has ended
+        self._reused_weights.enter_context(weights_held(self.student))
 
     def on_validation_epoch_end(self) -> None:
-        self._held.close()
+        self._reused_weights.close()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The student's own score; while an intervention is at work, the teacher-assisted one beside it."""
         self.score("val", self.answer(batch), batch)
-        if self.intervention.sites:
-            teacher = self.teach(batch)
-            with self.intervention.apply(self.student, teacher):
+        if (intervention := self.distillation.intervention).sites:
+            with intervention.apply(self.student, self.distillation.teacher_signals(batch)):
                 self.score("val_assisted", self.answer(batch), batch)
-
-    @torch.no_grad()
-    def teach(self, batch: Batch) -> Signals:
-        """The teacher's signals; none without a teacher."""
-        return self.observe_teacher(batch)
-
-    def weighted(self, student: Signals, teacher: Signals, batch: Batch) -> dict[str, Tensor]:
-        """The terms whose sum is the loss."""
-        return {name: loss.weight * loss(student, teacher, batch) for name, loss in self.losses.items()}
 
     def score(self, kind: str, signals: Signals, batch: Batch) -> None:
         predictions, targets = self.predict([logits.float() for logits in signals["logits"]], batch)
@@ -159,7 +139,7 @@ class QATModule(LightningModule):
 
         A compiled graph gives it a gradient of 0 where eager mode gives none, and decay and momentum would move it.
         """
-        if self.intervention.sites and getattr(self.student, "_compiled_call_impl", None) is not None:
+        if self.distillation.intervention.sites and is_compiled(self.student):
             reached = [parameter for parameter in self.student.parameters() if parameter.grad is not None]
             moved = torch.stack([parameter.grad.any() for parameter in reached]).tolist()  # type: ignore[union-attr]
             for parameter, moves in zip(reached, moved, strict=True):
@@ -184,12 +164,12 @@ class QATModule(LightningModule):
 
     @property
     def teacher(self) -> nn.Module | None:
-        return self._outside[0] if self._outside else None
+        return self.distillation.teacher
 
     @property
     def full_teacher(self) -> nn.Module | None:
         """The teacher as it was fine-tuned, wherever it is."""
-        return self._outside[-1] if self._outside else None
+        return self._full_teacher[0] if self._full_teacher else self.teacher
 
     @property
     def learning_rate(self) -> float:
@@ -221,8 +201,3 @@ def train_unfrozen(module: nn.Module) -> None:
     module.training = True
     for child in module.children():
         train_unfrozen(child)
-
-
-def _silent(batch: Batch) -> Signals:
-    """The signals of no teacher."""
-    return {}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
 
+from qat_lightning.compat import is_wandb_offline, reopen_wandb
+
 PATIENCE = {"WANDB_INIT_TIMEOUT": "15", "WANDB_LOGIN_TIMEOUT": "60", "WANDB_FINISH_TIMEOUT": "60"}
 """Seconds for the service to open a log, for somebody at the terminal to log in, for the last lines to be sent; wandb's
 own are 90 (and as much again for a service that is away), no end, and no end."""
@@ -24,7 +26,7 @@ def begin(logger: WandbLogger, say: Callable[[str, str], None]) -> None:
 
     for name, seconds in PATIENCE.items():
         os.environ.setdefault(name, seconds)
-    if not logger._offline and (other := _other_host()):
+    if not is_wandb_offline(logger) and (other := _other_host()):
         say("wandb", other)
     try:
         if not _was_given_up(logger):
@@ -34,7 +36,7 @@ def begin(logger: WandbLogger, say: Callable[[str, str], None]) -> None:
         reason = " ".join(str(error).split(" Consider")[0].split())[:200]
     wandb.teardown()  # it has read its settings, and reads them no more
     os.environ["WANDB_MODE"] = "offline"
-    logger._experiment = None
+    reopen_wandb(logger)
     say(
         "wandb",
         f"not reached ({reason}), so this run is logged offline: `wandb sync` sends"

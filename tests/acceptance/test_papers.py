@@ -189,10 +189,10 @@ def test_a_side_without_weight_is_neither_computed_nor_captured(words: tuple[str
     monkeypatch.setattr(off, "__call__", lambda *arguments: pytest.fail("computed without a weight"))
     module = build_module(config, "train", 2, student, data, teacher)
     batch = data.example_batch(4)
-    for watched in (module.observe_student, module.observe_teacher):
+    for watched in (module.distillation.capture_student, module.distillation.capture_teacher):
         assert set(watched.paths) == {left}
-    signals = module.observe_student(batch), module.teach(batch)
-    values = [loss(*signals, batch) for loss in module.losses.values()]
+    signals = module.distillation.capture_student(batch), module.distillation.teacher_signals(batch)
+    values = [loss(*signals, batch) for loss in module.distillation.losses.values()]
     assert len(values) == 2
     assert all(value > 0 for value in values)
     assert (teacher.config._attn_implementation == "sdpa") is (left == "attention.output")

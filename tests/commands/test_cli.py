@@ -17,7 +17,7 @@ from qat_lightning.commands.errors import ASKED, FULL, mistakes_in_words, told
 from qat_lightning.commands.terminal import ended_by_signals
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.io.external_errors import SWEEP, another_folder, same_command
-from qat_lightning.training.guards.divergence_report import NonFiniteError
+from qat_lightning.training.guards.diagnosis import NonFiniteError
 from qat_lightning.training.process.signals import ASKING
 from tests.forks import check_outlives_one_signal_and_no_second, forked_sleeper
 from tests.training.runs import SMALL

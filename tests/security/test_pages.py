@@ -1,4 +1,4 @@
-"""What others wrote is text in report.md, diverged.md and the model card: no name changes how the page is built.
+"""What others wrote is text in report.md and the model card: no name changes how the page is built.
 
 Each page is read by a parser of Markdown; what it is built of (headings, tables, links, HTML) must not depend on the names.
 """
@@ -17,11 +17,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from qat_lightning.analysis.result_files import write_spectra
-from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.io.markdown import block, code, table, text
 from qat_lightning.reports.plots import training_curves
-from qat_lightning.training.guards.diagnosis import Seen
-from qat_lightning.training.guards.divergence_report import _write
 from tests.reports import test_model_card as test_card
 from tests.reports import test_report
 from tests.security.hostile import PAGES, STRINGS, controls
@@ -87,13 +84,7 @@ def card(folder: Path, name: str) -> str:
     return written.partition("\n---\n")[2]
 
 
-def diverged(folder: Path, name: str) -> str:
-    seen = Seen({"labels": torch.zeros(2)}, 1, Intervention(), {name: torch.tensor(1.0)})
-    assert "see " in _write(folder, 0, [f"the loss is not finite ({name})"], seen, "give a lower optimizer.lr", [])
-    return (folder / "diverged.md").read_text(encoding="utf-8")
-
-
-WRITTEN: dict[str, Callable[[Path, str], str]] = {"report.md": report, "the model card": card, "diverged.md": diverged}
+WRITTEN: dict[str, Callable[[Path, str], str]] = {"report.md": report, "the model card": card}
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from qat_lightning.analysis.result_files import read_landscapes, read_spectra
 from qat_lightning.training import analysis_callbacks
 from qat_lightning.training.analysis_callbacks import AttentionAnalysis, HessianSpectrum, LossLandscape
 from qat_lightning.training.callbacks import InterventionSchedule
-from qat_lightning.training.guards.divergence_report import NonFiniteError
+from qat_lightning.training.guards.diagnosis import NonFiniteError
 from qat_lightning.training.module import QATModule
 from tests.training.process.test_supervision import TWO, command_line_run
 from tests.training.runs import small_run
@@ -193,7 +193,7 @@ def test_they_know_their_stage(stage, expected):
 def test_a_run_that_diverged_ends_in_words_without_analyses(tmp_path):
     with pytest.raises(NonFiniteError, match=r"stage \w+, step 2: the loss is not finite"):
         small_run(tmp_path, *ALL, "trainer.precision=16-true")  # in which AdamW's ε is 0
-    assert (tmp_path / "diverged.md").is_file()
+    assert (tmp_path / "diverged.safetensors").is_file()
     assert not (tmp_path / "metrics.json").exists()
     assert not (tmp_path / "analysis").exists()
 

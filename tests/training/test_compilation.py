@@ -1,63 +1,73 @@
-"""compile=true: the same run but for rounding, and ordinary models afterwards."""
+"""Training with torch.compile: both models and the losses are compiled, and run eagerly again afterwards."""
 
-from __future__ import annotations
-
+import copy
 import csv
 from functools import partial
 
 import pytest
 import torch
 
+from qat_lightning.compat import is_compiled
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import build_module
-from qat_lightning.training.compilation import compiled
+from qat_lightning.config.schema import ConfigError
 from tests.training.runs import composed, small_run
 
-FEW = ("stages.teacher.max_steps=2", "stages.intervene.max_steps=3", "stages.train.max_steps=5", "export.packed=false")
+ONE_STAGE = (
+    "intervention=none",
+    "intervention_schedule=none",
+    "stages.teacher.max_steps=1",
+    "stages.train.max_steps=2",
+)
 
 
-@pytest.fixture(autouse=True)
-def without_a_compiler(monkeypatch):
-    """Graphs are made as for machine code, and run by torch's operators: seconds, not minutes."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def test_models_and_losses_are_compiled_within_and_plain_afterwards():
+@pytest.fixture(scope="module")
+def step():
+    torch.manual_seed(0)
     config = composed()
     data = build_data(config)
     data.load()
     teacher = build_model(config, data)
-    student = build_student(config, build_model(config, data), data)
-    module = build_module(config, "train", 1, student, data, teacher)
-    plain = module.weighted
-    with compiled(module):
-        assert student._compiled_call_impl is not None
-        assert teacher._compiled_call_impl is not None
-        assert module.weighted != plain
-    assert student._compiled_call_impl is None
-    assert teacher._compiled_call_impl is None
-    assert module.weighted == plain
+    student = build_student(config, copy.deepcopy(teacher), data)
+    return build_module(config, "train", 4, student, data, teacher).distillation
+
+
+def test_models_and_losses_run_eagerly_after_the_context(step):
+    eager = step.weighted
+    with step.compiled():
+        assert is_compiled(step.student)
+        assert is_compiled(step.teacher)
+        assert step.weighted != eager
+    assert not is_compiled(step.student)
+    assert not is_compiled(step.teacher)
+    assert step.weighted == eager
+
+
+def test_a_run_compiles_its_stages(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda model: compiled.append(type(model).__name__))
+    monkeypatch.setattr("torch.compile", lambda function: function)
+    assert small_run(tmp_path, "compile=true", *ONE_STAGE)["status"] == "finished"
+    assert compiled == ["BertForSequenceClassification"] * 3, "the teacher's own stage, then student and teacher"
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_eager_one_but_for_rounding(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        "qat_lightning.commands.train.pipeline.compiled", lambda module: made.append(module) or compiled(module)
-    )
-    eager = small_run(tmp_path / "eager", *FEW)
-    own = small_run(tmp_path / "compiled", *FEW, "compile=true")
-    assert len(made) == 3
-    assert own["steps"] == eager["steps"]
-    losses = [_losses(tmp_path / name / "logs/train/metrics.csv") for name in ("eager", "compiled")]
+def test_a_compiled_run_is_the_eager_run_up_to_rounding(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # torch's operators: seconds
+    torch._dynamo.reset()
+    eager, compiled = (small_run(tmp_path / name, *ONE_STAGE, f"compile={name}") for name in ("false", "true"))
+    assert compiled["steps"] == eager["steps"]
+    losses = [logged(tmp_path / name / "logs/train/metrics.csv") for name in ("false", "true")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    with pytest.raises(ValueError, match="compile: None → True"):
-        small_run(tmp_path / "eager", *FEW, "compile=true")
+    with pytest.raises(ValueError, match="compile"):
+        small_run(tmp_path / "false", *ONE_STAGE, "compile=true")
 
 
-def _losses(path):
+def logged(path):
     with path.open() as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+def test_compiling_does_not_go_with_activation_checkpointing():
+    with pytest.raises(ConfigError, match="compile"):
+        composed("compile=true", "activation_checkpointing=true")

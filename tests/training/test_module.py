@@ -65,9 +65,9 @@ def test_weight_zero_is_neither_computed_nor_captured(parts):
     for name in ("scores", "output"):
         config.losses[name]["weight"] = 0.0
     module = build_module(config, "train", 4, student, data, teacher)
-    assert set(module.losses) == {"logits", "hidden"}
-    assert set(module.observe_student.paths) == {"hidden"}
-    assert set(module.observe_teacher.paths) == {"hidden"}
+    assert set(module.distillation.losses) == {"logits", "hidden"}
+    assert set(module.distillation.capture_student.paths) == {"hidden"}
+    assert set(module.distillation.capture_teacher.paths) == {"hidden"}
 
 
 def test_attention_that_nobody_reads_stays_on_its_fast_path(parts):
@@ -78,10 +78,17 @@ def test_attention_that_nobody_reads_stays_on_its_fast_path(parts):
     assert teacher.config._attn_implementation == "sdpa"
 
 
+def test_only_the_teacher_is_captured_at_the_sites_of_an_intervention(parts):
+    config, data, teacher, student = parts
+    step = build_module(config, "intervene", 4, student, data, teacher).distillation
+    assert "attention.context" not in step.capture_student.paths
+    assert "attention.context" in step.capture_teacher.paths
+
+
 def test_student_without_a_teacher_asks_for_none(parts):
     config, data, _, student = parts
     module = build_module(config, "teacher", 4, student, data)
-    assert module.teach(data.example_batch(2)) == {}
+    assert module.distillation.teacher_signals(data.example_batch(2)) == {}
 
 
 # TI-O never trains W_V and W_O (arXiv:2302.11812, released code): neither a gradient, nor weight decay, nor momentum moves them
@@ -111,7 +118,7 @@ def test_assisted_and_own_score_are_both_logged_only_while_intervening(parts, tm
     config, data, teacher, student = parts
     trainer, module = fitted(config, data, "intervene", 4, copy.deepcopy(student), teacher, tmp_path)
     assert {"val/accuracy", "val_assisted/accuracy"} <= set(trainer.callback_metrics)
-    assert module.intervention.sites == ()
+    assert module.distillation.intervention.sites == ()
     trainer, _ = fitted(config, data, "train", 4, student, teacher, tmp_path)
     assert "val/accuracy" in trainer.callback_metrics
     assert "val_assisted/accuracy" not in trainer.callback_metrics
@@ -122,16 +129,16 @@ def test_assisted_score_of_a_full_precision_student_at_any_weights_is_its_teache
     config, data, teacher, _ = parts
     student, batch = copy.deepcopy(teacher).eval(), data.example_batch(4)
     module = build_module(config, "intervene", 4, student, data, teacher)
-    module.intervention = Intervention(["attention.projection"])
-    signals = module.teach(batch)
-    with torch.no_grad(), module.intervention.apply(student, signals):
+    module.distillation.intervention = Intervention(["attention.projection"])
+    signals = module.distillation.teacher_signals(batch)
+    with torch.no_grad(), module.distillation.intervention.apply(student, signals):
         assert torch.equal(module.answer(batch)["logits"][0], signals["logits"][0])
 
 
 def test_evaluation_after_the_intervention_never_runs_the_teacher(parts, monkeypatch):
     config, data, teacher, student = parts
     module = build_module(config, "train", 4, student, data, teacher)
-    monkeypatch.setattr(module, "observe_teacher", lambda batch: pytest.fail("the teacher was run"))
+    monkeypatch.setattr(module.distillation, "capture_teacher", lambda batch: pytest.fail("the teacher was run"))
     monkeypatch.setattr(module, "log", lambda *arguments, **keywords: None)
     module.validation_step(data.example_batch(4), 0)
     assert module.metrics["val"]["accuracy"].compute() >= 0
@@ -144,7 +151,7 @@ def test_intervention_follows_the_schedule_by_steps_not_batches(parts, tmp_path)
     step = module.training_step
 
     def training_step(batch, batch_idx):
-        seen.append(module.intervention.sites[0])
+        seen.append(module.distillation.intervention.sites[0])
         return step(batch, batch_idx)
 
     module.training_step = training_step

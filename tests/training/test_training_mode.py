@@ -126,7 +126,7 @@ def test_activations_of_a_loaded_model_are_checkpointed(tmp_path):
     passes = []
     student.bert.encoder.layer[0].intermediate.register_forward_hook(lambda *_: passes.append(1))
     module.on_fit_start()
-    module.observe_student(data.example_batch(2))["logits"][0].sum().backward()
+    module.distillation.capture_student(data.example_batch(2))["logits"][0].sum().backward()
     assert len(passes) == 2, "once forward, once more in the backward pass"
 
 

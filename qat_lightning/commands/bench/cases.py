@@ -23,7 +23,6 @@ from qat_lightning.config.schema import RunConfig, Teacher
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import keep_layers
 from qat_lightning.models.quantized_model import calibrate, weights_held
-from qat_lightning.training.compilation import compile_parts
 from qat_lightning.training.module import QATModule
 
 CALIBRATION = 8
@@ -104,7 +103,7 @@ class Workshop:
         student, teacher, evaluated = module.student, module.teacher, _sharing(module.student).eval()
         optimizer = self._optimizer(module)
         if compiled:
-            compile_parts(module)
+            module.distillation.compile()
         _compile(compiled, evaluated)
         callbacks = build_callbacks(config, module.stage, self.data)
         of_run = StepOfRun(module, optimizer, callbacks, self.precision, wrap)

@@ -16,9 +16,10 @@ from qat_lightning.commands.bench.shapes import check_counts, check_shapes, labe
 from qat_lightning.commands.bench.timing import seconds_side_by_side, spread
 from qat_lightning.commands.bench.training_table import COMPILED, beside
 from qat_lightning.commands.bench.variants import compose_plain, compose_variants
+from qat_lightning.compat import recompile_limit
 from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import BenchConfig, ConfigError, Plain, RunConfig
-from qat_lightning.training.compilation import GRAPHS
+from qat_lightning.distillation.step import GRAPHS
 
 Say = Callable[[str], None]
 """Takes a line for the terminal, in place of the one before."""
@@ -130,7 +131,7 @@ def figures(own: Sequence[float], baseline: Sequence[float] | None, samples: int
 
 def compiled_or_told() -> Any:
     """A context in which what cannot be compiled raises, in place of running eagerly in silence."""
-    return torch._dynamo.config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True)
+    return recompile_limit(GRAPHS, fail_on_recompile_limit_hit=True)
 
 
 def _made(

@@ -34,7 +34,6 @@ from qat_lightning.io.screen import console, printable
 from qat_lightning.models.quantized_model import switch_on
 from qat_lightning.reports.summary import score
 from qat_lightning.training.checkpoints.stage_result import StageResult, load_stage, weights_of
-from qat_lightning.training.compilation import compiled
 from qat_lightning.training.process.supervision import watch_the_others
 from qat_lightning.training.stage import Budget, Stage, own_scores, shared
 from qat_lightning.training.teacher_cache.cache import TeacherCache
@@ -187,7 +186,7 @@ class Run:
             if isinstance(logger, WandbLogger) and first_process():
                 with key_in_errors(self.config):
                     begin(logger, self.say)
-        with key_in_errors(self.config), compiled(module) if self.config.compile else nullcontext():
+        with key_in_errors(self.config), module.distillation.compiled() if self.config.compile else nullcontext():
             outcome = stage.fit(trainer, module, self.data, settings.keep is Keep.best)
         switch_on(student)
         for logger in trainer.loggers:

@@ -17,11 +17,12 @@ from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.tokenizers import read_tokenizer
 from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.distillation.step import check_visible
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention_for
 from qat_lightning.models.module_paths import part_paths
 from qat_lightning.models.quantized_model import switch_on
-from qat_lightning.training.compatibility import check_interventions, label_names, other_order
+from qat_lightning.training.compatibility import label_names, other_order
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def rehearse(config: RunConfig, data: TaskData, model: nn.Module) -> None:
     losses = {name: loss for name, loss in create_all(config.losses, "losses").items() if loss.weight != 0}
     interventions = create_all(config.intervention, "intervention")
     batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
-    check_interventions(interventions.values(), losses)
+    check_visible({site for one in interventions.values() for site in one.sites}, losses)
     _check_metrics(data, copied)
     for intervention in interventions.values():
         intervention.check(copied)

@@ -17,6 +17,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, Simpl
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from qat_lightning.compat import without_signal_handlers
 from qat_lightning.config.builders.models import in_teacher_precision
 from qat_lightning.config.builders.monitored_value import with_mode
 from qat_lightning.config.instantiate import check_targets, create, create_all
@@ -26,7 +27,6 @@ from qat_lightning.distillation.losses.logits import TaskLoss
 from qat_lightning.models.convert import checkpoint_activations, open_attention_for
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar, StoppingReport
 from qat_lightning.training.module import QATModule
-from qat_lightning.training.process.graceful_stop import leave_signals_alone
 from qat_lightning.training.stage import Settings, Stage
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 
@@ -134,7 +134,7 @@ def build_trainer(
         profiler=PROFILERS[profiler](filename=profiler) if record and profiler else None,
         default_root_dir=folder,
     )
-    return leave_signals_alone(made)
+    return without_signal_handlers(made)
 
 
 def build_callbacks(config: RunConfig, stage: str, data: TaskData) -> list[Callback]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from qat_lightning.compat import is_functorch_wrapped_tensor
 from qat_lightning.quantization.modules.activation_checkpointing import in_checkpointed_layer
 
 

@@ -1,8 +1,7 @@
-"""What ends a run before it is worth nothing: numbers that are not finite, and a teacher that is not what it was.
+"""Callbacks that end a run when a number is not finite or the teacher changes.
 
-`QATModule` brings these callbacks itself, so that who trains it with a Trainer of their own has them too. What two models
-alone can tell (`compatible.check_teacher`), its constructor refuses; what needs the data,
-`qat_lightning.commands.train.preflight`; what only time can show, the callbacks.
+`QATModule` adds them to every Trainer. Its constructor checks the two models (`check_teacher`), and
+`qat_lightning.commands.train.preflight` checks models and data together.
 """
 
 from __future__ import annotations
@@ -18,15 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qat_lightning.io.external_errors import another_folder
-from qat_lightning.training.guards.diagnosis import Seen
-from qat_lightning.training.guards.divergence_report import NonFiniteError, check_weights, explained, largest
-from qat_lightning.training.guards.module_protocol import DistillationModule
+from qat_lightning.training.guards.diagnosis import GuardedModule, NonFiniteError, Seen, check_weights, explain, largest
 
 
 class FrozenTeacherCheck(Callback):
-    """The teacher that ends a stage is bit for bit the one that began it, or that its checkpoint was made with.
+    """Checks that the teacher is in evaluation mode and the same, bit for bit, from the start of a stage to its end.
 
-    Looked at before each checkpoint too, so that nothing is left to go on from that a changed teacher has taught.
+    It is compared before each checkpoint as well, and on resume with the teacher that the checkpoint was made with.
 
     Raises:
         ValueError: a changed teacher, or one in training mode.
@@ -34,38 +31,39 @@ class FrozenTeacherCheck(Callback):
 
     def __init__(self) -> None:
         self.before: dict[str, str] = {}
-        self.kept: str | None = None  # of the checkpoint that the stage goes on from
+        self.saved: str | None = None  # fingerprint in the checkpoint that the stage resumes from
 
     def state_dict(self) -> dict[str, Any]:
         return {"teacher": _joined(self.before)} if self.before else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = state.get("teacher")
+        self.saved = state.get("teacher")
 
-    def on_fit_start(self, trainer: Trainer, module: DistillationModule) -> None:  # type: ignore[override]
-        self.before = {} if module.teacher is None else _fingerprints(module.teacher)
-        if self.kept is not None and self.before and self.kept != _joined(self.before):
+    def on_fit_start(self, trainer: Trainer, module: GuardedModule) -> None:  # type: ignore[override]
+        self.before = {} if module.distillation.teacher is None else _fingerprints(module.distillation.teacher)
+        if self.saved is not None and self.before and self.saved != _joined(self.before):
             raise ValueError(
                 f"stage {module.stage}: its checkpoint was made with another teacher: give that one, or"
                 f" {another_folder()} to start anew"
             )
 
-    def on_train_batch_start(self, trainer: Trainer, module: DistillationModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        training = (name for name, part in module.teacher.named_modules() if part.training) if module.teacher else ()
+    def on_train_batch_start(self, trainer: Trainer, module: GuardedModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        teacher = module.distillation.teacher
+        training = [name for name, part in teacher.named_modules() if part.training] if teacher else []
         if (name := next(iter(training), None)) is not None:
             raise ValueError(
                 f"the teacher is in training mode ({name or 'all of it'}), so its dropout would teach noise: call"
                 " teacher.eval()"
             )
 
-    def on_save_checkpoint(self, trainer: Trainer, module: DistillationModule, checkpoint: Any) -> None:  # type: ignore[override]
+    def on_save_checkpoint(self, trainer: Trainer, module: GuardedModule, checkpoint: Any) -> None:  # type: ignore[override]
         self._check(module)
 
-    def on_train_end(self, trainer: Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, module: GuardedModule) -> None:  # type: ignore[override]
         self._check(module)
 
-    def _check(self, module: DistillationModule) -> None:
-        after = {} if module.teacher is None else _fingerprints(module.teacher)
+    def _check(self, module: GuardedModule) -> None:
+        after = {} if module.distillation.teacher is None else _fingerprints(module.distillation.teacher)
         names = [*self.before, *(name for name in after if name not in self.before)]
         changed = [name for name in names if after.get(name) != self.before.get(name)] if self.before else []
         if changed:
@@ -77,16 +75,15 @@ class FrozenTeacherCheck(Callback):
 
 
 class NonFiniteCheck(Callback):
-    """A loss or a gradient that is not finite ends the run at that step, before the weights are touched by it.
+    """Ends a run at the first step whose loss or gradient is not finite, before it changes the weights.
 
-    Where gradients are scaled (16-mixed), infinite ones are in order: the scaler leaves that step out, and only the loss is
-    looked at. Processes agree on each step, so all end at the same one. On a CPU, and wherever the optimizer cannot leave
-    a step out by itself, the host waits for the answer. On CUDA with a fused optimizer it does not: the kernel leaves
-    out that step and all after it, and the answer is read when it has arrived, a step or two later, and before any
-    checkpoint is written.
+    If gradients are scaled (16-mixed), infinite gradients are normal, since the scaler skips such a step; only the loss is
+    checked. All processes end at the same step. The host waits for the answer of each step, except on CUDA with a fused
+    optimizer: its kernel skips that step and all after it, and the answer is read when it has arrived, one or two steps
+    later, and before any checkpoint is written.
 
     Raises:
-        NonFiniteError: with what was found when the batch was run once more (`diverged.explained`).
+        NonFiniteError: with step, terms, layer and rows (`diagnosis.explain`).
     """
 
     def __init__(self) -> None:
@@ -94,16 +91,16 @@ class NonFiniteCheck(Callback):
         self.answers: list[_Answer] = []
         self.stopped: Tensor | None = None
 
-    def on_train_batch_start(self, trainer: Trainer, module: DistillationModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: Trainer, module: GuardedModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         while self.answers and self.answers[0].arrived():
             self._hear(trainer, module)
-        # After a callback that seeds each batch, initial_seed is what brings the same dropout again.
-        self.seen.append(Seen(batch, torch.initial_seed(), module.intervention))
+        # after a callback that seeds each batch, initial_seed reproduces the dropout
+        self.seen.append(Seen(batch, torch.initial_seed(), module.distillation.intervention))
 
-    def on_before_backward(self, trainer: Trainer, module: DistillationModule, loss: Tensor) -> None:  # type: ignore[override]
+    def on_before_backward(self, trainer: Trainer, module: GuardedModule, loss: Tensor) -> None:  # type: ignore[override]
         self.seen[-1].terms = module.terms  # and not `loss`, which is scaled
 
-    def on_before_optimizer_step(self, trainer: Trainer, module: DistillationModule, optimizer: Optimizer) -> None:  # type: ignore[override]
+    def on_before_optimizer_step(self, trainer: Trainer, module: GuardedModule, optimizer: Optimizer) -> None:  # type: ignore[override]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         bad, step = _agreed(self._bad(module, gradients=not scaled), trainer), trainer.global_step + 1
         seen, self.seen = self.seen, []
@@ -115,10 +112,10 @@ class NonFiniteCheck(Callback):
         optimizer.found_inf = self.stopped.float()  # type: ignore[attr-defined]
         self.answers.append(_Answer(step, seen, *_on_its_way(self.stopped)))
 
-    def on_save_checkpoint(self, trainer: Trainer, module: DistillationModule, checkpoint: Any) -> None:  # type: ignore[override]
+    def on_save_checkpoint(self, trainer: Trainer, module: GuardedModule, checkpoint: Any) -> None:  # type: ignore[override]
         self._hear_all(trainer, module)
 
-    def on_train_end(self, trainer: Trainer, module: DistillationModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, module: GuardedModule) -> None:  # type: ignore[override]
         self._hear_all(trainer, module)
         check_weights(module, trainer)
         for optimizer in trainer.optimizers:
@@ -126,23 +123,23 @@ class NonFiniteCheck(Callback):
                 del optimizer.found_inf  # type: ignore[attr-defined]
         self.stopped, self.seen = None, []
 
-    def _bad(self, module: DistillationModule, gradients: bool) -> Tensor:
+    def _bad(self, module: GuardedModule, gradients: bool) -> Tensor:
         """Whether this process has found something in this step, on its device."""
         totals = [torch.stack(list(one.terms.values())).sum() for one in self.seen if one.terms]
-        found = [parameter.grad for parameter in module.student.parameters() if parameter.grad is not None]
+        found = [parameter.grad for parameter in module.distillation.student.parameters() if parameter.grad is not None]
         if gradients and found:
             totals.append(largest(found))
         return ~torch.stack([total.float() for total in totals]).isfinite().all() if totals else torch.tensor(False)
 
-    def _hear_all(self, trainer: Trainer, module: DistillationModule) -> None:
+    def _hear_all(self, trainer: Trainer, module: GuardedModule) -> None:
         while self.answers:
             self._hear(trainer, module)
 
-    def _hear(self, trainer: Trainer, module: DistillationModule) -> None:
+    def _hear(self, trainer: Trainer, module: GuardedModule) -> None:
         answer = self.answers.pop(0)
         if answer.bad():
             self.answers = []
-            raise NonFiniteError(explained(trainer, module, answer.step, answer.seen))
+            raise NonFiniteError(explain(trainer, module, answer.step, answer.seen))
 
 
 @dataclass

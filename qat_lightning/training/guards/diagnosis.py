@@ -1,28 +1,47 @@
-"""Where a number that is not finite came from: the batch is run once more, watched at every site that the model has."""
+"""Find where a number that is not finite came from: run the batch again and look at every site that the model has."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Trainer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.distillation.step import DistillationStep
+from qat_lightning.io.external_errors import another_folder
+from qat_lightning.io.files import atomic_write
+from qat_lightning.io.screen import printable
 from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.module_paths import site_paths
 from qat_lightning.models.sites import AXES
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
-from qat_lightning.training.guards.module_protocol import DistillationModule
 
 FLOAT32 = torch.finfo(torch.float32).max
 
 
+class NonFiniteError(ValueError):
+    """A loss, a gradient or a weight that is NaN or infinite."""
+
+
+class GuardedModule(Protocol):
+    """The attributes of `QATModule` that the guards read."""
+
+    stage: str
+    terms: dict[str, Tensor]
+    distillation: DistillationStep
+
+
 @dataclass
 class Seen:
-    """One batch of a step, all that it takes to run it again, and the terms of its loss."""
+    """One batch of an optimizer step, what is needed to run it again, and the terms of its loss."""
 
     batch: Batch
     seed: int
@@ -30,131 +49,153 @@ class Seen:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def lost(self) -> list[str]:
-        """The terms that are not finite, each with its value."""
+    def bad_terms(self) -> list[str]:
+        """Return the terms that are not finite, each with its value."""
         bad = [f"{name} = {float(term)}" for name, term in self.terms.items() if not torch.isfinite(term)]
         total = sum(float(term) for term in self.terms.values())
         return bad or ([] if math.isfinite(total) and total <= FLOAT32 else [f"their sum = {total:.3g}"])
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was not finite first, and in which rows of the batch."""
-
-    where: str
-    rows: list[int]
-
-
-def found_in(trainer: Trainer, module: DistillationModule, seen: Sequence[Seen]) -> tuple[Seen, list[Found]]:
-    """The first batch that brings something forth again, and what."""
-    for one in seen:
-        eager = torch.compiler.set_stance("force_eager")  # else a compiled student is compiled anew, to be watched
-        with trainer.precision_plugin.train_step_context(), torch.enable_grad(), eager:
-            if places := _places(module, one):
-                return one, places
-    return seen[0], [Found("nothing is wrong with the rows of this process: see what another one says", [])]
+def largest(tensors: Sequence[Tensor]) -> Tensor:
+    """Return max|t| over all elements; NaN if an element is NaN."""
+    if tensors[0].device.type == "cpu":  # on CPUs the norm is not vectorized and takes ten times as long
+        ends = (torch.aminmax(tensor.detach()) for tensor in tensors)
+        found = [torch.maximum(-low, high).float() for low, high in ends]
+    else:
+        found = [norm.float() for norm in torch._foreach_norm(list(tensors), float("inf"))]
+    return torch.stack(found).max()
 
 
-def _places(module: DistillationModule, seen: Seen) -> list[Found]:
-    torch.manual_seed(seen.seed)
-    for part in module.student.modules():
-        if isinstance(part, LSQQuantizer):
-            part.following = False  # measured already, and measuring waits for the other processes
-    taught: Signals = {}
-    if module.teacher is not None:
-        with torch.no_grad():
-            taught = SignalCapture(module.teacher, _sites(module.teacher, module.observe_teacher))(seen.batch)
-    if (found := _first("teacher", taught, seen.batch)) is not None:
-        return [found]
-    with seen.intervention.apply(module.student, taught):
-        own = SignalCapture(module.student, _sites(module.student, module.observe_student))(seen.batch)
-    if (found := _first("student", own, seen.batch)) is not None:
-        return [found, *_bad_weight(module.student)]
-    total = torch.stack(list(module.weighted(own, taught, seen.batch).values())).sum()
-    if not total.isfinite():
-        rows = _rows_by_loss(module, own, taught, seen.batch)
-        place, value = max(
-            ((place, float(signal.detach().abs().max())) for place, signal in _in_order(own)), key=lambda one: one[1]
+def check_weights(module: GuardedModule, trainer: Trainer) -> None:
+    """Raise NonFiniteError if an update has made a weight of the student NaN or infinite."""
+    student = module.distillation.student
+    named = {name: p.detach() for name, p in student.named_parameters() if p.is_floating_point() and p.numel()}
+    if named and not largest(list(named.values())).isfinite():
+        name = next(name for name, tensor in named.items() if not tensor.isfinite().all())
+        raise NonFiniteError(
+            f"stage {module.stage}, after step {trainer.global_step}: weight {name} is not finite, so no checkpoint is"
+            f" written; {_remedy(trainer)}"
         )
-        return [Found(f"all signals are finite, the largest is {value:.3g} in the student's {place}", rows)]
-    return _first_gradient(module.student, own, total, seen.batch)
 
 
-def _first(whose: str, signals: Signals, batch: Batch) -> Found | None:
+def explain(trainer: Trainer, module: GuardedModule, step: int, seen: Sequence[Seen]) -> str:
+    """Describe a step that is not finite (step, terms, layer, rows) and save its batch as `diverged.safetensors`.
+
+    Args:
+        seen: the batches of this step in this process, in order.
+    """
+    one = next((one for one in seen if one.bad_terms), None)
+    try:
+        culprit, place = _find(trainer, module.distillation, seen if one is None else [one])
+    except (RuntimeError, ValueError) as reason:  # too little memory, for example
+        culprit, place = one or seen[0], f"the batch could not be run again ({' '.join(str(reason).split())})"
+    kind = f"the loss is not finite ({', '.join(one.bad_terms)})" if one else "a gradient is not finite, its loss is"
+    saved = _save(Path(trainer.default_root_dir), trainer.global_rank, culprit.batch)
+    return printable(f"stage {module.stage}, step {step}: {kind}; {place}; {saved}; {_remedy(trainer)}")
+
+
+def _find(trainer: Trainer, step: DistillationStep, seen: Sequence[Seen]) -> tuple[Seen, str]:
+    """Return the first batch that is not finite when it is run again, and where."""
+    for one in seen:
+        eager = torch.compiler.set_stance("force_eager")  # a compiled student would be compiled again for the hooks
+        with trainer.precision_plugin.train_step_context(), torch.enable_grad(), eager:
+            if place := _place(step, one):
+                return one, place
+    return seen[0], "the rows of this process are finite, see the message of another process"
+
+
+def _place(step: DistillationStep, seen: Seen) -> str:
+    torch.manual_seed(seen.seed)
+    for part in step.student.modules():
+        if isinstance(part, LSQQuantizer):
+            part.following = False  # it is measured, and measuring waits for the other processes
+    teacher: Signals = {}
+    if step.teacher is not None:
+        with torch.no_grad():
+            teacher = SignalCapture(step.teacher, _sites(step.teacher, step.capture_teacher))(seen.batch)
+    if place := _first("teacher", teacher, seen.batch):
+        return place
+    with seen.intervention.apply(step.student, teacher):
+        student = SignalCapture(step.student, _sites(step.student, step.capture_student))(seen.batch)
+    if place := _first("student", student, seen.batch):
+        return place
+    total = torch.stack(list(step.weighted(student, teacher, seen.batch).values())).sum()
+    if not total.isfinite():
+        ends = {place: float(signal.detach().abs().max()) for place, signal in _in_order(student)}
+        place = max(ends, key=lambda place: ends[place])
+        return f"all signals are finite, the largest is {ends[place]:.3g} in the student's {place}"
+    return _first_gradient(student, total, seen.batch)
+
+
+def _first(whose: str, signals: Signals, batch: Batch) -> str:
+    """Return the first place of the forward pass that is not finite; empty if there is none."""
     for place, signal in _in_order(signals):
-        # A score of −∞ is a masked one, as half precision makes it of its smallest number.
+        # −∞ is the score of a masked key in half precision
         bad = signal.isnan() | signal.isposinf() if "scores" in place else ~signal.isfinite()
         if bad.any():
-            return Found(f"first in the {whose}'s {place}", _rows(bad, batch))
-    return None
+            return f"first in the {whose}'s {place}{_rows(bad, batch)}"
+    return ""
 
 
-def _first_gradient(student: nn.Module, own: Signals, total: Tensor, batch: Batch) -> list[Found]:
-    """The backward pass begins at the end, so the last place that has a bad gradient had it first."""
-    places = [(place, signal) for place, signal in _in_order(own) if signal.requires_grad]
-    named = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
-    wanted = [tensor for _, tensor in (*places, *named)]
-    gradients = torch.autograd.grad(total, wanted, allow_unused=True)
-    bad = [gradient is not None and not gradient.isfinite().all() for gradient in gradients]
-    found = []
-    if wrong := [index for index in range(len(places)) if bad[index]]:
-        index = wrong[-1]
-        found.append(Found(f"first in the gradient of {places[index][0]}", _rows(~gradients[index].isfinite(), batch)))
-    if names := [name for (name, _), is_bad in zip(named, bad[len(places) :], strict=True) if is_bad]:
-        count = f"{len(names)} of {len(named)} parameters"
-        found.append(Found(f"{count} have a gradient that is not finite, {names[-1]} among them", []))
-    return found
+def _first_gradient(student: Signals, total: Tensor, batch: Batch) -> str:
+    """Return the last place of the forward pass whose gradient is not finite: there the backward pass met it first."""
+    places = [(place, signal) for place, signal in _in_order(student) if signal.requires_grad]
+    gradients = torch.autograd.grad(total, [signal for _, signal in places], allow_unused=True)
+    for (place, _), gradient in reversed(list(zip(places, gradients, strict=True))):
+        if gradient is not None and not gradient.isfinite().all():
+            return f"first in the gradient of {place}{_rows(~gradient.isfinite(), batch)}"
+    return ""
 
 
-def _bad_weight(student: nn.Module) -> list[Found]:
-    bad = [name for name, parameter in student.named_parameters() if not parameter.isfinite().all()]
-    return [Found(f"the weight {bad[0]} was not finite before, so an earlier update was too large", [])] if bad else []
-
-
-def _rows_by_loss(module: DistillationModule, own: Signals, taught: Signals, batch: Batch) -> list[int]:
-    """The rows whose own loss is not finite; none where the loss cannot be had of one row."""
-
-    def alone(signals: Signals, row: int) -> Signals:
-        return {site: [signal[row : row + 1] for signal in layers] for site, layers in signals.items()}
-
-    found = []
-    for row in range(len(next(iter(batch.values())))):
-        one = {name: value[row : row + 1] for name, value in batch.items() if isinstance(value, Tensor)}
-        try:
-            terms = module.weighted(alone(own, row), alone(taught, row), one)
-        except (RuntimeError, ValueError, IndexError):
-            return []
-        if not all(term.isfinite() for term in terms.values()):
-            found.append(row)
-    return found
-
-
-def _sites(model: nn.Module, observed: object) -> list[str]:
-    """All sites that the model has as it stands, and what it is watched at already."""
-    at_hand = set(getattr(observed, "paths", ()))
+def _sites(model: nn.Module, capture: Any) -> list[str]:
+    """Return all sites that the model has as it is, and those that are captured."""
+    found = set(getattr(capture, "paths", ()))
     for site in AXES:
         try:
-            at_hand |= {site} if site_paths(model, site) else set()
+            found |= {site} if site_paths(model, site) else set()
         except ValueError:  # its family has no such site, or its attention is not open
             continue
-    return sorted(at_hand)
+    return sorted(found)
 
 
 def _in_order(signals: Signals) -> Iterator[tuple[str, Tensor]]:
-    """(place, signal) as they come in a forward pass."""
+    """Yield (place, signal) in the order of a forward pass."""
     hidden, sites = signals.get("hidden", []), [site for site in AXES if site not in ("hidden", "logits")]
     depth = max((len(layers) for site, layers in signals.items() if site != "logits"), default=0)
     yield from (("embeddings (hidden, 0)", signal) for signal in hidden[:1])
     for layer in range(depth):
-        yield from (
-            (f"layer {layer}, {site}", signals[site][layer]) for site in sites if layer < len(signals.get(site, ()))
-        )
+        for site in sites:
+            if layer < len(signals.get(site, ())):
+                yield f"layer {layer}, {site}", signals[site][layer]
         yield from ((f"layer {layer}, hidden", signal) for signal in hidden[layer + 1 : layer + 2])
     yield from (("logits", signal) for signal in signals.get("logits", []))
 
 
-def _rows(bad: Tensor, batch: Batch) -> list[int]:
-    """The rows of the batch in which something is bad; none where the signal has no rows of its own."""
+def _rows(bad: Tensor, batch: Batch) -> str:
+    """Name the rows of the batch with a bad element, at most ten; empty if the signal has no rows."""
     if bad.dim() == 0 or len(bad) != len(next(iter(batch.values()))):
-        return []
-    return [int(row) for row in bad.reshape(len(bad), -1).any(1).nonzero()[:, 0]]
+        return ""
+    rows = [int(row) for row in bad.reshape(len(bad), -1).any(1).nonzero()[:, 0]]
+    more = f", … ({len(rows)} in all)" if len(rows) > 10 else ""
+    return f", rows {', '.join(map(str, rows[:10]))}{more} of the batch"
+
+
+def _remedy(trainer: Trainer) -> str:
+    lr = f" (now {trainer.optimizers[0].param_groups[0]['lr']:.3g})" if trainer.optimizers else ""
+    precise = "" if trainer.precision in ("32-true", "64-true") else ", trainer.precision=32-true"
+    return (
+        f"checkpoints stay, and the same command would end the same way: set a lower optimizer.lr{lr},"
+        f" trainer.gradient_clip_val=1.0{precise}, and {another_folder()}"
+    )
+
+
+def _save(folder: Path, rank: int, batch: Batch) -> str:
+    """Write the batch, one file a process; return where it is, or why it is not."""
+    place = folder / f"diverged{f'.{rank}' if rank else ''}.safetensors"
+    tensors = {name: value.detach().cpu().contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
+    try:
+        with atomic_write(place) as temporary:
+            save_file({name: value.clone() for name, value in tensors.items()}, temporary)
+    except (OSError, SafetensorError) as reason:
+        return f"its batch could not be saved ({reason})"
+    return f"its batch is saved in {place}"

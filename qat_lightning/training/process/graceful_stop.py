@@ -8,8 +8,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from lightning.pytorch import Trainer
-
 from qat_lightning.training.process.signals import ASKING
 from qat_lightning.training.process.watchdog import Watchdog
 
@@ -86,18 +84,3 @@ class Stopping:
         else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(self._process, number)
-
-
-def leave_signals_alone(trainer: Trainer) -> Trainer:
-    """Without Lightning's own handlers, for which it has no switch.
-
-    Its SIGTERM ends a run with exit code 0 and no checkpoint, and broadcasts to the other processes from within the
-    handler, amid whatever they were exchanging; its SIGUSR1 (SLURM) writes a checkpoint that a later stage would take
-    for its own.
-    """
-    trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
-    return trainer
-
-
-def _nothing() -> None:
-    """No handler."""

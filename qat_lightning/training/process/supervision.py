@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from qat_lightning.compat import observed_processes
 from qat_lightning.io.external_errors import same_command
 from qat_lightning.io.screen import tell
 
@@ -62,7 +63,7 @@ def watch_the_others() -> None:
 def leave_the_others() -> None:
     """End what an ended job of a sweep has started; Lightning's observer would end this process with it."""
     for thread in threading.enumerate():
-        started = getattr(thread, "_child_processes", None) if thread.name == "child-process-observer" else None
+        started = observed_processes(thread)
         if started:
             left = list(started)
             started.clear()  # before they end: the observer looks at this list

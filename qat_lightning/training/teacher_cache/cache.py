@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qat_lightning.compat import attention_implementation, is_compiled
 from qat_lightning.io.files import PART
 from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.sites import MAPS
@@ -125,8 +126,8 @@ class Kept:
         model = self.observed.model
         watched = bool(MAPS.intersection(self.sites))  # which a lean core makes no maps without
         fused = [core.lean and not watched for core in model.modules() if isinstance(core, InstrumentedAttention)]
-        own = getattr(getattr(model, "config", None), "_attn_implementation", None)
-        compiled = getattr(model, "_compiled_call_impl", None) is not None
+        own = attention_implementation(model)
+        compiled = is_compiled(model)
         return f"{own} {fused} {compiled}"
 
     def _write(self, path: Path, signals: list[Tensor]) -> None:

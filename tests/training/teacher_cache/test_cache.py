@@ -495,7 +495,7 @@ def test_teacher_in_bfloat16_is_a_copy(tmp_path):
     before = copy.deepcopy(full.state_dict())
     module = build_module(config, "train", 4, student, data, full)
     batch = data.example_batch(4)
-    signals = module.teach(batch)
+    signals = module.distillation.teacher_signals(batch)
     assert {signal.dtype for layers in signals.values() for signal in layers} == {torch.bfloat16}
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert all(torch.equal(before[name], tensor) for name, tensor in full.state_dict().items())
@@ -506,7 +506,9 @@ def test_teacher_in_bfloat16_is_a_copy(tmp_path):
     with torch.no_grad():
         exact = SignalCapture(full)(batch)["logits"][0]
     assert (signals["logits"][0].float() - exact).abs().max() < 0.05 * exact.abs().max()
-    loss = torch.stack(list(module.weighted(module.observe_student(batch), signals, batch).values())).sum()
+    loss = torch.stack(
+        list(module.distillation.weighted(module.distillation.capture_student(batch), signals, batch).values())
+    ).sum()
     assert loss.dtype == torch.float32
     loss.backward()
 
