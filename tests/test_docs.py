@@ -102,20 +102,26 @@ def refused_overrides(text: str) -> list[str]:
     found = []
     for words in override_spans(text):
         groups = {word["key"]: choices(word)[0] for word in words if choices(word)}
-        for word in words:
-            if not choices(word) and "+" not in word["mark"]:
-                reasons = [_reason(config, word) for config in _contexts(word["key"].split(".")[0], groups, word)]
-                found += reasons[:1] if None not in reasons else []
-    return [reason for reason in found if reason]
+        found += [_objection(word, groups) for word in words if not choices(word) and "+" not in word["mark"]]
+    return list(filter(None, found))
 
 
-def _contexts(group: str, groups: dict[str, str], word: Word) -> list[DictConfig]:
-    """Return the span's own choice of the group; else the default configuration, and if it fails all choices."""
+def _objection(word: Word, groups: dict[str, str]) -> str | None:
+    reasons = []
+    for config in _contexts(word["key"].split(".")[0], groups):
+        reasons.append(_reason(config, word))
+        if reasons[-1] is None:
+            return None
+    return reasons[0]
+
+
+def _contexts(group: str, groups: dict[str, str]) -> Iterator[DictConfig]:
+    """Yield the span's own choice of the group; else the default configuration, and then all choices."""
     if group in groups:
-        return [composed(name=f"{group}/{groups[group]}")]
-    if _reason(composed(), word) is None:
-        return [composed()]
-    return [composed(), *(composed(name=f"{group}/{file.stem}") for file in (CONF / group).glob("[a-z]*.yaml"))]
+        yield composed(name=f"{group}/{groups[group]}")
+    else:
+        yield composed()
+        yield from (composed(name=f"{group}/{file.stem}") for file in sorted((CONF / group).glob("[a-z]*.yaml")))
 
 
 def _reason(config: DictConfig, word: Word) -> str | None:
