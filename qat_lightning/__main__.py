@@ -1,4 +1,4 @@
-"""`python -m qat_lightning [+experiment=NAME] [overrides]`: the whole run, all stages of the experiment."""
+"""Run all stages of an experiment: `python -m qat_lightning [+experiment=NAME] [overrides]`."""
 
 from qat_lightning.commands.cli import train
 

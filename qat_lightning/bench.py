@@ -1,4 +1,4 @@
-"""`python -m qat_lightning.bench [bench=…] [overrides]`: what a model or its training costs, side by side."""
+"""Measure what inference or training costs: `python -m qat_lightning.bench [bench=…] [overrides]`."""
 
 from qat_lightning.commands.cli import bench
 

@@ -1,4 +1,4 @@
-"""`python -m qat_lightning.evaluate run=DIR [model=packed] [overrides]`: score a finished run, or its export, again."""
+"""Score a finished run, or one of its exports, again: `python -m qat_lightning.evaluate run=DIR [model=packed]`."""
 
 from qat_lightning.commands.cli import evaluate
 

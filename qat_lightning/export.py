@@ -1,4 +1,4 @@
-"""`python -m qat_lightning.export run=DIR [overrides]`: write the packed folder, the ONNX file and the model card anew."""
+"""Write the exports of a finished run again: `python -m qat_lightning.export run=DIR [overrides]`."""
 
 from qat_lightning.commands.cli import export
 

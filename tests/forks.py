@@ -1,12 +1,16 @@
-"""A process that is forked as those that load data are."""
+"""Forked processes for tests of signals."""
 
 import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
 
 
 def forked_sleeper() -> int:
-    """Its number. It sleeps on after a signal that its handlers leave it alive with."""
+    """Fork a process as a loader worker is forked, and return its number. It sleeps on after a handled signal."""
     if worker := os.fork():
         return worker
     time.sleep(20)
@@ -14,10 +18,29 @@ def forked_sleeper() -> int:
     os._exit(0)
 
 
-def check_outlives_one_signal_and_no_second(worker: int, number: signal.Signals) -> None:
+def check_survives_one_signal(worker: int, number: signal.Signals) -> None:
+    """Check that the first signal leaves the process alive and the second ends it."""
     time.sleep(0.05)
     os.kill(worker, number)
     time.sleep(0.05)
     assert os.waitpid(worker, os.WNOHANG) == (0, 0)
     os.kill(worker, number)
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -number
+
+
+def exit_code(child: Callable[[], object], seconds: float = 15) -> int:
+    """Fork a process that calls `child` and return its exit code: 7 if `child` returns or raises."""
+    process = os.fork()
+    if not process:
+        with suppress(BaseException):
+            child()
+        os._exit(7)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    pytest.fail(f"the process did not end within {seconds} seconds")

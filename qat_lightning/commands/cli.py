@@ -1,4 +1,4 @@
-"""The command line: Hydra composes, the schema checks, the run runs; a mistake ends in one message and exit code 1."""
+"""The commands that a user starts. Each ends with exit code 0, or with one message and exit code 1."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qat_lightning.commands.errors import ASKED, FULL, mistakes_in_words
-from qat_lightning.commands.multirun import all_jobs, one_job
-from qat_lightning.commands.terminal import ended_by_signals, words_may_be_lost
+from qat_lightning.commands.errors import HYDRA_TRACEBACK, USER_TRACEBACK, exit_on_error
+from qat_lightning.commands.multirun import run_job, summarize_failures
+from qat_lightning.commands.terminal import exit_on_signals, robust_streams
 from qat_lightning.config.allowed_targets import allowing, split_allowed
 from qat_lightning.config.command_line import MULTIRUN, check_words, is_override, quote_paths
 from qat_lightning.config.hydra_settings import check_flags, guarded_hydra
@@ -26,129 +26,65 @@ from qat_lightning.config.validation import check
 from qat_lightning.io.documents import DocumentError, read_yaml
 from qat_lightning.io.screen import clean_streams
 
-FREE = ("export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=")
-"""What can be changed in a finished run without making another one of it."""
-EVALUATE_HELP = """python -m qat_lightning.evaluate run=DIR [model=student|teacher|packed|onnx] [key=value …]
+EXPORT_KEYS = (
+    "export.", "threads=", "data.path=", "data.tokenizer=", "trainer.accelerator=", "trainer.enable_progress_bar=",
+)  # fmt: skip
+"""Beginnings of the overrides that leave a finished run's results as they are."""
+EVALUATE_HELP = """usage: python -m qat_lightning.evaluate run=DIR [model=NAME] [KEY=VALUE ...]
 
-Score a finished run on its validation rows again: the student (as trained), its teacher, or what was exported
-(the ONNX file on the CPU, in float32).
-Overrides are those of the run: data.path=FOLDER, data.validation_split=test, data.validation_limit=500,
-trainer.accelerator=cpu, threads=2 … Of the data only that split is read. The figures go to DIR/evaluation/<model>.json as
-well; for other rows than the run's own to DIR/evaluation/<model>-<split>.json, with nothing to compare them with."""
-EXPORT_HELP = """python -m qat_lightning.export run=DIR [key=value …]
+Score a finished run again on its validation rows and compare the score with the recorded one.
 
-Write DIR/export anew from a finished run: packed folder, ONNX file, model card; each is checked against the student.
-export.onnx=false, export.packed=false leave one out; export.unquantized_dtype=float16 and
-export.ternary_encoding=base3 make the folder smaller;
-export.rows=1000 validation rows are compared."""
+arguments:
+  run=DIR      folder of the run
+  model=NAME   student (default), teacher, packed (DIR/export/packed) or onnx (DIR/export/model.onnx, on the CPU in float32)
+  KEY=VALUE    overrides of the run's configuration, such as data.path=FOLDER, data.validation_split=test,
+               data.validation_limit=500, trainer.accelerator=cpu, threads=2; only the validation split is read
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's notes on DDP from C++, which no filter reaches
+The scores are written to DIR/evaluation/NAME.json. Those of other rows than the run's own are written to
+DIR/evaluation/NAME-SPLIT.json and have no recorded score to compare with."""
+EXPORT_HELP = """usage: python -m qat_lightning.export run=DIR [KEY=VALUE ...]
 
+Write DIR/export of a finished run again: packed folder, ONNX file and model card. Each export is compared with the student.
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _train(config: DictConfig) -> float:
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return one_job(lambda: _run(config))
-    with mistakes_in_words():
-        return _run(config)
+arguments:
+  run=DIR      folder of the run
+  KEY=VALUE    export.packed=false or export.onnx=false leaves out a format; export.unquantized_dtype=float16 and
+               export.ternary_encoding=base3 make the folder smaller; export.rows=1000 sets the compared validation rows"""
 
-
-def _run(config: DictConfig) -> float:
-    """The student's score, NaN where it is undefined."""
-    made = checked(config)
-    # after the checks: what follows takes seconds to import
-    from qat_lightning.data.hub import require_hub
-
-    require_hub(needed_places(made))
-    from qat_lightning.commands.train.run import run
-    from qat_lightning.training.process.watchdog import Watchdog
-
-    with Watchdog():
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        score = run(made, folder, list(HydraConfig.get().overrides.task))["student"]
-        return math.nan if score is None else float(score)
-
-
-def checked(config: DictConfig) -> RunConfig:
-    """What Hydra has composed, resolved, and free of all mistakes that can be seen before data and models are loaded.
-
-    Raises:
-        ConfigError, OmegaConfBaseException: what `told` tells.
-    """
-    made = resolve(config)
-    check(made)
-    return made
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides torch's C++ warnings about DDP, which no filter reaches
 
 
 def train() -> None:
-    """`python -m qat_lightning` and `qat-train`; without arguments they print the help."""
+    """Run `python -m qat_lightning` and `qat-train`; without arguments, print the help."""
     sys.argv[1:] = sys.argv[1:] or ["--help"]
-    _in_words(_train)
-
-
-def _in_words(main: Callable[[], None]) -> None:
-    """Call one of Hydra's, and tell what it refuses."""
-    words = quote_paths(sys.argv[1:])
-    sys.argv[1:] = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra wants flags before overrides
-    with _program():
-        check_words(sys.argv[1:])
-        check_flags(sys.argv[1:])
-        before = {name: os.environ.get(name) for name in (ASKED, FULL)}
-        os.environ[ASKED] = before[ASKED] or before[FULL] or "0"
-        os.environ[FULL] = "1"  # let Hydra pass errors on instead of printing them
-        try:
-            with all_jobs(), guarded_hydra():
-                main()
-        finally:
-            os.environ.update({name: value or "0" for name, value in before.items()})
-            if before[ASKED] is None:
-                del os.environ[ASKED]
-
-
-@contextmanager
-def _program() -> Iterator[None]:
-    """What all commands have."""
-    with words_may_be_lost(), clean_streams(), ended_by_signals(), mistakes_in_words():
-        sys.argv[1:], packages = split_allowed(sys.argv[1:])
-        with allowing(packages):
-            yield
-        sys.stdout.flush()  # while what keeps the words from a file can still be told
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="bench")
-def _bench(config: DictConfig) -> None:
-    with mistakes_in_words():
-        made = resolve(config, BenchConfig)
-        from qat_lightning.commands.bench.run import run_bench
-
-        run_bench(made, list(HydraConfig.get().overrides.task))
+    _start_hydra(_train)
 
 
 def bench() -> None:
-    """`python -m qat_lightning.bench` and `qat-bench`."""
-    _in_words(_bench)
+    """Run `python -m qat_lightning.bench` and `qat-bench`."""
+    _start_hydra(_bench)
 
 
 def evaluate() -> None:
-    """`python -m qat_lightning.evaluate` and `qat-evaluate`."""
-    with _program():
-        folder, given, overrides = _of_a_run(EVALUATE_HELP, model="student")
+    """Run `python -m qat_lightning.evaluate` and `qat-evaluate`."""
+    with _environment():
+        folder, arguments, overrides = _parse(EVALUATE_HELP, model="student")
         config = in_one_process(located(read_run(folder, overrides), overrides), overrides)
         from qat_lightning.commands.evaluate import evaluate as score
         from qat_lightning.training.process.watchdog import Watchdog
 
         with Watchdog():
-            score(config, folder, given["model"])
+            score(config, folder, arguments["model"])
 
 
 def export() -> None:
-    """`python -m qat_lightning.export` and `qat-export`: the run's own command again, which finds its stages finished."""
-    with _program():
-        folder, _, overrides = _of_a_run(EXPORT_HELP)
+    """Run `python -m qat_lightning.export` and `qat-export`: the run's own command again, whose stages are finished."""
+    with _environment():
+        folder, _, overrides = _parse(EXPORT_HELP)
         config = read_run(folder, overrides)
-        if other := [word for word in overrides if not word.startswith(FREE)]:
-            free = ", ".join(f"{key}…" for key in FREE)
-            raise ConfigError(f"{other[0]} would make another run of this one: only {free} can be given here")
+        if other := [word for word in overrides if not word.startswith(EXPORT_KEYS)]:
+            allowed = ", ".join(f"{key}…" for key in EXPORT_KEYS)
+            raise ConfigError(f"{other[0]} would change the run: an export accepts only {allowed}")
         from qat_lightning.commands.train.run import run
         from qat_lightning.training.process.watchdog import Watchdog
 
@@ -157,32 +93,105 @@ def export() -> None:
                 f"run={str(folder)!r} has folders that are relative to {config.working_directory!r}: start the export"
                 " in that directory"
             )
-        given = {word.split("=", 1)[0] for word in overrides}
-        before = [word for word in _typed(folder) if word.split("=", 1)[0] not in given]
+        replaced = {word.split("=", 1)[0] for word in overrides}
+        recorded = [word for word in _recorded_overrides(folder) if word.split("=", 1)[0] not in replaced]
         with Watchdog():
-            run(config, folder, [*before, *overrides], in_one_process(config, overrides))
+            run(config, folder, [*recorded, *overrides], in_one_process(config, overrides))
 
 
-def _of_a_run(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
-    """The run folder, what else the command takes, and the overrides of the run's configuration."""
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _train(config: DictConfig) -> float:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_job(lambda: _run(config))
+    with exit_on_error():
+        return _run(config)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="bench")
+def _bench(config: DictConfig) -> None:
+    with exit_on_error():
+        bench_config = resolve(config, BenchConfig)
+        from qat_lightning.commands.bench.run import run_bench
+
+        run_bench(bench_config, list(HydraConfig.get().overrides.task))
+
+
+def _run(config: DictConfig) -> float:
+    """Return the student's score; NaN if it is undefined."""
+    run_config = checked(config)
+    # imported after the checks, because it takes seconds
+    from qat_lightning.data.hub import require_hub
+
+    require_hub(needed_places(run_config))
+    from qat_lightning.commands.train.run import run
+    from qat_lightning.training.process.watchdog import Watchdog
+
+    with Watchdog():
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        score = run(run_config, folder, list(HydraConfig.get().overrides.task))["student"]
+        return math.nan if score is None else float(score)
+
+
+def checked(config: DictConfig) -> RunConfig:
+    """Resolve a composed configuration and check everything that needs neither data nor model.
+
+    Raises:
+        ConfigError, OmegaConfBaseException: a mistake in the configuration.
+    """
+    run_config = resolve(config)
+    check(run_config)
+    return run_config
+
+
+def _start_hydra(main: Callable[[], None]) -> None:
+    """Call a function of `hydra.main` and report its errors."""
+    words = quote_paths(sys.argv[1:])
+    sys.argv[1:] = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra expects flags before overrides
+    with _environment():
+        check_words(sys.argv[1:])
+        check_flags(sys.argv[1:])
+        before = {name: os.environ.get(name) for name in (USER_TRACEBACK, HYDRA_TRACEBACK)}
+        os.environ[USER_TRACEBACK] = before[USER_TRACEBACK] or before[HYDRA_TRACEBACK] or "0"
+        os.environ[HYDRA_TRACEBACK] = "1"  # makes Hydra raise its errors instead of printing them
+        try:
+            with summarize_failures(), guarded_hydra():
+                main()
+        finally:
+            os.environ.update({name: value or "0" for name, value in before.items()})
+            if before[USER_TRACEBACK] is None:
+                del os.environ[USER_TRACEBACK]
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set up streams, signals and error messages for one command."""
+    with robust_streams(), clean_streams(), exit_on_signals(), exit_on_error():
+        sys.argv[1:], packages = split_allowed(sys.argv[1:])
+        with allowing(packages):
+            yield
+        sys.stdout.flush()  # here, so that an error of writing is reported
+
+
+def _parse(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
+    """Return the run folder, the command's other arguments, and the overrides of the run's configuration."""
     words = quote_paths(sys.argv[1:])
     if not words or {"-h", "--help"}.intersection(words):
         print(help)
         raise SystemExit(0 if words else 1)
     if wrong := [word for word in words if not is_override(word)]:
-        raise ConfigError(f"{wrong[0]!r} is no key=value; --help shows what can be given")
+        raise ConfigError(f"{wrong[0]!r} is not of the form key=value; --help lists the arguments")
     given = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in {"run", *defaults})
     if "run" not in given:
-        raise ConfigError("run=DIR must be given: the folder of a run")
+        raise ConfigError("run is missing: set run=DIR, the folder of a run")
     overrides = [word for word in words if word.split("=", 1)[0] not in {"run", *defaults}]
     return Path(given.pop("run")).expanduser(), defaults | given, overrides
 
 
-def _typed(folder: Path) -> list[str]:
-    """What was given when the run began.
+def _recorded_overrides(folder: Path) -> list[str]:
+    """Return the overrides that the run was started with.
 
     Raises:
-        ConfigError: the file that says so is damaged.
+        ConfigError: the file is damaged.
     """
     place = folder / "overrides.yaml"
     if not place.is_file():
@@ -192,5 +201,5 @@ def _typed(folder: Path) -> list[str]:
     except DocumentError as error:
         raise ConfigError(f"{place} is damaged: {error}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ConfigError(f"{place} is damaged: it is no list of overrides")
+        raise ConfigError(f"{place} is damaged: it is not a list of overrides")
     return words

@@ -1,4 +1,4 @@
-"""Whatever ends the program ends it with one message, and exit code 1."""
+"""End the program with one message and exit code 1 at any error; with a traceback only if the error is a bug."""
 
 from __future__ import annotations
 
@@ -24,97 +24,109 @@ from qat_lightning.config.allowed_targets import KEY
 from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import CONF, ConfigError
 from qat_lightning.io.documents import read_json
-from qat_lightning.io.external_errors import explained, line, same_command
+from qat_lightning.io.external_errors import explain, one_line, same_command
 from qat_lightning.io.screen import tell
 
-FULL = "HYDRA_FULL_ERROR"
-ASKED = "QAT_LIGHTNING_FULL_ERROR"
-"""What the user said of FULL, which the command line sets for Hydra, as the run's other processes inherit it."""
-TRACEBACK = os.environ.get(ASKED, os.environ.get(FULL, "0")) not in ("", "0")
+HYDRA_TRACEBACK = "HYDRA_FULL_ERROR"
+USER_TRACEBACK = "QAT_LIGHTNING_FULL_ERROR"
+"""Environment variable with the user's value of HYDRA_FULL_ERROR, which the command line sets to 1 for Hydra. The other
+processes of the run inherit both."""
 BUG = """{line}
-This is a mistake in qat_lightning, not in what you gave it. Please report it with the traceback above, the command, the
-run folder's config.yaml (or what `--cfg job` prints) and what `pip list` says of torch, lightning and transformers."""
-HINT = f"({FULL}=1 shows the traceback)"
-
+This is a bug in qat_lightning. Please report it with the traceback above, the command, the run folder's config.yaml (or the
+output of `--cfg job`) and the versions of torch, lightning and transformers (`pip list`)."""
+HINT = f"({HYDRA_TRACEBACK}=1 shows the traceback)"
+WITH_ADVICE = ("NonFiniteError", "JobError")
+"""Names of errors whose message says how to continue; their modules import torch, or this module."""
 
 EXIT = 20.0
-"""Seconds for Python to end after a message; the exit code is 1 all the same."""
+"""Seconds that Python may take to exit after the message."""
 
-NOWHERE = open(os.devnull, "w")  # noqa: SIM115 (until the very end)
-
-
-class Told(SystemExit):
-    """The program ends, and has said why."""
+NULL = open(os.devnull, "w")  # noqa: SIM115 (faulthandler needs it until the process ends)
 
 
-class Refused(Told):
-    """It was a mistake, or the world: a sweep goes on with the next job."""
+class ReportedExit(SystemExit):
+    """The end of the program, whose reason was printed."""
+
+
+class ErrorExit(ReportedExit):
+    """The end of the program by an error; a sweep continues with the next job."""
 
 
 @contextmanager
-def mistakes_in_words() -> Iterator[None]:
-    """Whatever ends the program ends it with one message and exit code 1; with a traceback where the mistake is ours."""
+def exit_on_error() -> Iterator[None]:
+    """Turn each exception of the block into one message and a SystemExit.
+
+    Raises:
+        ReportedExit: stopped by a signal.
+        ErrorExit: any error; the exit code is 1.
+    """
     try:
         yield
     except EndedBySignal as ended:
-        _say_stopped(f"stopped by {ended.name}")
-        raise Told(ended.code) from None
+        _report_stop(f"stopped by {ended.name}")
+        raise ReportedExit(ended.code) from None
     except SystemExit as ended:
-        if isinstance(ended, Told) or not isinstance(ended.__context__, KeyboardInterrupt):
+        if isinstance(ended, ReportedExit) or not isinstance(ended.__context__, KeyboardInterrupt):
             raise
-        _say_stopped("stopped")  # Lightning's answer to Ctrl-C
-        raise Told(ended.code) from None
+        _report_stop("stopped")  # Lightning turns Ctrl-C into SystemExit
+        raise ReportedExit(ended.code) from None
     except KeyboardInterrupt:
-        _say_stopped("stopped")
-        raise Told(1) from None
+        _report_stop("stopped")
+        raise ReportedExit(1) from None
     except Exception as error:
-        message, shown = told(error), TRACEBACK
-        if message is None:
-            message, shown = BUG.format(line=f"{type(error).__name__}: {line(error)}"), True
-        if shown:
-            traceback.print_exception(error)
-        explains = type(error).__name__ in (
-            "NonFiniteError",
-            "JobError",
-        )  # by name: their modules import torch, or this one
-        _say(message, "" if explains else _goes_on(), *([] if shown else [HINT]))
-        _drop_empty_folder()
-        end_in_time()
-        raise Refused(1) from None
+        _report_error(error)
+        raise ErrorExit(1) from None
 
 
-def told(error: BaseException) -> str | None:
-    """The one message for what a user can mend: a mistake in a configuration or in data, or the world gone wrong.
+def error_message(error: BaseException) -> str | None:
+    """Return the message for an error that a user can correct: in the configuration, the data or the machine.
 
-    None for anything else, which is a mistake of this package.
+    None for any other error, which is a bug of this package.
     """
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _of_hydra(error)
-    if not _is_own(error) and (message := explained(error)):
+        return _hydra_message(error)
+    if not _is_own(error) and (message := explain(error)):
         return message
     if not isinstance(error, ValueError | OSError):
         return None
-    return line(error) if "in DataLoader worker process" in str(error) else str(error).replace("\n", " ")
+    return one_line(error) if "in DataLoader worker process" in str(error) else str(error).replace("\n", " ")
+
+
+def _report_error(error: Exception) -> None:
+    message, shown = error_message(error), _wants_traceback()
+    if message is None:
+        message, shown = BUG.format(line=f"{type(error).__name__}: {one_line(error)}"), True
+    if shown:
+        traceback.print_exception(error)
+    advice = "" if type(error).__name__ in WITH_ADVICE else _how_to_continue()
+    _print(message, advice, *([] if shown else [HINT]))
+    _remove_empty_folder()
+    _limit_exit_time()
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get(USER_TRACEBACK, os.environ.get(HYDRA_TRACEBACK, "0")) not in ("", "0")
 
 
 def _is_own(error: BaseException) -> bool:
-    """Whether this package raised it in words, which say more than what caused it."""
+    """Return whether this package raised the error, with a better message than that of its cause."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__) if error.__traceback__ else [(None, 0)]
     return isinstance(error, ConfigError) or (
         isinstance(error, ValueError) and frame is not None and frame.f_globals["__name__"].startswith("qat_lightning.")
     )
 
 
-def _of_hydra(error: BaseException) -> str:
-    """Hydra's message in short: with the valid choices where a key is mistyped, without its search path."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__ or cause.__context__
+def _hydra_message(error: BaseException) -> str:
+    """Return Hydra's message without its search path, and with the valid keys where one is mistyped."""
     if isinstance(error, OverrideParseException):
         reason = str(error).splitlines()[0]
         return (
-            f"{error.override!r} cannot be read ({reason}): give key=value, in quotes where it holds brackets or spaces"
+            f"{error.override!r} cannot be read ({reason}): write key=value, with quotation marks around a value with"
+            " brackets or spaces"
         )
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
     if not isinstance(cause, OmegaConfBaseException):
         message = re.split(r"\n*Config search path", str(error))[0]
         groups = ", ".join(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
@@ -127,42 +139,41 @@ def _of_hydra(error: BaseException) -> str:
     node = cause.parent_node if cause.key is None else cause.child_node
     if re.match(r"Invalid (type|value) assigned|Cannot (assign|merge)|field '.*' is not Optional", str(cause)):
         if isinstance(node, DictConfig):
-            names = suggest("", map(str, node))
-            return f"{cause.full_key} holds keys, and can be nothing else: give {cause.full_key}.KEY=…, {names}"
+            return f"{cause.full_key} is a group of keys: set {cause.full_key}.KEY=…, {suggest('', map(str, node))}"
         if isinstance(node, ListConfig):
-            return f"{cause.full_key} must be a list: give {cause.full_key}=[one,other]"
+            return f"{cause.full_key} must be a list: set {cause.full_key}=[one,other]"
     return f"{cause.full_key or 'configuration'}: {str(cause).splitlines()[0]}"
 
 
-def _say(*lines: str) -> None:
+def _print(*lines: str) -> None:
     tell("qat_lightning: " + "\n".join(filter(None, lines)))
 
 
-def _say_stopped(what: str) -> None:
-    """In one line, by the first process of those that the signal has reached."""
+def _report_stop(what: str) -> None:
+    """Print one line, from the first of the processes that the signal has reached."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        _say(". ".join(filter(None, [what, _goes_on()])))
-    _drop_empty_folder()
-    end_in_time()
+        _print(". ".join(filter(None, [what, _how_to_continue()])))
+    _remove_empty_folder()
+    _limit_exit_time()
 
 
-def end_in_time() -> None:
-    """End the processes that load data, for which Python would wait at its exit, and bound the time of that exit.
+def _limit_exit_time() -> None:
+    """Kill the loader workers, for which Python would wait at its exit, and limit the time of that exit.
 
-    They have nothing to save; one that waits for what another held when it was killed ends by no other signal.
+    They have nothing to save, and one that waits for a lock of a killed process ends by no other signal.
     """
-    atexit.register(faulthandler.dump_traceback_later, EXIT, exit=True, file=NOWHERE)
-    with _deaths_unheard():
-        for process in (ended := multiprocessing.active_children()):
+    atexit.register(faulthandler.dump_traceback_later, EXIT, exit=True, file=NULL)
+    with _default_child_handler():
+        for process in (children := multiprocessing.active_children()):
             process.kill()
-        for process in ended:
+        for process in children:
             process.join(1.0)
 
 
 @contextmanager
-def _deaths_unheard() -> Iterator[None]:
-    """Without torch's handler, which raises for each loading process that is killed."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows no other one to set handlers
+def _default_child_handler() -> Iterator[None]:
+    """Suspend torch's handler, which raises an error for each killed loader worker."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -172,9 +183,9 @@ def _deaths_unheard() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
-def _goes_on() -> str:
-    """Where a run has begun and not ended, how it goes on."""
-    folder = _folder()
+def _how_to_continue() -> str:
+    """Return how an unfinished run is continued; empty if no run has begun, or it is finished."""
+    folder = _run_folder()
     if folder is None or not (folder / "checkpoints").is_dir() or _is_finished(folder):
         return ""
     return f"T{same_command(folder)[1:]} continues from what was finished or saved."
@@ -187,15 +198,15 @@ def _is_finished(folder: Path) -> bool:
         return False
 
 
-def _folder() -> Path | None:
-    """Of the run at hand, where Hydra has got so far."""
+def _run_folder() -> Path | None:
+    """Return the folder of the current run, or None before Hydra has chosen one."""
     if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir"):
         return None
     return Path(HydraConfig.get().runtime.output_dir).resolve()
 
 
-def _drop_empty_folder() -> None:
-    """A run that never began leaves no run folder."""
-    folder = _folder()
+def _remove_empty_folder() -> None:
+    """Remove the folder of a run that never began."""
+    folder = _run_folder()
     if folder is not None and folder != Path.cwd() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -19,7 +19,7 @@ from qat_lightning.exporters.onnx.runtime import OnnxModel
 from qat_lightning.exporters.packed.manifest import PARTS, WEIGHTS
 from qat_lightning.exporters.packed.reader import load_packed
 from qat_lightning.exporters.packed.writer import write_packed
-from qat_lightning.io.external_errors import line
+from qat_lightning.io.external_errors import one_line
 from qat_lightning.io.files import finite, write_json
 from qat_lightning.models.module_paths import family
 from qat_lightning.models.size import size
@@ -96,7 +96,7 @@ class Exporter:
             self._write_record(forms)
         if failures:
             for other in failures[1:]:
-                self.say("export", line(other))
+                self.say("export", one_line(other))
             raise failures[0]
         return self.record
 

@@ -1,4 +1,4 @@
-"""The jobs of a sweep (`--multirun`), one after the other in one process: one that fails leaves the others alone."""
+"""Run the jobs of a sweep (`--multirun`) one after the other in one process; a job that fails does not end the sweep."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 
-from qat_lightning.commands.errors import Refused, mistakes_in_words
+from qat_lightning.commands.errors import ErrorExit, exit_on_error
 from qat_lightning.config.command_line import MULTIRUN, is_override
 from qat_lightning.io.external_errors import SWEEP
 
 
 class JobError(ValueError):
-    """A job has failed, and has said why; so Hydra, its launchers and sweepers see it as failed."""
+    """A job has failed and its error was printed. Hydra, its launchers and its sweepers see the job as failed."""
 
 
 @dataclass
 class Job:
-    """One that has ended."""
+    """A job that has ended."""
 
     number: int
     overrides: list[str]
@@ -33,63 +33,63 @@ class Job:
 
 
 JOBS: list[Job] = []
-"""Those of the sweep at hand that ran in this process. Hydra's own sweeper returns none."""
+"""The current sweep's jobs that ran in this process. (Hydra's own sweeper returns none.)"""
 
 
 @contextmanager
-def all_jobs() -> Iterator[None]:
-    """Jobs that have failed are told together, when all have ended.
+def summarize_failures() -> Iterator[None]:
+    """Name all failed jobs when the sweep has ended.
 
     Raises:
-        JobError: how many of how many, and which.
+        JobError: at least one job has failed.
     """
     JOBS.clear()
     try:
         yield
     except JobError:
-        if not JOBS:  # another launcher: each in a process of its own
+        if not JOBS:  # a launcher that runs each job in another process
             raise
     if failed := [job for job in JOBS if job.failed]:
         common = set.intersection(*(set(job.overrides) for job in JOBS)) if len(JOBS) > 1 else set()
         own = {job.number: " ".join(word for word in job.overrides if word not in common) for job in failed}
-        which = ", ".join(f"job {number}" + (f" ({words})" if words else "") for number, words in own.items())
+        names = ", ".join(f"job {number}" + (f" ({overrides})" if overrides else "") for number, overrides in own.items())
         raise JobError(
-            f"{len(failed)} of {len(JOBS)} jobs failed, for the reasons above: {which}\nThe same command with"
-            f" hydra.sweep.dir={JOBS[0].sweep} continues with what is not finished."
+            f"{len(failed)} of {len(JOBS)} jobs failed, for the reasons above: {names}\nThe same command with"
+            f" hydra.sweep.dir={JOBS[0].sweep} continues with the jobs that are not finished."
         )
 
 
-def one_job(run: Callable[[], float]) -> float:
-    """What the job returns.
+def run_job(run: Callable[[], float]) -> float:
+    """Run one job and return its result.
 
     Raises:
-        JobError: it has failed; the words for it are told.
+        JobError: the job has failed; its error was printed.
     """
     hydra: Any = HydraConfig.get()
-    ended = Job(int(hydra.job.num), list(hydra.overrides.task), True, Path(hydra.sweep.dir).resolve())
+    job = Job(int(hydra.job.num), list(hydra.overrides.task), True, Path(hydra.sweep.dir).resolve())
     result = None
-    _speak_for_one_job()
-    os.environ[SWEEP] = str(ended.sweep)
+    _set_command_line()
+    os.environ[SWEEP] = str(job.sweep)
     try:
-        with mistakes_in_words():
+        with exit_on_error():
             result = run()
-    except Refused:
-        pass  # raised below, without the traceback, which holds the job's model and data
+    except ErrorExit:
+        pass  # JobError is raised below, without this traceback, which refers to the job's model and data
     finally:
         del os.environ[SWEEP]
-    _leave_processes()
-    ended.failed = result is None
-    JOBS.append(ended)
+    _end_processes()
+    job.failed = result is None
+    JOBS.append(job)
     if result is None:
-        raise JobError(f"job {ended.number} failed, for the reason that it has told")
+        raise JobError(f"job {job.number} failed, for the reason above")
     return result
 
 
-def _speak_for_one_job() -> None:
-    """In a sweep, make this process's command line that of the one job at hand.
+def _set_command_line() -> None:
+    """Set this process's command line to that of the current job.
 
-    Lightning starts the other processes of a job with it, and in the folder `hydra.run.dir`; left alone they would each
-    begin the whole sweep, in a second folder.
+    Lightning starts the job's other processes with this command line, in the folder `hydra.run.dir`. With that of the sweep
+    each of them would begin the whole sweep in a second folder.
     """
     config: Any = HydraConfig.instance().cfg
     with read_write(config.hydra):
@@ -98,15 +98,15 @@ def _speak_for_one_job() -> None:
     sys.argv = [sys.argv[0], *flags, *map(str, config.hydra.overrides.task)]
 
 
-def _leave_processes() -> None:
-    """End and forget the processes of the job that ended, so that the sweep's next job starts its own."""
-    if "torch" not in sys.modules:  # it was refused before
+def _end_processes() -> None:
+    """End the processes of the job, so that the next job starts its own."""
+    if "torch" not in sys.modules:  # the job failed before any was started
         return
     import torch.distributed
 
-    from qat_lightning.training.process.supervision import leave_the_others
+    from qat_lightning.training.process.supervision import end_started_processes
 
-    leave_the_others()
+    end_started_processes()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

@@ -1,4 +1,7 @@
-"""Who has started the program asks for its end, or goes away; without torch, so that the command line can import it first."""
+"""Signals that ask the program to stop, and output streams that survive a closed pipe or a terminal without Unicode.
+
+This module imports no torch, so that the command line starts fast.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,23 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from types import FrameType
 from typing import Any, TextIO
 
-from qat_lightning.training.process.signals import ASKING
+from qat_lightning.io.external_errors import STOP_SIGNALS
 
-READABLE = "qat_lightning.readable"
-"""The error handler of the program's streams, see `_readable`."""
+TRANSLITERATE = "qat_lightning.transliterate"
+"""Name of the error handler of the program's streams (`_transliterate`)."""
 
-SPELLED = {
+ASCII = {
     "…": "...", "×": "x", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "←": "<-", "↑": "^", "↓": "v", "±": "+-",
     "≤": "<=", "≥": ">=", "≠": "!=", "∓": "-+", "█": "#", "─": "-", "│": "|",
 }  # fmt: skip
-"""What this program writes beyond ASCII → the same for a terminal without it."""
+"""Characters that this program prints → ASCII for terminals that lack them."""
 
-GONE = (errno.EPIPE, errno.EIO)
-"""Nobody reads a pipe any more; a terminal has been closed."""
+READER_GONE = (errno.EPIPE, errno.EIO)
+"""Errors of a pipe without a reader and of a closed terminal."""
 
 
 class EndedBySignal(SystemExit):
-    """Outside of a training, where there is nothing to save first. Ends with 128 + signal, as a shell tells it."""
+    """The end of the program by a signal outside of training, where there is nothing to save; exit code 128 + signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -40,56 +43,57 @@ class EndedBySignal(SystemExit):
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """The first signal that asks for the end unwinds the program, as Ctrl-C does; a second ends it at once.
+def exit_on_signals() -> Iterator[None]:
+    """Let the first stop signal raise an exception, as Ctrl-C does, and a second one end the program at once.
 
-    Signals that the program was started to ignore stay ignored.
+    Signals that the program was started to ignore stay ignored. Python allows handlers in the main thread only; in
+    another thread this does nothing.
     """
-    process, asked = os.getpid(), False
+    process, received = os.getpid(), False
 
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        own = os.getpid() == process  # or forked to load data: the process that needs the data ends that one
-        if not own or asked:
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        forked = os.getpid() != process  # a loader worker: the process that needs its data ends it
+        if forked or received:
             signal.signal(number, signal.SIG_DFL)
-        if own and asked:
+        if received and not forked:
             os.kill(process, number)
-        elif own:
-            asked = True
+        elif not forked:
+            received = True
             raise KeyboardInterrupt if number == signal.SIGINT else EndedBySignal(number)
 
-    main = threading.current_thread() is threading.main_thread()  # Python allows no other one to set handlers
-    heeded = [number for number in ASKING if main and signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, end) for number in heeded}
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in STOP_SIGNALS if main and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if main and hasattr(signal, "SIGCHLD"):
-            # Whom the signal has ended as well is no news: torch's own handler would raise amid the interpreter's end.
+            # torch's handler would raise while the interpreter exits if the same signal has ended a loader worker
             atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _readable(error: UnicodeError) -> tuple[str, int]:
-    """Spell what the stream's encoding lacks in ASCII: `SPELLED`, a letter without its accent, else an escape."""
+def _transliterate(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that the stream's encoding lacks: by `ASCII`, by a letter without its accent, or by an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(_spelled, error.object[error.start : error.end])), error.end
+    return "".join(map(_to_ascii, error.object[error.start : error.end])), error.end
 
 
-def _spelled(sign: str) -> str:
-    plain = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode() if sign.isalpha() else ""
-    return SPELLED.get(sign) or plain or sign.encode("ascii", "backslashreplace").decode()
+def _to_ascii(character: str) -> str:
+    letter = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() if character.isalpha() else ""
+    return ASCII.get(character) or letter or character.encode("ascii", "backslashreplace").decode()
 
 
-codecs.register_error(READABLE, _readable)
+codecs.register_error(TRANSLITERATE, _transliterate)
 
 
 @contextmanager
-def words_may_be_lost() -> Iterator[None]:
-    """The program outlives those who read what it says: `… | head -1`, a closed terminal."""
-    with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
+def robust_streams() -> Iterator[None]:
+    """Keep the program running when nobody reads its output any more (`… | head -1`, a closed terminal)."""
+    with redirect_stdout(_robust(sys.stdout)), redirect_stderr(_robust(sys.stderr)):
         try:
             yield
         finally:
@@ -98,45 +102,45 @@ def words_may_be_lost() -> Iterator[None]:
                     stream.flush()
 
 
-class _Prompt(io.BufferedWriter):
-    """Writes at once, as PYTHONUNBUFFERED=1 asks: what goes to two streams stays in order, and nothing waits for an end."""
+class _Unbuffered(io.BufferedWriter):
+    """A writer that flushes at once, as PYTHONUNBUFFERED=1 asks, so that the order of two streams is kept."""
 
-    def write(self, words: Any) -> int:
-        written = super().write(words)
+    def write(self, data: Any) -> int:
+        written = super().write(data)
         self.flush()
         return written
 
 
-class _Lasting(io.FileIO):
-    """A file that forgets what can no more be written, and is silent from then on, also for processes started later."""
+class _RobustFile(io.FileIO):
+    """A file that becomes the null device, also for child processes, once nobody reads it."""
 
-    def write(self, words: Any) -> int:
+    def write(self, data: Any) -> int:
         try:
-            return super().write(words)
+            return super().write(data)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno not in READER_GONE:
                 raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
-            return len(words)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return len(data)
 
 
-def _lasting(stream: TextIO | None) -> TextIO:
-    """The same stream on a lasting file; left alone where it is no file of the system's."""
+def _robust(stream: TextIO | None) -> TextIO:
+    """Return the stream on a robust file; a stream that is not on a file of the system is returned unchanged."""
     if stream is None:  # closed before the program was started
         return open(os.devnull, "w")
     if type(stream) is not io.TextIOWrapper:
         return stream
     try:
         stream.flush()
-        file = _Lasting(stream.fileno(), "w", closefd=False)
+        file = _RobustFile(stream.fileno(), "w", closefd=False)
     except OSError:
         return stream
     return io.TextIOWrapper(
-        _Prompt(file) if stream.write_through else io.BufferedWriter(file),
+        _Unbuffered(file) if stream.write_through else io.BufferedWriter(file),
         encoding=stream.encoding,
-        errors=READABLE,
+        errors=TRANSLITERATE,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -1,7 +1,8 @@
-"""What the world does to a run, in words with the remedy; without torch, so that the command line can import it first.
+"""Explain errors that come from outside the program (disk, memory, permissions, other processes), with the remedy.
 
-An error is known by its class, its number or its message, anywhere in its chain: what a logger or a callback says while a
-run is taken down hides what took it down.
+An error is recognized by its class, its number or its message, anywhere in its chain of causes, because an exception that a
+logger or a callback raises during shutdown hides the first one. This module imports no torch, so that the command line
+starts fast.
 """
 
 from __future__ import annotations
@@ -9,34 +10,36 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 from collections.abc import Iterator
 
+SMALLER_BATCH = (
+    "set a smaller data.batch_size and increase trainer.accumulate_grad_batches by the same factor, which keeps the rows of"
+    " a step"
+)
 MEMORY = (
-    "out of memory ({line}): give a smaller data.batch_size with as much more of trainer.accumulate_grad_batches, which"
-    " leaves the rows of a step as they are; a smaller data.evaluation_batch_size or data.max_length; or a smaller model"
+    f"out of memory ({{line}}): {SMALLER_BATCH}; or a smaller data.evaluation_batch_size or data.max_length; or a smaller"
+    " model"
 )
-DISK = "no room is left on the disk{place} ({line}): make room; what was written before is whole"
+DISK = "no space left on the disk{place} ({line}): free some space; files that were finished before are intact"
 LIMIT = "a file has reached the largest size allowed here{place} ({line}): raise the limit, see `ulimit -f`"
-PERMISSION = (
-    "no permission{place} ({line}): give a folder in which you may write, as hydra.run.dir=… for what a run writes"
-)
-NOT_A_FOLDER = "a file is in the way of a folder{place} ({line}): move it, or give another hydra.run.dir"
-NOT_A_FILE = "a folder is in the way of a file{place} ({line}): move it, or give another hydra.run.dir"
+PERMISSION = "no permission{place} ({line}): set hydra.run.dir to a folder that you may write to"
+NOT_A_FOLDER = "a file has the name of a folder{place} ({line}): move it, or set another hydra.run.dir"
+NOT_A_FILE = "a folder has the name of a file{place} ({line}): move it, or set another hydra.run.dir"
 WORKER = (
-    "a process that loads data has died ({line}); most often memory, or shared memory, has run out: give a smaller"
+    "a process that loads data has died ({line}), most often because memory or shared memory ran out: set a smaller"
     " data.batch_size, fewer data.num_workers, or data.num_workers=0, which needs none"
 )
 PROCESS = (
-    "another process of this run has ended or cannot be reached ({line}): what it said stands above; if it said nothing,"
-    " it was killed, most often because memory ran out: give a smaller data.batch_size with as much more of"
-    " trainer.accumulate_grad_batches"
+    "another process of this run has ended or cannot be reached ({line}). Its message is above; if there is none, it was"
+    f" killed, most often because memory ran out: {SMALLER_BATCH}"
 )
 DAMAGED = "a file of weights cannot be read ({line}): it is damaged; copy it again, or remove it from the run folder"
-MISSING = "{line}: install it with pip, or leave out what asks for it"
+MISSING = "{line}: install it with pip, or leave out the setting that needs it"
 
 NUMBERS = {
     errno.ENOSPC: DISK,
-    errno.EDQUOT: DISK,
+    getattr(errno, "EDQUOT", errno.ENOSPC): DISK,  # not defined on Windows before Python 3.13
     errno.EFBIG: LIMIT,
     errno.EROFS: PERMISSION,
     errno.EACCES: PERMISSION,
@@ -63,15 +66,20 @@ MESSAGES = (
     (r"gloo|NCCL|Connection (closed|reset) by peer|Broken pipe", PROCESS),
     (r"PytorchStreamReader failed|Error while deserializing|Weights only load failed", DAMAGED),
 )
-UNKNOWN = ("RuntimeError", "SafetensorError", "UnpicklingError", "AcceleratorError", "ArrowException")
-"""Classes whose message alone tells what it is about."""
+MESSAGE_CLASSES = ("RuntimeError", "SafetensorError", "UnpicklingError", "AcceleratorError", "ArrowException")
+"""Names of classes that are recognized by their message (`MESSAGES`)."""
+
+STOP_SIGNALS = [
+    number for name in ("SIGTERM", "SIGUSR1", "SIGINT") if (number := getattr(signal, name, None)) is not None
+]
+"""Signals of schedulers and users that ask a program to stop; Windows has no SIGUSR1."""
 
 SWEEP = "QAT_LIGHTNING_SWEEP"
-"""The folder of the sweep that this process runs a job of; all processes of the job inherit it."""
+"""Environment variable with the folder of the sweep whose job this process runs; all processes of the job inherit it."""
 
 
 def same_command(folder: object) -> str:
-    """Name the command that continues a run: with the folder of the run, or of the sweep that the run is a job of."""
+    """Name the command that continues a run: with the folder of the run, or of the sweep that the run belongs to."""
     sweep = os.environ.get(SWEEP)
     return (
         f"the same command with hydra.sweep.dir={sweep}" if sweep else f"the same command with hydra.run.dir={folder}"
@@ -83,17 +91,21 @@ def another_folder() -> str:
     return f"another {'hydra.sweep.dir' if SWEEP in os.environ else 'hydra.run.dir'}"
 
 
-def explained(error: BaseException) -> str | None:
-    """One message with the remedy, or None where this module does not know the error."""
+def explain(error: BaseException) -> str | None:
+    """Return one message with the remedy, or None for an error that this module does not recognize.
+
+    >>> explain(ModuleNotFoundError("No module named 'tensorboard'"))
+    "No module named 'tensorboard': install it with pip, or leave out the setting that needs it"
+    """
     for part in _chain(error):
-        if told := _pattern(part):
-            place = getattr(part, "filename2", None) or getattr(part, "filename", None)  # of a renaming the new name
-            return told.format(line=line(part), place=f" for {str(place)!r}" if place else "")
+        if pattern := _pattern(part):
+            place = getattr(part, "filename2", None) or getattr(part, "filename", None)  # the new name of a renaming
+            return pattern.format(line=one_line(part), place=f" for {str(place)!r}" if place else "")
     return None
 
 
-def line(error: BaseException) -> str:
-    """The message in one line; of one that a process loading data has passed on, with its traceback, the end."""
+def one_line(error: BaseException) -> str:
+    """Return the message in one line; of an error that a loader worker passed on with its traceback, the last line."""
     text = str(error)
     if "in DataLoader worker process" in text:
         text = text.strip().rsplit("\n", 1)[-1]
@@ -107,13 +119,13 @@ def _pattern(error: BaseException) -> str | None:
             return CLASSES[kind.__name__]
     if isinstance(error, OSError) and error.errno in NUMBERS:
         return NUMBERS[error.errno]
-    if isinstance(error, OSError) or any(kind.__name__ in UNKNOWN for kind in type(error).__mro__):
-        return next((told for words, told in MESSAGES if re.search(words, str(error))), None)
+    if isinstance(error, OSError) or any(kind.__name__ in MESSAGE_CLASSES for kind in type(error).__mro__):
+        return next((pattern for expression, pattern in MESSAGES if re.search(expression, str(error))), None)
     return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what caused it or was being handled when it was raised."""
+    """Yield the error and its causes, explicit or implicit."""
     seen: list[BaseException] = []
     part: BaseException | None = error
     while part is not None and part not in seen:

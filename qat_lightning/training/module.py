@@ -79,7 +79,7 @@ class QATModule(LightningModule):
         self.student, self.steps, self.predict, self.weight_decay = student, steps, predict, weight_decay
         self.distillation = DistillationStep(student, losses, teacher, interventions)
         if cache is not None and isinstance(self.distillation.capture_teacher, SignalCapture):
-            self.distillation.capture_teacher = cache.of(self.distillation.capture_teacher)
+            self.distillation.capture_teacher = cache.wrap(self.distillation.capture_teacher)
         self._full_teacher = [] if full_teacher is None else [full_teacher.requires_grad_(False).eval()]
         self.make_optimizer, self.factor, self.step_size = optimizer, lr_scheduler, step_size or {}
         self.stage = stage

@@ -36,7 +36,7 @@ from qat_lightning.training.checkpoints.stage_result import (
     write_stage,
 )
 from qat_lightning.training.module import QATModule
-from qat_lightning.training.process.graceful_stop import StoppedBySignal, Stopping
+from qat_lightning.training.process.graceful_stop import StoppedBySignal, GracefulStop
 
 FOLLOWING = {
     "data.content": "the content of data.path, as data.tokenizer reads it",
@@ -99,7 +99,7 @@ class Stage:
         self.name, self.folder = name, folder
         self.settings: Settings = finite(json.loads(json.dumps(settings, sort_keys=True, default=str)))
         self.scratch = weights_of(name, folder).with_suffix("")
-        self.begun, self.stopping = self.scratch / "settings.json", Stopping()
+        self.begun, self.stopping = self.scratch / "settings.json", GracefulStop()
         self.skipped: dict[Path, str] = {}
         self.fingerprint = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self._refuse_other_settings()

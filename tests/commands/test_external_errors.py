@@ -25,13 +25,13 @@ from transformers import BertTokenizerFast
 
 from qat_lightning.commands import export
 from qat_lightning.commands.cli import checked
-from qat_lightning.commands.errors import told
+from qat_lightning.commands.errors import error_message
 from qat_lightning.commands.train import run as running
-from qat_lightning.commands.train.run_directory import FolderError, held
+from qat_lightning.commands.train.run_directory import FolderError, lock_folder
 from qat_lightning.config.schema import CONF
 from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.synthetic import RandomText
-from qat_lightning.io.external_errors import explained
+from qat_lightning.io.external_errors import explain
 from qat_lightning.training.checkpoints.checksum import is_sealed
 from tests.commands.test_cli import ROOT, call
 from tests.training.runs import SMALL, composed, small_run
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_words_and_it_goes_on_when_there_is
     folder, ballast = disk / "run", fill(disk, left)
     with pytest.raises(Exception) as ended:  # noqa: PT011 (each writer has its own; the words are looked at)
         small_run(folder)
-    assert "no room is left on the disk" in (told(ended.value) or "")
+    assert "no room is left on the disk" in (error_message(ended.value) or "")
     assert not (folder / "metrics.json").exists()
     assert not list(folder.rglob("*.part")), "nothing half-written"
     assert all(is_sealed(path) for path in folder.rglob("last.ckpt"))
@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_stage(disk, undisturbed, monkey
     monkeypatch.setattr(module, name, full)
     with pytest.raises(OSError) as ended:  # noqa: PT011 (the words are looked at below)
         small_run(folder)
-    assert "no room is left on the disk" in told(ended.value)
+    assert "no room is left on the disk" in error_message(ended.value)
     assert json.loads((folder / "metrics.json").read_text())["status"] == "trained"
     assert not list(folder.rglob("*.part")), "nothing half-written"
     kept = {path.name: path.stat().st_mtime_ns for path in (folder / "checkpoints").iterdir()}
@@ -146,7 +146,7 @@ def test_a_read_only_disk_is_told(disk):
     for folder in (disk / "run", disk / "new"):
         with pytest.raises(OSError) as error:  # noqa: PT011 (the words are looked at below)
             small_run(folder)
-        message = told(error.value)
+        message = error_message(error.value)
         assert f"no permission for '{folder}" in message
         assert "Read-only file system" in message
         assert "hydra.run.dir=…" in message
@@ -233,8 +233,8 @@ def test_a_folder_with_somebody_elses_files_is_left_alone(tmp_path, name, text, 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from qat_lightning.commands.train.run_directory import held
-with held(Path(sys.argv[1])):
+from qat_lightning.commands.train.run_directory import lock_folder
+with lock_folder(Path(sys.argv[1])):
     if os.fork() == 0:  # as a process that loads data is
         time.sleep(20)
         os._exit(0)
@@ -261,7 +261,7 @@ def test_a_folder_belongs_to_one_run_until_that_ends_in_whatever_way(tmp_path):
     holder.kill()
     holder.wait()
     assert left in [int(name) for name in os.listdir("/proc") if name.isdigit()], "its own child is still there"
-    with held(folder):
+    with lock_folder(folder):
         assert str(os.getpid()) in (folder / ".lock").read_text()
     os.kill(left, signal.SIGKILL)
     assert contents(folder) == {}
@@ -324,7 +324,7 @@ def test_data_that_cannot_be_used_is_told_before_anything_is_written(tmp_path, t
     (tmp_path / "data" / name).write_bytes(content)
     with pytest.raises(ValueError, match=words) as error:
         text_run(tmp_path / "run", tmp_path / "data", tokenizer)
-    assert "\n" not in told(error.value)
+    assert "\n" not in error_message(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -359,8 +359,8 @@ def test_a_killed_process_that_loads_data_is_told_and_the_run_goes_on(tmp_path, 
     with pytest.raises(RuntimeError) as error:
         small_run(tmp_path, "data.num_workers=1")
     assert time.monotonic() - start < 60
-    assert "a process that loads data has died" in told(error.value)
-    assert "data.num_workers=0" in told(error.value)
+    assert "a process that loads data has died" in error_message(error.value)
+    assert "data.num_workers=0" in error_message(error.value)
     monkeypatch.setattr(RandomText, "collate", collate)
     assert small_run(tmp_path, "data.num_workers=1")["student_hash"] == undisturbed
 
@@ -435,7 +435,7 @@ def test_with_an_account_and_no_network_the_run_is_logged_offline_within_bounded
 def test_a_model_that_memory_cannot_hold_is_told(tmp_path):
     with pytest.raises((RuntimeError, MemoryError)) as error:  # 2³¹ rows of 1024 numbers, 8 TB
         small_run(tmp_path / "run", "model.architecture.vocab_size=2147483647", "model.architecture.hidden_size=1024")
-    message = told(error.value)
+    message = error_message(error.value)
     assert message.startswith("out of memory (")
     assert "data.batch_size" in message
     assert "trainer.accumulate_grad_batches" in message
@@ -453,8 +453,8 @@ def handling(error: BaseException) -> Iterator[None]:
 def test_what_takes_a_run_down_is_found_behind_what_it_raises():
     with pytest.raises(RuntimeError) as ended, handling(OSError(errno.ENOSPC, "No space left on device", "last.ckpt")):
         raise RuntimeError("cannot close the log")
-    assert explained(ended.value).startswith("no room is left on the disk for 'last.ckpt'")
-    assert explained(RuntimeError("shapes cannot be multiplied")) is None
+    assert explain(ended.value).startswith("no room is left on the disk for 'last.ckpt'")
+    assert explain(RuntimeError("shapes cannot be multiplied")) is None
 
 
 @pytest.mark.parametrize(
@@ -477,4 +477,4 @@ def test_what_takes_a_run_down_is_found_behind_what_it_raises():
     ],
 )
 def test_what_the_world_does_has_words(error, words):
-    assert words in explained(error)
+    assert words in explain(error)

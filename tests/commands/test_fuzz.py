@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qat_lightning.commands.cli import checked
-from qat_lightning.commands.errors import told
+from qat_lightning.commands.errors import error_message
 from qat_lightning.commands.train.run import prepared
 from qat_lightning.config.command_line import check_words
 from qat_lightning.config.schema import CONF
@@ -195,7 +195,7 @@ def verdict(case: Case) -> str | None:
         check_words([case.override])
         prepared(checked(composed(case.base, case.override)), folder)
     except Exception as error:
-        message = told(error)
+        message = error_message(error)
         if message is None:
             return f"a traceback: {type(error).__name__}: {error}"
     else:

@@ -84,8 +84,8 @@ def test_hydra_composes_what_was_typed():
 def test_every_command_takes_paths_as_they_are_typed(monkeypatch):
     typed = ["data.path=/a=b", "-m"]
     monkeypatch.setattr(sys, "argv", ["qat-train", *typed])
-    cli._in_words(lambda: None)
+    cli._start_hydra(lambda: None)
     assert sys.argv[1:] == ["-m", "data.path='/a=b'"]
     monkeypatch.setattr(sys, "argv", ["qat-evaluate", "run=/runs/a=b [1]", "data.path=/a=b"])
-    folder, _, overrides = cli._of_a_run("")
+    folder, _, overrides = cli._parse("")
     assert (os.fspath(folder), overrides) == ("/runs/a=b [1]", ["data.path='/a=b'"])

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 INTERLEAVED = """
 import os, sys
-from qat_lightning.commands.terminal import words_may_be_lost
-with words_may_be_lost():
+from qat_lightning.commands.terminal import robust_streams
+with robust_streams():
     print("one")
     print("two", file=sys.stderr)
     print("three")
@@ -23,8 +23,8 @@ import sys
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from qat_lightning.commands.terminal import words_may_be_lost
-with words_may_be_lost():
+from qat_lightning.commands.terminal import robust_streams
+with robust_streams():
     print("teacher: 4 steps … 14.88× accuracy ↑ a · b – café 猫 \\udcff")
     print("old → new", file=sys.stderr)
     table = Table("model", "accuracy ↑", box=box.SIMPLE_HEAD)

@@ -13,9 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from qat_lightning.analysis.result_files import read_landscapes, read_spectra
-from qat_lightning.commands.cli import _typed
+from qat_lightning.commands.cli import _recorded_overrides
 from qat_lightning.commands.evaluate import evaluate
-from qat_lightning.commands.train.run_directory import check_own, held
+from qat_lightning.commands.train.run_directory import check_own, lock_folder
 from qat_lightning.config.allowed_targets import allowing
 from qat_lightning.config.builders.models import build_data, build_model
 from qat_lightning.config.builders.training import _loggers, build_callbacks, build_trainer
@@ -97,7 +97,7 @@ def run_of(folder: Path) -> Any:
 
 def continued(folder: Path) -> None:
     """The user's own command in that folder, up to where it begins."""
-    with held(folder):
+    with lock_folder(folder):
         check_own(folder, "run")
 
 

@@ -166,7 +166,7 @@ PLACES: dict[str, Callable[[str], None]] = {
 
 def printed(place: Callable[[str], None], name: str, capture: pytest.CaptureFixture[str]) -> str:
     """All that the program prints, on a page as wide as it needs."""
-    with warnings.catch_warnings(), suppress(SystemExit), cli._program():
+    with warnings.catch_warnings(), suppress(SystemExit), cli._environment():
         warnings.simplefilter("always")
         warnings.showwarning = lambda *given, **_: sys.stderr.write(warnings.formatwarning(*given[:4]))  # not pytest's
         place(name)

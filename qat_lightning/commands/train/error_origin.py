@@ -11,7 +11,7 @@ from hydra.utils import get_object
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from qat_lightning.config.schema import ConfigError, RunConfig
-from qat_lightning.io.external_errors import explained, line
+from qat_lightning.io.external_errors import explain, one_line
 
 OWN = "qat_lightning."
 
@@ -28,11 +28,11 @@ def key_in_errors(config: RunConfig) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        world = explained(error) and not isinstance(error, MisconfigurationException)
+        world = explain(error) and not isinstance(error, MisconfigurationException)
         key = None if world else _key(error, _classes(config))
         if key is None:
             raise
-        raise ConfigError(f"{key} cannot work with its arguments: {type(error).__name__}: {line(error)}") from error
+        raise ConfigError(f"{key} cannot work with its arguments: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _classes(config: RunConfig) -> dict[type, str]:

@@ -34,7 +34,7 @@ from qat_lightning.io.screen import console, printable
 from qat_lightning.models.quantized_model import switch_on
 from qat_lightning.reports.summary import score
 from qat_lightning.training.checkpoints.stage_result import StageResult, load_stage, weights_of
-from qat_lightning.training.process.supervision import watch_the_others
+from qat_lightning.training.process.supervision import watch_processes
 from qat_lightning.training.stage import Budget, Stage, own_scores, shared
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 from qat_lightning.training.wandb_fallback import begin
@@ -197,7 +197,7 @@ class Run:
         if self.config.trainer.profiler:
             self.say(stage.name, f"profile in {trainer.log_dir}")
         if self.cache is not None and module.teacher is not None:
-            self.say("teacher's cache", self.cache.told())
+            self.say("teacher's cache", self.cache.summary())
 
     def _announce(self, name: str, steps: int, stage: Stage) -> None:
         if stage.unfinished is not None:
@@ -220,7 +220,7 @@ def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None) ->
         ValueError: in words, for data that is not there or cannot be used.
     """
     _quiet()
-    watch_the_others()
+    watch_processes()
     scoring = scoring or config
     if scoring.threads is not None:
         torch.set_num_threads(scoring.threads)

@@ -13,7 +13,7 @@ from qat_lightning.commands.train.pipeline import Run, opened
 from qat_lightning.commands.train.preflight import rehearse
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
 from qat_lightning.commands.train.results import check_recorded, classes, results_of, watch
-from qat_lightning.commands.train.run_directory import check_own, held
+from qat_lightning.commands.train.run_directory import check_own, lock_folder
 from qat_lightning.commands.train.trainer_checks import check_libraries
 from qat_lightning.config.builders.models import build_model, build_student
 from qat_lightning.config.builders.training import stage_names
@@ -38,7 +38,7 @@ def run(config: RunConfig, folder: Path, command: list[str], scoring: RunConfig 
         ValueError: in words with the remedy, for all that is wrong with input.
     """
     know_the_rank(scoring or config)
-    with held(folder) if first_process() else nullcontext():
+    with lock_folder(folder) if first_process() else nullcontext():
         if scoring is not None:
             check_finished(stage_names(config), folder)
         elif first_process():

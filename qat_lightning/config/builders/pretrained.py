@@ -17,7 +17,7 @@ from qat_lightning.config.schema import ConfigError, ModelConfig
 from qat_lightning.data.hub import require_hub
 from qat_lightning.data.remote_code import source
 from qat_lightning.io.documents import read_json
-from qat_lightning.io.external_errors import explained
+from qat_lightning.io.external_errors import explain
 
 IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 """What computes attention and experts, by a name; one that is not transformers' own is a kernel, downloaded and run."""
@@ -107,7 +107,7 @@ def random_weights(model: ModelConfig, architecture: PretrainedConfig, auto: Any
     try:
         return auto.from_config(copy.deepcopy(architecture), trust_remote_code=False)
     except Exception as error:  # whatever a family raises for a value of its own
-        if explained(error) is not None:  # the machine's fault, such as too little memory
+        if explain(error) is not None:  # the machine's fault, such as too little memory
             raise
         place = f"{_told(model)} cannot be loaded, its config.json" if model.path else "model.architecture"
         raise ConfigError(f"{place} does not describe a model: {_in_a_line(error)}") from error

@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from qat_lightning.training.checkpoints.checksum import is_sealed, write_sealed
-from qat_lightning.training.process.graceful_stop import StoppedBySignal, Stopping
+from qat_lightning.training.process.graceful_stop import StoppedBySignal, GracefulStop
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 HELD = {
@@ -114,9 +114,9 @@ class ResumeCheckpoint(Checkpoint):
         every: int,
         minutes: float | None = None,
         best: BestCheckpoint | None = None,
-        stopping: Stopping | None = None,
+        stopping: GracefulStop | None = None,
     ) -> None:
-        self.path, self.every, self.best, self.stopping = path, every, best, stopping or Stopping()
+        self.path, self.every, self.best, self.stopping = path, every, best, stopping or GracefulStop()
         self.seconds = math.inf if minutes is None else 60 * minutes
         self._written = 0.0  # by the clock
         self._named: int | None = None  # the best weights that the checkpoint before names

@@ -1,1 +1,1 @@
-"""Signals, the watchdog and the supervision of several processes."""
+"""Stop signals, the watchdog and the supervision of several processes."""

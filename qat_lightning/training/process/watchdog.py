@@ -1,8 +1,7 @@
-"""A signal ends the program in bounded time, also where no handler can see it: in a call that waits for ever.
+"""End the process in bounded time after a signal, even while a call waits forever and no Python handler can run.
 
-Python's handlers run between two of its own instructions; a process that waits for another one (a rendezvous, a
-collective) comes to none. But the interpreter writes each signal to a pipe at once (`signal.set_wakeup_fd`), and a
-thread reads it.
+Python runs signal handlers between two of its instructions; a process that waits for another one (rendezvous, collective)
+executes none. The interpreter writes each signal to a pipe at once (`signal.set_wakeup_fd`), and a thread reads it.
 """
 
 from __future__ import annotations
@@ -17,111 +16,113 @@ from functools import cache
 from typing import Any
 
 from qat_lightning.data.loader_workers import killed_worker
-from qat_lightning.io.external_errors import explained, same_command
-from qat_lightning.training.process.signals import ASKING
+from qat_lightning.io.external_errors import STOP_SIGNALS, explain, same_command
 
 PATIENCE = 60.0
-"""Seconds for a signal to be heeded. A validation of minutes heeds one in milliseconds, between two operations; this is
-for a single operation, which takes no such time."""
+"""Seconds for a signal's handler to run. Handlers run between two operations, and no single operation takes this long."""
 
 ECHO = 5.0
-"""Seconds within which a signal is the first one's echo: torchrun passes on what all processes have been sent already."""
+"""Seconds within which another signal repeats the first: torchrun passes on what all processes have received already."""
 
-WORKER = 30.0
-"""Seconds for the death of a process that loads data to be noticed by the one that waits for its batches. torch's handler
-raises once and at once, but what it raises may be lost (in a destructor, in a fork), and none runs in a call that waits."""
+WORKER_PATIENCE = 30.0
+"""Seconds for the training process to notice the death of a loader worker. torch's handler raises once; the exception can be
+lost in a destructor or a fork, and no handler runs in a call that waits."""
 
-CHILD = getattr(signal, "SIGCHLD", None)
-END = 0
+CHILD_ENDED = getattr(signal, "SIGCHLD", None)
+CLOSE = 0
 
 
 class Watchdog:
-    """`with Watchdog() as watchdog:` a signal that nobody has heeded after some seconds ends the process, as does a second.
+    """End the process at a stop signal that is not handled in time, and at a second stop signal.
 
-    A second one: SIGINT at any time after the first, others when they are no echo.
+    A second SIGINT counts at any time; other signals count when they are not an echo of the first (`ECHO`).
+
+    Args:
+        patience: seconds for the first signal to be handled.
+        echo: seconds within which another signal repeats the first.
     """
 
     def __init__(self, patience: float = PATIENCE, echo: float = ECHO) -> None:
         self.patience, self.echo = patience, echo
-        self._heeded, self._first = False, 0.0
+        self._handled, self._first_signal = False, 0.0
         self._pipe: tuple[int, int] | None = None
-        self._before = -1
-        self._since, self._child_ended, self._checking = 0.0, 0.0, False
+        self._wakeup_before = -1
+        self._started, self._child_ended, self._checking = 0.0, 0.0, False
 
     def __enter__(self) -> Watchdog:
-        if threading.current_thread() is threading.main_thread():  # Python allows no other one to look at signals
-            _forked_without_the_pipe()
-            self._heeded, self._first, self._since = False, 0.0, time.monotonic()
+        if threading.current_thread() is threading.main_thread():  # Python allows no other thread to watch signals
+            _detach_forked_processes()
+            self._handled, self._first_signal, self._started = False, 0.0, time.monotonic()
             self._pipe = reader, writer = os.pipe()
             os.set_blocking(writer, False)
-            self._before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            self._wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._pipe is not None:
-            self.heeded()
-            signal.set_wakeup_fd(self._before)
-            os.write(self._pipe[1], bytes([END]))
+            self.confirm_handled()
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.write(self._pipe[1], bytes([CLOSE]))
             os.close(self._pipe[1])
             self._pipe = None
 
-    def heeded(self) -> None:
-        """The signal's handler has run, and the program will come to an end by itself, however long that takes."""
-        self._heeded = True
+    def confirm_handled(self) -> None:
+        """Record that the signal's handler has run and the program ends by itself, however long that takes."""
+        self._handled = True
 
     def _watch(self, reader: int) -> None:
         while number := os.read(reader, 1)[0]:
             now = time.monotonic()
-            if number == CHILD:
+            if number == CHILD_ENDED:
                 self._child_ended = now
                 if not self._checking:
                     self._checking = True
-                    _later(WORKER, self._check_workers)
-            if number not in ASKING:
-                continue
-            if not self._first:
-                self._first = now
-                _later(self.patience, self._unheeded, number)
-            elif number == signal.SIGINT or now - self._first >= self.echo:
-                end_at_once(number, "asked once more to stop")
+                    _call_later(WORKER_PATIENCE, self._check_workers)
+            elif number in STOP_SIGNALS and not self._first_signal:
+                self._first_signal = now
+                _call_later(self.patience, self._check_handled, number)
+            elif number == signal.SIGINT or (number in STOP_SIGNALS and now - self._first_signal >= self.echo):
+                _end_now(number, "received a second stop signal")
         os.close(reader)
 
-    def _unheeded(self, number: int) -> None:
-        if not self._heeded:
-            end_at_once(number, f"asked to stop {self.patience:.0f} seconds ago, and still in the same call")
+    def _check_handled(self, number: int) -> None:
+        if not self._handled:
+            _end_now(number, f"received a stop signal {self.patience:.0f} seconds ago and is still in the same call")
 
     def _check_workers(self) -> None:
-        """Ask whether a process that loads data has died, and nothing was done about it, some time after the last has ended."""
-        rest = self._child_ended + WORKER - time.monotonic()
-        if rest > 0 and not self._heeded:
-            _later(rest, self._check_workers)
+        """End the process if a loader worker was killed and nothing has happened since the last child ended."""
+        remaining = self._child_ended + WORKER_PATIENCE - time.monotonic()
+        if remaining > 0 and not self._handled:
+            _call_later(remaining, self._check_workers)
             return
         self._checking = False
-        if (killed := killed_worker(self._since)) and not self._heeded:
-            with suppress(OSError):
-                os.write(2, f"qat_lightning: {explained(RuntimeError(killed))}\n".encode())
+        if (killed := killed_worker(self._started)) and not self._handled:
+            _write_error(f"qat_lightning: {explain(RuntimeError(killed))}\n")
             os._exit(1)
 
 
-def _later(seconds: float, call: Callable[..., None], *arguments: Any) -> None:
+def _call_later(seconds: float, call: Callable[..., None], *arguments: Any) -> None:
     timer = threading.Timer(seconds, call, arguments)
     timer.daemon = True
     timer.start()
 
 
-def end_at_once(number: int, why: str) -> None:
-    """Nothing is written any more; what was saved before is whole."""
-    words = (
-        f"qat_lightning: {why} ({signal.Signals(number).name}), so this process ends now, without a checkpoint;"
-        f" {same_command('the same folder')} continues from what was saved before\n"
+def _end_now(number: int, reason: str) -> None:
+    _write_error(
+        f"qat_lightning: this process {reason} ({signal.Signals(number).name}), so it ends now, without a checkpoint;"
+        f" {same_command('the same folder')} continues from the last saved state\n"
     )
-    with suppress(OSError):
-        os.write(2, words.encode())  # not sys.stderr, whose lock may be held by a thread that waits for ever
     os._exit(128 + number)
 
 
+def _write_error(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, text.encode())  # not sys.stderr: a thread that waits forever may have its lock
+
+
 @cache
-def _forked_without_the_pipe() -> None:
-    """A process that loads data would write its own signals to the pipe that it has inherited."""
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+def _detach_forked_processes() -> None:
+    """Keep forked loader workers from writing their own signals to the inherited pipe."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))

@@ -1,1 +1,1 @@
-"""The teacher's signals, computed once and read from files in later epochs."""
+"""Store the signals of a frozen teacher on disk."""

@@ -129,14 +129,14 @@ def test_a_damaged_result_is_told_before_anything_is_scored(copy, monkeypatch, c
 def test_damaged_overrides_are_told(tmp_path, content):
     write(tmp_path / "overrides.yaml", content)
     with pytest.raises(ConfigError, match=r"overrides\.yaml is damaged"):
-        cli._typed(tmp_path)
+        cli._recorded_overrides(tmp_path)
 
 
 @pytest.mark.parametrize(("content", "words"), [("", []), ("[]", []), ("[seed=3, 'a=[b]']", ["seed=3", "a=[b]"])])
 def test_whole_overrides_are_read(tmp_path, content, words):
-    assert cli._typed(tmp_path) == []  # no such file
+    assert cli._recorded_overrides(tmp_path) == []  # no such file
     write(tmp_path / "overrides.yaml", content)
-    assert cli._typed(tmp_path) == words
+    assert cli._recorded_overrides(tmp_path) == words
 
 
 @pytest.mark.parametrize(
