@@ -104,10 +104,6 @@ def fresh(folder: Path, *words: str, **options: Any) -> subprocess.CompletedProc
 
 
 def _import_everything() -> None:
-    import onnxruntime
-    import transformers.models.bert.modeling_bert
-    import transformers.models.vit.modeling_vit
-    import wandb
 
     import qat_lightning.commands.bench.run
     import qat_lightning.commands.evaluate

@@ -52,7 +52,9 @@ def summarize_failures() -> Iterator[None]:
     if failed := [job for job in JOBS if job.failed]:
         common = set.intersection(*(set(job.overrides) for job in JOBS)) if len(JOBS) > 1 else set()
         own = {job.number: " ".join(word for word in job.overrides if word not in common) for job in failed}
-        names = ", ".join(f"job {number}" + (f" ({overrides})" if overrides else "") for number, overrides in own.items())
+        names = ", ".join(
+            f"job {number}" + (f" ({overrides})" if overrides else "") for number, overrides in own.items()
+        )
         raise JobError(
             f"{len(failed)} of {len(JOBS)} jobs failed, for the reasons above: {names}\nThe same command with"
             f" hydra.sweep.dir={JOBS[0].sweep} continues with the jobs that are not finished."

@@ -36,7 +36,7 @@ from qat_lightning.training.checkpoints.stage_result import (
     write_stage,
 )
 from qat_lightning.training.module import QATModule
-from qat_lightning.training.process.graceful_stop import StoppedBySignal, GracefulStop
+from qat_lightning.training.process.graceful_stop import GracefulStop, StoppedBySignal
 
 FOLLOWING = {
     "data.content": "the content of data.path, as data.tokenizer reads it",

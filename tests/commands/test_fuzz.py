@@ -22,7 +22,7 @@ from qat_lightning.commands.errors import error_message
 from qat_lightning.commands.train.run import prepared
 from qat_lightning.config.command_line import check_words
 from qat_lightning.config.schema import CONF
-from tests.commands.test_cli import call, worked
+from tests.command_line import call
 from tests.training.runs import SMALL
 
 BASES = {
@@ -262,11 +262,9 @@ def test_the_right_ones_are_not():
 )
 @pytest.mark.slow
 def test_as_a_user_meets_it(tmp_path, words, message):
-    before = worked()
-    ended, _ = call(tmp_path, *SMALL, *words, "hydra.run.dir=run")
+    ended = call(tmp_path, *SMALL, *words, "hydra.run.dir=run")
     assert ended.returncode == 1
     assert ended.stderr.startswith("qat_lightning: ")
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert worked() - before < 10  # 1 to 4 on an idle machine
     assert not list(tmp_path.iterdir())

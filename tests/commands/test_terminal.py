@@ -1,21 +1,17 @@
-"""What the program's streams do with words: their order, characters that they lack, and readers that have gone."""
+"""Output streams: their order, and characters that the terminal lacks."""
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.command_line import fresh
+
 INTERLEAVED = """
 import os, sys
 from qat_lightning.commands.terminal import robust_streams
 with robust_streams():
-    print("one")
-    print("two", file=sys.stderr)
-    print("three")
-    print("four", file=sys.stderr)
+    for number, stream in enumerate((sys.stdout, sys.stderr) * 2):
+        print(number, file=stream)
     os._exit(0)  # as the watchdog ends a process: nothing is flushed
 """
 BEYOND_ASCII = """
@@ -33,42 +29,36 @@ with robust_streams():
 """
 
 
-def said(program: str, together: bool = False, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", f"exec({program!a})"], stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT if together else subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, check=False,
-    )  # fmt: skip
+def run(tmp_path, program, **options):
+    return fresh(tmp_path, "-c", f"exec({program!a})", encoding="latin-1", **options)
 
 
-def test_without_buffers_nothing_waits_and_the_order_stays():
-    ended = said(INTERLEAVED, together=True, PYTHONUNBUFFERED="1")
-    assert ended.stdout == b"one\ntwo\nthree\nfour\n"
+def test_the_order_of_both_streams_is_kept_without_buffers(tmp_path):
+    ended = run(tmp_path, INTERLEAVED, environment={"PYTHONUNBUFFERED": "1"}, stderr=subprocess.STDOUT)
+    assert ended.stdout == "0\n1\n2\n3\n"
 
 
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONIOENCODING": "ascii"},
-        {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
-    ids=str,
+    ids=["latin-1", "ascii"],
 )
-def test_a_terminal_without_unicode_gets_readable_words(environment):
-    ended = said(BEYOND_ASCII, **environment)
+def test_a_terminal_without_unicode_gets_readable_text(tmp_path, environment):
+    ended = run(tmp_path, BEYOND_ASCII, environment=environment)
     assert ended.returncode == 0, ended.stderr
-    words = ended.stdout.decode("latin-1")
     expected = "4 steps ... 14.88× accuracy ^ a · b - café \\u732b \\udcff\n"
-    if environment.get("PYTHONIOENCODING") != "latin-1":
+    if "LC_ALL" in environment:
         expected = expected.replace("×", "x").replace("·", "-").replace("é", "e")
-    assert expected in words
-    assert "accuracy ^" in words.split("\n", 1)[1]
-    assert ended.stderr == b"old -> new\n"
+    assert expected in ended.stdout
+    assert "accuracy ^" in ended.stdout.split("\n", 1)[1]
+    assert ended.stderr == "old -> new\n"
 
 
-def test_a_terminal_with_unicode_gets_what_was_written():
-    ended = said(BEYOND_ASCII, PYTHONIOENCODING="utf-8")
-    assert ended.returncode == 0, ended.stderr
-    assert "4 steps … 14.88× accuracy ↑ a · b – café 猫 \\udcff\n" in ended.stdout.decode()
-    assert "───" in ended.stdout.decode()
+def test_a_terminal_with_unicode_gets_the_text_unchanged(tmp_path):
+    ended = run(tmp_path, BEYOND_ASCII, environment={"PYTHONIOENCODING": "utf-8"})
+    printed = ended.stdout.encode("latin-1").decode()
+    assert "4 steps … 14.88× accuracy ↑ a · b – café 猫 \\udcff\n" in printed
+    assert "───" in printed

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from qat_lightning.training.teacher_cache.fingerprint import check_facts
 
 from qat_lightning.analysis.result_files import read_landscapes, read_spectra
 from qat_lightning.commands.cli import _recorded_overrides
@@ -31,7 +32,6 @@ from qat_lightning.exporters.packed.untrusted_files import LARGEST_JSON as LARGE
 from qat_lightning.io.documents import LARGEST_JSON, LARGEST_YAML
 from qat_lightning.training.checkpoints.stage_result import read_outcome
 from qat_lightning.training.stage import Stage
-from qat_lightning.training.teacher_cache.fingerprint import check_facts
 from qat_lightning.training.teacher_cache.tensor_files import read_tensors
 from tests.security import plant
 from tests.security.modules import OneWeight

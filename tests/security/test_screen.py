@@ -148,7 +148,7 @@ PLACES: dict[str, Callable[[str], None]] = {
     "a mistake of ours, and its traceback": raising(lambda name: TypeError(f"unexpected {name}")),
     "jobs of a sweep": raising(lambda name: JobError(f"1 of 2 jobs failed: job 0 ({name})")),
     "a stage that was stopped": stopped,
-    "a process that has died": lambda name: supervision._tell(name),
+    "a process that has died": lambda name: supervision._print_reason(name),
     "a warning": lambda name: warnings.warn(name, stacklevel=1),
     "a warning of Lightning": lambda name: rank_zero_warn(name),
     "a log line": logged,

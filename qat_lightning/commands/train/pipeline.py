@@ -18,7 +18,7 @@ from torch import nn
 
 from qat_lightning.commands.train.error_origin import key_in_errors
 from qat_lightning.commands.train.process_rank import count_devices, first_process
-from qat_lightning.commands.train.teacher_cache import check_room, facts, find_cache
+from qat_lightning.commands.train.teacher_cache import check_disk_space, find_cache, teacher_facts
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import (
     all_callbacks,
@@ -92,7 +92,7 @@ class Run:
         self.cache = find_cache(self.config, self.data, self.content, teacher, trainer.strategy.root_device)
         if self.cache is not None:
             counts = {name: self._different_batches(name) for name in self.stages if name != "teacher"}
-            self.say("teacher's cache", check_room(self.config, self.data, teacher, self.cache, counts))
+            self.say("teacher's cache", check_disk_space(self.config, self.data, teacher, self.cache, counts))
 
     def _different_batches(self, stage: str) -> int:
         """Of all processes."""
@@ -180,7 +180,7 @@ class Run:
         batches = self.batches_per_epoch if every is None else every * self.config.trainer.accumulate_grad_batches
         trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
         if self.cache is not None and module.teacher is not None:
-            self.cache.claim(facts(self.config, self.content, module.teacher, trainer.strategy.root_device))
+            self.cache.claim(teacher_facts(self.config, self.content, module.teacher, trainer.strategy.root_device))
         switch_on(student, getattr(settings, "target_modules", None))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and first_process():

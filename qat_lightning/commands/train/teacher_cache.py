@@ -1,4 +1,4 @@
-"""The frozen teacher of a run: its own precision, and what decides the signals that `teacher_cache` keeps."""
+"""The facts that a run's teacher signals depend on, and the checks of its `teacher_cache` folder."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from qat_lightning.training.teacher_cache.cache import TeacherCache
 WEIGHTS = "the teacher's weights"
 NO_ARCHITECTURE = ("architecture._", "architecture.transformers_version", "architecture.dtype",
                    "architecture.id2label", "architecture.label2id", "architecture.problem_type")  # fmt: skip
-"""Where a model came from, who wrote its file, its type of numbers, told by what converts it, and the names of classes."""
+"""Entries of a model's configuration that no signal depends on."""
 
 
-def facts(config: RunConfig, content: str, model: nn.Module, device: torch.device) -> dict[str, Any]:
-    """All that decides the signals but the batch and the way attention is computed, each under a name for people.
+def teacher_facts(config: RunConfig, content: str, model: nn.Module, device: torch.device) -> dict[str, Any]:
+    """Return everything that the signals depend on, except the batch and how the attention is computed.
 
     Args:
         content: the data's fingerprint.
-        model: what teaches, its weights as they will be.
+        model: the teacher with its final weights and precision.
     """
     architecture = dict(_leaves(model.config.to_dict(), "architecture"))  # type: ignore[operator, union-attr]
     own = {name: value for name, value in architecture.items() if not name.startswith(NO_ARCHITECTURE)}
@@ -48,83 +48,81 @@ def facts(config: RunConfig, content: str, model: nn.Module, device: torch.devic
         "teacher_precision": config.teacher_precision and config.teacher_precision.name,
         "trainer.precision": config.trainer.precision,
         "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "device": _name(device),
+        "device": _device_name(device),
         "the data's rows, as its tokenizer reads them": content,
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
-    return json.loads(json.dumps(known, default=str))  # as a file gives them back
+    return json.loads(json.dumps(known, default=str))  # as they are read from the file
 
 
 def find_cache(
     config: RunConfig, data: TaskData, content: str, model: nn.Module, device: torch.device
 ) -> TeacherCache | None:
-    """The cache that `teacher_cache` asks for, not yet used; its folder can be this run's, as far as is known now.
-
-    The weights are known only when the teacher stage is done.
+    """Return the cache of `teacher_cache`, after checking the facts that are known before the teacher is trained.
 
     Raises:
-        ConfigError: batches that never come again; a folder of another teacher.
+        ConfigError: batches never repeat (augmentation), or the folder holds the signals of another teacher.
     """
     if config.teacher_cache is None:
         return None
     if getattr(data, "augmentation", None):
         raise ConfigError(
-            "teacher_cache keeps what the teacher says to a batch, and augmented images are others every time: give"
+            "teacher_cache stores the teacher's signals of a batch, and augmented batches never repeat: set"
             " data/augmentation=none, or leave teacher_cache out"
         )
     cache = TeacherCache(Path(config.teacher_cache).expanduser())
     trained = not config.stages.teacher.empty
     unknown = {WEIGHTS} if trained else set()
-    known = facts(config, content, in_teacher_precision(config, model), device)
+    known = teacher_facts(config, content, in_teacher_precision(config, model), device)
     try:
         cache.check(known, sorted(unknown))
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    place = _there(cache.folder)
+    place = _existing(cache.folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"teacher_cache={str(cache.folder)!r} cannot be written to: {place} is no folder, or not yours"
+            f"teacher_cache={str(cache.folder)!r} cannot be written to: {place} is not a folder, or has other permissions"
         )
     return cache
 
 
-def check_room(
+def check_disk_space(
     config: RunConfig, data: TaskData, model: nn.Module, cache: TeacherCache, batches: Mapping[str, int]
 ) -> str:
-    """What the folder will take, in words, measured on a few rows.
+    """Return one line with the bytes that the cache will take, estimated from a few rows.
 
     Args:
-        model: the teacher, not trained yet.
-        batches: stage → different batches of training, of all processes.
+        model: the teacher before its training.
+        batches: stage → number of different training batches of all processes.
 
     Raises:
-        ConfigError: the disk has less room.
+        ConfigError: the disk has less space.
     """
-    needed, there = _foreseen(config, data, model, batches), cache.bytes
-    free = shutil.disk_usage(_there(cache.folder)).free
-    if needed - there > free:
+    needed, present = _estimated_bytes(config, data, model, batches), cache.bytes
+    free = shutil.disk_usage(_existing(cache.folder)).free
+    if needed - present > free:
         raise ConfigError(
             f"teacher_cache={str(cache.folder)!r} will take about {human_bytes(needed)}, and its disk has {human_bytes(free)}"
-            " left: give a folder on another disk, losses that read less (losses=logits), fewer different batches"
+            " left: set a folder on another disk, losses with fewer signals (losses=logits), fewer different batches"
             " (data.reshuffle=false), or leave teacher_cache out"
         )
-    return f"about {human_bytes(needed)} in {cache.folder} ({human_bytes(there)} there, {human_bytes(free)} free)"
+    return f"about {human_bytes(needed)} in {cache.folder} ({human_bytes(present)} present, {human_bytes(free)} free)"
 
 
-def _there(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 @torch.no_grad()
-def _foreseen(config: RunConfig, data: TaskData, model: nn.Module, batches: Mapping[str, int]) -> int:
-    """Bytes of the signals of all batches; what two stages read of the same batches, computed the same way, counts once."""
+def _estimated_bytes(config: RunConfig, data: TaskData, model: nn.Module, batches: Mapping[str, int]) -> int:
+    """Return the bytes of all batches' signals; signals that two stages share count once."""
     batch = data.calibration_batches(min(data.batch_size, 32))[0]
     needed: dict[tuple[Any, ...], float] = {}
     for stage, count in batches.items():
         sites, rows = sites_of(config, stage), {"training": count * data.batch_size}
-        if stage == "intervene":  # which is validated with the teacher's help
+        if stage == "intervene":  # its validation uses the teacher as well
             rows["validation"] = len(data.validation_rows)
         copied = open_attention_for(in_teacher_precision(config, copy.deepcopy(model)).eval(), sites)
         padded = widths(data, count)
@@ -141,12 +139,12 @@ def _foreseen(config: RunConfig, data: TaskData, model: nn.Module, batches: Mapp
 
 
 def _token_axes(site: str) -> int:
-    """How a signal grows with the length: with its square where it is a map."""
+    """Return the power with which a signal grows with the number of tokens: 2 for attention maps."""
     return sum(axis in "NM" for axis in AXES.get(site, "BHND"))
 
 
 def sites_of(config: RunConfig, stage: str) -> set[str]:
-    """What a stage asks the teacher for."""
+    """Return the sites of the teacher's signals that a stage reads."""
     losses = create_all(config.losses, "losses")
     sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
     if stage == "intervene":
@@ -155,14 +153,14 @@ def sites_of(config: RunConfig, stage: str) -> set[str]:
     return sites
 
 
-def _name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted key → value."""
+    """Yield dotted key and value of each leaf."""
     for name, value in node.items():
         key = f"{prefix}.{name}"
         yield from _leaves(value, key) if isinstance(value, Mapping) and value else [(key, value)]

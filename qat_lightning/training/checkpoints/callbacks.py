@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from qat_lightning.training.checkpoints.checksum import is_sealed, write_sealed
-from qat_lightning.training.process.graceful_stop import StoppedBySignal, GracefulStop
+from qat_lightning.training.process.graceful_stop import GracefulStop, StoppedBySignal
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 HELD = {

@@ -52,8 +52,9 @@ def watch_processes() -> None:
         observer.setLevel(logging.INFO)
         observer.propagate = False
     elif os.getppid() != first:
-        _print_reason(FIRST_DIED)
-        raise SystemExit(1)
+        if not _exists(first):  # one that exists is an outer program's, which has not started this process
+            _print_reason(FIRST_DIED)
+            raise SystemExit(1)
     elif not any(thread.name == FIRST for thread in threading.enumerate()):
         threading.Thread(target=_end_after, args=(first, GRACE), name=FIRST, daemon=True).start()
 
@@ -76,6 +77,14 @@ def _starting_process() -> int | None:
         return None
     first = int(os.environ.get(FIRST) or os.getpid())
     return None if first == os.getpid() else first
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _end_after(first: int, grace: float) -> None:

@@ -130,7 +130,7 @@ def test_a_signal_that_nobody_acted_on_is_sent_again():
             assert seen == []
         time.sleep(0.01)
         assert seen == [signal.SIGUSR1]
-        with pytest.raises(StoppedBySignal), GracefulStop() as stopping:
+        with pytest.raises(StoppedBySignal), GracefulStop() as stopping:  # noqa: PT012
             stopping.begin()
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.01)

@@ -100,7 +100,7 @@ def test_a_process_whose_first_one_is_killed_during_imports_ends_with_a_message(
 def test_a_process_ends_where_nobody_reads_its_message(monkeypatch, second_process, reader):
     monkeypatch.setattr(supervision, "PRINTING", 0.5)
     monkeypatch.setattr(supervision, "GRACE", 0.0)
-    monkeypatch.setattr(os, "getppid", lambda parents=[second_process]: parents.pop() if parents else 1)  # noqa: B006
+    monkeypatch.setattr(os, "getppid", lambda parents=[second_process]: parents.pop() if parents else 1)
     out, into = os.pipe()
 
     def second():
