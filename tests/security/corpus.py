@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from qat_lightning.training.teacher_cache.fingerprint import check_facts
 
 from qat_lightning.analysis.result_files import read_landscapes, read_spectra
 from qat_lightning.commands.cli import _recorded_overrides
@@ -32,6 +31,7 @@ from qat_lightning.exporters.packed.untrusted_files import LARGEST_JSON as LARGE
 from qat_lightning.io.documents import LARGEST_JSON, LARGEST_YAML
 from qat_lightning.training.checkpoints.stage_result import read_outcome
 from qat_lightning.training.stage import Stage
+from qat_lightning.training.teacher_cache.cache import TeacherCache
 from qat_lightning.training.teacher_cache.tensor_files import read_tensors
 from tests.security import plant
 from tests.security.modules import OneWeight
@@ -527,7 +527,7 @@ BOMBS = {
         ("metrics.json", lambda folder: evaluate(composed(), folder, "student"), "metrics.json is damaged"),
         ("analysis/hessian.json", read_spectra, "hessian.json is damaged"),
         ("analysis/landscape.json", read_landscapes, "landscape.json is damaged"),
-        ("teacher.json", lambda folder: check_facts(folder, {}), "teacher.json is damaged"),
+        ("teacher.json", lambda folder: TeacherCache(folder).check({}), "teacher.json is damaged"),
         ("config.json", lambda folder: model_of(folder), "config.json"),
         ("model.safetensors.index.json", lambda folder: model_of(folder), "index.json"),
         ("tokenizer_config.json", tokenizer_of, "tokenizer_config.json"),
@@ -543,7 +543,7 @@ BOMBS = {
     }.items()
     for name, read, words in (
         ("config.yaml", run_of, "cannot be read as YAML"),
-        ("overrides.yaml", _typed, "overrides.yaml is damaged"),
+        ("overrides.yaml", _recorded_overrides, "overrides.yaml is damaged"),
     )
 } | {
     "a vocabulary without an end": Case(
