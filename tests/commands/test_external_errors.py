@@ -376,7 +376,7 @@ def test_without_an_account_the_run_is_logged_offline_and_says_so(tmp_path):
     impatient = {f"WANDB_{name}_TIMEOUT": "1" for name in ("INIT", "LOGIN", "FINISH")}
     home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_MODE": "online", "WANDB_SILENT": "true"}
     ended = call(
-        tmp_path, *SMALL, "logger=wandb", "hydra.run.dir=run", "export.packed=false", **empty, **impatient, **home
+        tmp_path, *SMALL, "logger=wandb", "hydra.run.dir=run", "export.packed=false", **(empty | impatient | home)
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("this run is logged offline") == 1

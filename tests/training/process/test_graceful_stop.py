@@ -12,11 +12,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from qat_lightning.compat import without_signal_handlers
 from qat_lightning.config.builders.training import build_trainer
 from qat_lightning.io.external_errors import STOP_SIGNALS
 from qat_lightning.training.checkpoints.callbacks import ResumeCheckpoint, resume_point
 from qat_lightning.training.module import QATModule
-from qat_lightning.training.process.graceful_stop import GracefulStop, StoppedBySignal, disable_signal_handlers
+from qat_lightning.training.process.graceful_stop import GracefulStop, StoppedBySignal
 from qat_lightning.training.process.watchdog import Watchdog
 from tests.command_line import start
 from tests.forks import check_survives_one_signal, exit_code, forked_sleeper
@@ -57,7 +58,7 @@ def fit(folder, module, **settings):
         callbacks=[ResumeCheckpoint(folder / "last.ckpt", 100, stopping=stopping)], default_root_dir=folder, **settings,
     )  # fmt: skip
     with stopping:
-        disable_signal_handlers(trainer).fit(module, DataLoader(torch.arange(48.0)), DataLoader(torch.arange(2.0)))
+        without_signal_handlers(trainer).fit(module, DataLoader(torch.arange(48.0)), DataLoader(torch.arange(2.0)))
     return trainer
 
 

@@ -418,7 +418,7 @@ def test_a_teacher_in_bfloat16_is_a_copy():
     before = copy.deepcopy(full.state_dict())
     module = build_module(config, "train", 4, student, data, full)
     batch = data.example_batch(4)
-    signals = module.distillation.teach(batch)
+    signals = module.distillation.teacher_signals(batch)
     assert {signal.dtype for layers in signals.values() for signal in layers} == {torch.bfloat16}
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert all(torch.equal(before[name], tensor) for name, tensor in full.state_dict().items())
