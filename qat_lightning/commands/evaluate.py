@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,17 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from qat_lightning.commands.export import EXPORT, ONNX, PACKED
+from qat_lightning.commands.export import EXPORT
 from qat_lightning.commands.train.pipeline import Run, opened
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
 from qat_lightning.commands.train.results import split_name, validation_hash
+from qat_lightning.config.builders.exports import build_formats, switch
 from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig
-from qat_lightning.exporters.onnx.runtime import OnnxModel
-from qat_lightning.exporters.packed.reader import load_packed
+from qat_lightning.exporters.base import ExportFormat, path_of
 from qat_lightning.io.documents import read_json
 from qat_lightning.io.files import check_plain, finite, write_json
 from qat_lightning.reports.summary import score
-
-MODELS = ("student", "teacher", "packed", "onnx")
 
 
 def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
@@ -40,20 +39,21 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
     Args:
         config: of the run, with overrides.
         folder: the run folder.
-        model: "student", "teacher", "packed" (export/packed) or "onnx" (export/model.onnx, on the CPU).
+        model: "student", "teacher", or the name of an export format, as "packed" or "onnx".
 
     Raises:
         ValueError: in words, for a model that the folder does not hold, or that is damaged.
     """
-    if model not in MODELS:
-        raise ConfigError(f"model={model!r}: {suggest(model, MODELS)}")
-    if model == "onnx":
+    formats = build_formats(config)
+    if model not in (names := ("student", "teacher", *formats)):
+        raise ConfigError(f"model={model!r}: {suggest(model, names)}")
+    if getattr(formats.get(model), "cpu_only", False):
         config = replace(config, trainer=replace(config.trainer, accelerator="cpu", precision="32-true", devices=1))
     check_plain(folder)
     recorded = _recorded(folder)
     know_the_rank(config)
     run = opened(replace(config, data=_one_split(config.data, recorded)), folder)
-    scores = _scores(run, _model(run, model), model)
+    scores = _scores(run, _model(run, model, formats), model)
     own = recorded.get("validation", {}).get("sha256") == validation_hash(run.data)
     result: Plain = {
         "model": model,
@@ -89,22 +89,14 @@ def _name(result: Plain, config: RunConfig, recorded: Plain) -> str:
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
-def _model(run: Run, model: str) -> nn.Module:
+def _model(run: Run, model: str, formats: Mapping[str, ExportFormat]) -> nn.Module:
     if model in ("student", "teacher"):
         return run.restored("teacher" if model == "teacher" else "train")
-    place = run.folder / EXPORT / (PACKED if model == "packed" else ONNX)
-    if model == "onnx" and run.data.head == "causal_language_model":
-        raise ConfigError("a model that generates text has no ONNX file: model=packed")
+    place = run.folder / EXPORT / path_of(formats[model])
     if not place.exists():
-        raise ConfigError(
-            f"{place} is not there: python -m qat_lightning.export run={run.folder} export.{model}=true makes it"
-        )
-    if model == "packed":
-        return load_packed(place)
-    try:
-        return OnnxModel(place, run.config.threads)
-    except Exception as error:  # onnxruntime's errors have no common ancestor but this
-        raise ConfigError(f"onnxruntime cannot read {place} ({_first_line(error)}): export again") from error
+        command = f"python -m qat_lightning.export run={run.folder} {switch(model, on=True)}".strip()
+        raise ConfigError(f"{place} does not exist: {command} writes it")
+    return formats[model].load(run.folder / EXPORT)
 
 
 def _scores(run: Run, scored: nn.Module, model: str) -> dict[str, float]:

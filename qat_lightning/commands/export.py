@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
 
 from qat_lightning.commands.model_comparison import NEAR, Comparison, InFloat64, compare
-from qat_lightning.config.schema import Plain, RunConfig, UnquantizedDtype
+from qat_lightning.config.builders.exports import build_formats, is_chosen, switch
+from qat_lightning.config.schema import Plain, RunConfig
 from qat_lightning.data.base import TaskData
-from qat_lightning.exporters.onnx.exporter import OnnxError, export_onnx
-from qat_lightning.exporters.onnx.runtime import OnnxModel
-from qat_lightning.exporters.packed.manifest import PARTS, WEIGHTS
-from qat_lightning.exporters.packed.reader import load_packed
-from qat_lightning.exporters.packed.writer import write_packed
+from qat_lightning.exporters.base import ExportContext, ExportFormat, path_of
 from qat_lightning.io.external_errors import one_line
 from qat_lightning.io.files import finite, write_json
-from qat_lightning.models.module_paths import family
 from qat_lightning.models.size import size
 from qat_lightning.quantization.packing.stored_weight import DivergedError
 from qat_lightning.reports.summary import score
@@ -35,8 +29,8 @@ TIMES = 2.0
 """How much further than the student in float64 an exported model's logits may be from the student's, where the metric is
 off: so far they are the student's own rounding. What lies on the border between two codes falls to either side."""
 
-EXPORT, PACKED, ONNX, RECORD, CARD = "export", "packed", "model.onnx", "metrics.json", "README.md"
-"""In the run folder: export/packed, export/model.onnx, export/metrics.json, export/README.md."""
+EXPORT, RECORD, CARD = "export", "metrics.json", "README.md"
+"""In the run folder: export/metrics.json and export/README.md, beside what the formats write."""
 
 
 class NotFaithfulError(ValueError):
@@ -63,50 +57,48 @@ class Exporter:
     record: Plain | None = None
 
     def export(self) -> Plain | None:
-        """Write each form and `export/metrics.json`; returns `record`. A form that fails does not cost the other one.
+        """Write each chosen format and `export/metrics.json`; returns `record`. If one format fails, the others are written.
 
         Raises:
-            ValueError: a model that cannot be exported, with the override that leaves that form out.
+            ValueError: a student that a format cannot write, with the override that leaves the format out.
             NotFaithfulError: an exported model whose metric is more than half a point off, and whose logits are
                 further from the student's than rounding explains.
         """
-        wanted = self.config.export
-        for name in (RECORD, CARD):  # of an earlier export: what they tell is no longer so, should this one end early
+        formats = build_formats(self.config)
+        for name in (RECORD, CARD):  # those of an earlier export are wrong if this one ends early
             (self.folder / EXPORT / name).unlink(missing_ok=True)
-        if not (wanted.packed or wanted.onnx):
+        if not any(is_chosen(self.config, name) for name in formats):
             return None
         self.student.cpu().float().eval()
         self._float32 = size(self.student).float32
         self._name_classes()
-        forms: dict[str, Plain | None] = {}
+        written: dict[str, Plain | None] = {}
         failures: list[Exception] = []
-        for form, name, make in (("packed", PACKED, self._packed), ("onnx", ONNX, self._onnx)):
-            forms[form] = None
+        for name, export_format in formats.items():
+            written[name] = None
             try:
-                if getattr(wanted, form):
-                    forms[form] = make()
-                elif (self.folder / EXPORT / name).exists():
-                    self.say(f"export/{name}", "left as an earlier export made it; the card does not mention it")
+                written[name] = self._write(name, export_format)
             except DivergedError as error:
                 self.say("export", f"nothing, {error}")
                 return None
             except Exception as error:
                 failures.append(error)
-        if any(forms.values()):
-            self._write_record(forms)
+        if any(written.values()):
+            self._write_record(written)
         if failures:
             for other in failures[1:]:
                 self.say("export", one_line(other))
             raise failures[0]
         return self.record
 
-    def _write_record(self, forms: Mapping[str, Plain | None]) -> None:
+    def _write_record(self, written: Mapping[str, Plain | None]) -> None:
+        versions = [facts.pop("versions", {}) for facts in written.values() if facts]
         self.record = {
             "metric": self.data.metric,
             "float32": self._float32,
             "classes": names_of(self.student.config) if self.data.head.endswith("_classification") else None,
-            **forms,
-            "versions": {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
+            **written,
+            "versions": {name: number for each in versions for name, number in each.items()},
         }
         write_json(self.folder / EXPORT / RECORD, self.record)
 
@@ -116,45 +108,28 @@ class Exporter:
             self.student.config.id2label = dict(enumerate(names))  # type: ignore[union-attr]
             self.student.config.label2id = {name: number for number, name in enumerate(names)}  # type: ignore[union-attr]
 
-    def _packed(self) -> Plain:
-        folder, wanted = self.folder / EXPORT / PACKED, self.config.export
-        written = write_packed(
-            self.student,
-            folder,
-            unquantized_dtype=wanted.unquantized_dtype.name,  # type: ignore[arg-type]
-            ternary_encoding=wanted.ternary_encoding.name,  # type: ignore[arg-type]
-            processor=self.data.processor,
-        )
-        file = (folder / WEIGHTS).stat().st_size
-        seen = compare(load_packed(folder), self.student, self.data, wanted.rows)
-        exact = wanted.unquantized_dtype is UnquantizedDtype.float32
-        self._check(
-            seen, "export/packed", "export.unquantized_dtype=float32" if not exact else "export.packed=false", exact
-        )
-        return self._figures(file, seen) | {
-            "bits_per_weight": written["bytes"]["bits_per_weight"],
-            "full_precision_bytes": written["bytes"]["full_precision"],
-            "full_precision": _whole_matrices(written["tensors"]),
-            "unquantized_dtype": wanted.unquantized_dtype.name,
-            "ternary_encoding": wanted.ternary_encoding.name,
-        }
-
-    def _onnx(self) -> Plain | None:
-        if family(self.student).causal:
-            self.say("export", "no ONNX file, which is for encoders")
+    def _write(self, name: str, export_format: ExportFormat) -> Plain | None:
+        """Write one format and compare it with the student; None if it is not chosen or does not support the student."""
+        folder, path = self.folder / EXPORT, path_of(export_format)
+        if not is_chosen(self.config, name):
+            if (folder / path).exists():
+                self.say(f"export/{path}", "left as an earlier export made it; the card does not mention it")
             return None
-        path = self.folder / EXPORT / ONNX
-        self.say("export", f"{path} …")
+        if (reason := export_format.supports(self.student)) is not None:
+            self.say(f"export/{path}", f"not written: {reason}")
+            return None
+        self.say(f"export/{path}", "writing …")
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            model: OnnxModel = export_onnx(self.student, path, self.data.example_batch(2))
-        except OnnxError as error:
-            raise OnnxError(f"{error}: leave it out with export.onnx=false") from error
-        seen = compare(model, self.student, self.data, self.config.export.rows)
-        self._check(seen, "export/model.onnx", "export.onnx=false")
-        return self._figures(path.stat().st_size, seen) | {
-            "inputs": list(model.inputs),
-            "outputs": model.outputs,
-        }
+            export_format.write(self.student, folder, ExportContext(self.data.example_batch(2), self.data.processor))
+        except DivergedError:
+            raise
+        except ValueError as error:
+            raise type(error)(f"{error}: leave it out with {switch(name, on=False)}") from error
+        facts = export_format.describe(folder)
+        seen = compare(export_format.load(folder), self.student, self.data, self.config.export.rows)
+        self._check(seen, f"export/{path}", switch(name, on=False), getattr(export_format, "exact", False))
+        return self._figures(facts["bytes"], seen) | facts
 
     def _figures(self, count: int, seen: Comparison) -> Plain:
         return {
@@ -195,9 +170,3 @@ def _as_good(seen: Comparison) -> bool:
         return abs(seen.score - seen.reference) <= HALF_A_POINT * max(1.0, abs(seen.reference))
     both = not (math.isfinite(seen.score) or math.isfinite(seen.reference))
     return seen.agreement >= 1 - HALF_A_POINT and (both or seen.largest_difference <= NEAR)
-
-
-def _whole_matrices(tensors: Plain) -> list[str]:
-    """Names of the matrices that are not quantized, layers folded; vectors are biases, normalization and scales."""
-    whole = [name for name, told in tensors.items() if len(told["shape"]) > 1 and not name.endswith(PARTS)]
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in whole))

@@ -155,6 +155,7 @@ class ExportConfig:
     unquantized_dtype: UnquantizedDtype = UnquantizedDtype.float32
     ternary_encoding: TernaryEncoding = TernaryEncoding["2bit"]
     rows: int = 1000
+    formats: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

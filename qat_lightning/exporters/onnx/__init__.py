@@ -1,6 +1,9 @@
-"""A quantized model as an ONNX file: codes at their width, products of whole numbers."""
+"""A quantized model as an ONNX file: codes at their width, products of integers.
 
-from qat_lightning.exporters.onnx.exporter import OnnxError, export_onnx
-from qat_lightning.exporters.onnx.runtime import OnnxModel
+`exporter.export_onnx` is imported when it is used: torch's exporter takes seconds to import.
+"""
 
-__all__ = ["OnnxError", "OnnxModel", "export_onnx"]
+from qat_lightning.exporters.onnx.format import OnnxFormat
+from qat_lightning.exporters.onnx.runtime import OnnxError, OnnxModel
+
+__all__ = ["OnnxError", "OnnxFormat", "OnnxModel"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.exporters.onnx.layers import replace_layers
-from qat_lightning.exporters.onnx.runtime import INPUTS, OnnxModel
+from qat_lightning.exporters.onnx.runtime import INPUTS, OnnxError, OnnxModel
 from qat_lightning.io.files import atomic_write
 from qat_lightning.models.capture import LOGITS
 from qat_lightning.models.module_paths import family
@@ -26,10 +26,6 @@ OPSET = 20
 
 FOLDED = 16
 """Constants of so many elements at most are worked out at export; larger ones are packed weights, and stay packed."""
-
-
-class OnnxError(ValueError):
-    """A model that cannot be exported, or a file that the runtime cannot run; the message says which and what to do."""
 
 
 def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> OnnxModel:
@@ -50,8 +46,7 @@ def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> On
     """
     if family(model).causal:
         raise OnnxError(
-            f"a {model.config.model_type} model generates token by token, and this export is for encoders: take the packed"  # type: ignore[union-attr]
-            " folder (export.onnx=false)"
+            f"a {model.config.model_type} model generates token by token, and this export is for encoders: write a packed folder"  # type: ignore[union-attr]
         )
     inputs = _inputs(model, batch)
     with atomic_write(path) as unfinished:

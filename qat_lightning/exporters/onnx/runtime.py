@@ -12,6 +12,10 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 """What an exported file may take."""
 
 
+class OnnxError(ValueError):
+    """A model that cannot be exported, or a file that onnxruntime cannot run."""
+
+
 class OnnxModel(nn.Module):
     """`model(input_ids=…, attention_mask=…)` → {"logits": …}; what the file has no input for is left out.
 

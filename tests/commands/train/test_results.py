@@ -22,7 +22,7 @@ from qat_lightning.commands.train.run import run
 from qat_lightning.config.run_config import located, read_run
 from qat_lightning.config.schema import CONF, ModelConfig, RunConfig, resolve
 from qat_lightning.config.validation import check
-from qat_lightning.exporters.onnx.exporter import OnnxError
+from qat_lightning.exporters.onnx.runtime import OnnxError
 from qat_lightning.training.checkpoints.archive import set_aside
 from tests.training.runs import SMALL, small_run
 

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 
 import qat_lightning
 from qat_lightning.exporters.onnx import exporter
-from qat_lightning.exporters.onnx.exporter import OnnxError, export_onnx
-from qat_lightning.exporters.onnx.runtime import OnnxModel
+from qat_lightning.exporters.onnx.exporter import export_onnx
+from qat_lightning.exporters.onnx.runtime import OnnxError, OnnxModel
 from qat_lightning.io.files import PART
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.packed_state import quantized_modules
