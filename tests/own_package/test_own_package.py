@@ -69,6 +69,8 @@ def test_a_run_uses_every_class_of_the_package(finished: Path) -> None:
     assert seen == "callback distance intervention schedule logger loss lr schedule"
     recorded = (finished / "config.yaml").read_text() + (finished / "overrides.yaml").read_text()
     assert "allow_targets" not in recorded
+    assert results["export"]["tensors"]["agreement"] == 1
+    assert (finished / "export" / "student.pt").is_file()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])

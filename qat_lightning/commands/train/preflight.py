@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.commands.train.trainer_checks import check_stages
+from qat_lightning.config.builders.exports import unsupported_formats
 from qat_lightning.config.builders.models import build_quantized
 from qat_lightning.config.instantiate import create_all
 from qat_lightning.config.schema import ConfigError, RunConfig
@@ -26,8 +27,10 @@ from qat_lightning.training.compatibility import label_names, other_order
 
 
 @torch.no_grad()
-def rehearse(config: RunConfig, data: TaskData, model: nn.Module) -> None:
+def rehearse(config: RunConfig, data: TaskData, model: nn.Module) -> dict[str, str]:
     """Quantize a copy of `model`, and work out every loss under every intervention.
+
+    Returns the export formats that cannot write the student, each with the reason.
 
     Raises:
         ValueError: in words, for a site or an intervention that the family does not have, layers that do not fit, a part
@@ -50,6 +53,7 @@ def rehearse(config: RunConfig, data: TaskData, model: nn.Module) -> None:
     given = {site for intervention in interventions.values() for site in intervention.sites}
     taught = SignalCapture(open_attention_for(copied, read | given), sorted(read | given))(batch)
     student = build_quantized(config, copied)
+    unsupported = unsupported_formats(config, student)
     switch_on(student, config.stages.intervene.target_modules)
     for intervention in [Intervention(), *interventions.values()]:
         with intervention.apply(student, taught):
@@ -63,6 +67,7 @@ def rehearse(config: RunConfig, data: TaskData, model: nn.Module) -> None:
                 raise ConfigError(
                     f"losses.{name} is {value} for two rows of the data: look at its arguments, and at the model's weights"
                 )
+    return unsupported
 
 
 def _check_metrics(data: TaskData, model: nn.Module) -> None:

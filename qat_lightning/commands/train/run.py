@@ -61,7 +61,8 @@ def prepared(config: RunConfig, folder: Path, scoring: RunConfig | None = None) 
     run.plan()
     teacher = build_model(config, run.data, lambda line: run.say("model", line))
     if scoring is None:
-        rehearse(config, run.data, teacher)
+        for name, reason in rehearse(config, run.data, teacher).items():
+            run.say(f"export.{name}", f"will not be written: {reason}")
         run.find_cache(teacher)
     return run, teacher
 

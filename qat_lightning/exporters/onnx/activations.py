@@ -80,8 +80,11 @@ def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput 
     """None where the quantizer has no whole codes with one scale for the tensor."""
     if not (isinstance(quantizer, Quantizer) and quantizer.enabled):
         return None
+    classes = type(quantizer).__mro__
+    codes_by, grid_by = (next(kind for kind in classes if name in vars(kind)) for name in ("codes", "integer_grid"))
     grid = quantizer.integer_grid()
-    return None if grid is None else IntegerInput(*grid, positive)
+    # A subclass that changes the codes alone does not have its base's grid.
+    return IntegerInput(*grid, positive) if grid is not None and issubclass(grid_by, codes_by) else None
 
 
 def float_input(quantizer: nn.Module) -> nn.Module:

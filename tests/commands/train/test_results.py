@@ -22,6 +22,7 @@ from qat_lightning.commands.train.run import run
 from qat_lightning.config.run_config import located, read_run
 from qat_lightning.config.schema import CONF, ModelConfig, RunConfig, resolve
 from qat_lightning.config.validation import check
+from qat_lightning.exporters.onnx.format import OnnxFormat
 from qat_lightning.exporters.onnx.runtime import OnnxError
 from qat_lightning.training.checkpoints.archive import set_aside
 from tests.training.runs import SMALL, small_run
@@ -235,7 +236,7 @@ def test_a_form_that_cannot_be_exported_costs_no_other(copy, monkeypatch, capsys
     def refuse(*arguments: Any) -> None:
         raise OnnxError("an operator is missing")
 
-    monkeypatch.setattr(export, "export_onnx", refuse)
+    monkeypatch.setattr(OnnxFormat, "write", refuse)
     with pytest.raises(OnnxError, match=r"an operator is missing: leave it out with export\.onnx=false"):
         small_run(copy, "export.onnx=true")
     for place in (copy / "metrics.json", copy / "export" / "metrics.json"):
