@@ -18,7 +18,7 @@ from qat_lightning.commands.errors import HYDRA_TRACEBACK, USER_TRACEBACK, exit_
 from qat_lightning.commands.multirun import run_job, summarize_failures
 from qat_lightning.commands.terminal import exit_on_signals, robust_streams
 from qat_lightning.config.allowed_targets import allowing, split_allowed
-from qat_lightning.config.command_line import MULTIRUN, check_words, is_override, quote_paths
+from qat_lightning.config.command_line import MULTIRUN, check_words, is_override, put_debug_last, quote_paths
 from qat_lightning.config.hydra_settings import check_flags, guarded_hydra
 from qat_lightning.config.run_config import in_one_process, located, needed_places, read_run
 from qat_lightning.config.schema import CONF, BenchConfig, ConfigError, RunConfig, resolve
@@ -145,7 +145,7 @@ def checked(config: DictConfig) -> RunConfig:
 
 def _start_hydra(main: Callable[[], None]) -> None:
     """Call a function of `hydra.main` and report its errors."""
-    words = quote_paths(sys.argv[1:])
+    words = put_debug_last(quote_paths(sys.argv[1:]))
     sys.argv[1:] = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra expects flags before overrides
     with _environment():
         check_words(sys.argv[1:])

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qat_lightning.commands.terminal import EndedBySignal
-from qat_lightning.config.allowed_targets import KEY
 from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import CONF, ConfigError
+from qat_lightning.config.validation import unknown_key
 from qat_lightning.io.documents import read_json
 from qat_lightning.io.external_errors import explain, one_line, same_command
 from qat_lightning.io.screen import tell
@@ -132,10 +132,8 @@ def _hydra_message(error: BaseException) -> str:
         groups = ", ".join(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
         return f"a group ({groups}): {message}" if message.startswith("Config group override") else message
     key = re.search(r"Key '([^']+)' (?:is )?not in", str(cause))
-    if key and key.group(1) == KEY:
-        return f"{KEY} can be given on the command line only, never in a file"
     if key and isinstance(cause.parent_node, DictConfig):
-        return f"unknown key {cause.full_key!r}: {suggest(key.group(1), map(str, cause.parent_node.keys()))}"
+        return unknown_key(str(cause.full_key), map(str, cause.parent_node.keys()))
     node = cause.parent_node if cause.key is None else cause.child_node
     if re.match(r"Invalid (type|value) assigned|Cannot (assign|merge)|field '.*' is not Optional", str(cause)):
         if isinstance(node, DictConfig):

@@ -73,6 +73,16 @@ def _quoted(value: str) -> str:
     return path if explicit or override.value() == path else QuotedString(path, Quote.single).with_quotes()
 
 
+def put_debug_last(words: Sequence[str]) -> list[str]:
+    """Move `debug=NAME` behind all groups: Hydra merges them in the order of the words, and debugging settings must win.
+
+    >>> put_debug_last(["debug=fast", "+experiment=quickstart", "seed=2"])
+    ['+experiment=quickstart', 'seed=2', '+debug=fast']
+    """
+    debug = [word for word in words if word.lstrip("+").startswith("debug=")]
+    return [word for word in words if word not in debug] + [f"+{word.lstrip('+')}" for word in debug]
+
+
 def check_words(words: Iterable[str]) -> None:
     """Hydra looks for an option by whatever it is given, and fails at what is no name without saying where.
 

@@ -35,9 +35,7 @@ def create(node: Any, key: str, **given: Any) -> Any:
     """
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)  # what is checked is what is made
-    check_targets(node, key, given)
-    if not (isinstance(node, Mapping) and "_target_" in node):
-        raise ConfigError(f"{key}={shorten(repr(node), 80, placeholder=' …')} must hold a _target_ and its arguments")
+    check_node(node, key, given)
     try:
         made = instantiate(node, _convert_="all", **given)
     except Exception as error:
@@ -48,6 +46,17 @@ def create(node: Any, key: str, **given: Any) -> Any:
         raise
     check_made(made, key)
     return made
+
+
+def check_node(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
+    """Check a node that an object can be made of, and every `_target_` in it.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    check_targets(node, key, given)
+    if not (isinstance(node, Mapping) and "_target_" in node):
+        raise ConfigError(f"{key}={shorten(repr(node), 80, placeholder=' …')} must hold a _target_ and its arguments")
 
 
 def _message(key: str, node: Mapping[str, Any], error: Exception, cause: BaseException) -> str:

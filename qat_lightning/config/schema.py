@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -24,6 +25,15 @@ class ConfigError(ValueError):
     """A mistake in the configuration, told in one message with the remedy."""
 
 
+LARGEST = 2**31 - 1
+"""The largest number of steps, epochs or rows."""
+
+
+def bounded(default: Any, least: float, most: float = LARGEST) -> Any:
+    """Define a field whose number, unless it is None, must be `least` to `most`; see `check_bounds`."""
+    return field(default=default, metadata={"bounds": (least, most)})
+
+
 class Teacher(Enum):
     """Where the student's signals are matched against: the model it was quantized from, or nothing (plain QAT)."""
 
@@ -35,6 +45,10 @@ class TeacherPrecision(Enum):
     """Of the frozen teacher's parameters, where it is not the trainer's."""
 
     bf16 = "bf16"
+
+
+Profiler = Enum("Profiler", {"simple": "simple", "advanced": "advanced", "pytorch": "pytorch"})
+"""Lightning's profilers by name."""
 
 
 class Keep(Enum):
@@ -77,12 +91,12 @@ class StageConfig:
     """Budgets in optimizer steps and epochs; lr: this stage's own (else optimizer.lr) · checkpoint_every, checkpoint_minutes:
     optimizer steps and minutes after which a checkpoint is written, whichever come first."""
 
-    max_steps: int | None = None
-    max_epochs: int | None = None
-    lr: float | None = None
-    validate_every: int | None = None
-    checkpoint_every: int = 500
-    checkpoint_minutes: float | None = None
+    max_steps: int | None = bounded(None, 0)
+    max_epochs: int | None = bounded(None, 0)
+    lr: float | None = bounded(None, 0, 10)
+    validate_every: int | None = bounded(None, 1)
+    checkpoint_every: int = bounded(500, 1)
+    checkpoint_minutes: float | None = bounded(None, 0.001)
     keep: Keep = Keep.best
 
     @property
@@ -116,8 +130,8 @@ class StagesConfig:
 class StepSizeConfig:
     """What an optimizer does to learned step sizes; lr None: as to all else."""
 
-    lr: float | None = None
-    weight_decay: float = 0.0
+    lr: float | None = bounded(None, 0, 10)
+    weight_decay: float = bounded(0.0, 0, 10)
 
 
 @dataclass
@@ -139,9 +153,9 @@ class QuantizationConfig:
     activation: Any = None
     rules: dict[str, Any] = field(default_factory=dict)
     attention: Any = None
-    bits: Any = None
+    bits: dict[str, int] | None = None
     step_size: StepSizesConfig = field(default_factory=StepSizesConfig)
-    calibration_rows: int = 256
+    calibration_rows: int = bounded(256, 1)
 
 
 @dataclass
@@ -154,29 +168,48 @@ class ExportConfig:
     onnx: bool = True
     unquantized_dtype: UnquantizedDtype = UnquantizedDtype.float32
     ternary_encoding: TernaryEncoding = TernaryEncoding["2bit"]
-    rows: int = 1000
+    rows: int = bounded(1000, 1)
     formats: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class TrainerConfig:
-    """Lightning's own names; see its Trainer. Budgets and validation belong to `stages`."""
+    """Arguments of Lightning's Trainer, without those that a run decides itself (`DECIDED_BY_RUN`)."""
 
     accelerator: str = "auto"
     devices: Any = 1
-    num_nodes: int = 1
+    num_nodes: int = bounded(1, 1)
     strategy: str = "auto"
     precision: str = "32-true"
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = bounded(1, 1)
+    gradient_clip_val: float | None = bounded(None, 0)
     gradient_clip_algorithm: str | None = None
-    log_every_n_steps: int = 10
+    log_every_n_steps: int = bounded(10, 0)
     limit_val_batches: Any = None
-    deterministic: bool | None = None
+    deterministic: Any = None
     benchmark: bool | None = None
     detect_anomaly: bool = False
     enable_progress_bar: bool = True
-    profiler: str | None = None
+    enable_model_summary: bool = False
+    enable_autolog_hparams: bool = True
+    sync_batchnorm: bool = False
+    model_registry: str | None = None
+    profiler: Profiler | None = None
+
+
+_STEPS, _VALIDATION = "stages.STAGE.max_steps", "stages.STAGE.validate_every"
+DECIDED_BY_RUN: typing.Mapping[str, str] = {
+    "max_steps": _STEPS, "min_steps": _STEPS, "max_time": _STEPS, "max_epochs": "stages.STAGE.max_epochs",
+    "min_epochs": "stages.STAGE.max_epochs", "limit_train_batches": _STEPS, "overfit_batches": "debug=overfit",
+    "fast_dev_run": "debug=fast", "barebones": "python -m qat_lightning.bench", "callbacks": "+callbacks.NAME._target_",
+    "logger": "+logger.NAME._target_", "default_root_dir": "hydra.run.dir", "val_check_interval": _VALIDATION,
+    "check_val_every_n_epoch": _VALIDATION, "num_sanity_val_steps": "nothing: two rows go through a run before it begins",
+    "enable_checkpointing": "stages.STAGE.checkpoint_every", "limit_test_batches": "data.validation_limit",
+    "limit_predict_batches": "data.validation_limit", "reload_dataloaders_every_n_epochs": "data.reshuffle",
+    "use_distributed_sampler": "nothing: the data's samplers know the processes",
+    "inference_mode": "nothing: a run needs torch.no_grad", "plugins": "trainer.strategy or trainer.precision, by name",
+}  # fmt: skip
+"""Argument of Lightning's Trainer that `trainer` does not take → what to give instead."""
 
 
 @dataclass
@@ -187,8 +220,8 @@ class RunConfig:
     working_directory: where the command was started, which the run records; relative paths of the run are relative to it."""
 
     experiment: str = "run"
-    seed: int = 1
-    threads: int | None = None
+    seed: int = bounded(1, 0, 2**32 - 1)
+    threads: int | None = bounded(None, 1, 4096)
     activation_checkpointing: bool = False
     compile: bool = False
     teacher: Teacher = Teacher.full_precision
@@ -249,6 +282,20 @@ def resolve(config: DictConfig, schema: type[Config] = RunConfig) -> Config:  # 
 def as_plain(config: RunConfig | BenchConfig) -> Plain:
     """Return a copy of the configuration as dictionaries, lists, numbers and strings: what config.yaml holds."""
     return asdict(config, dict_factory=lambda items: {k: v.name if isinstance(v, Enum) else v for k, v in items})
+
+
+def check_bounds(node: Any, prefix: str = "") -> None:
+    """Check every number of a configuration that has bounds.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for each in fields(node):
+        key, value, bounds = f"{prefix}{each.name}", getattr(node, each.name), each.metadata.get("bounds")
+        if is_dataclass(value):
+            check_bounds(value, f"{key}.")
+        elif bounds and value is not None and not bounds[0] <= value <= bounds[1]:
+            raise ConfigError(f"{key}={shorten(str(value), 80)} must be {bounds[0]} or more, at most {bounds[1]}")
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

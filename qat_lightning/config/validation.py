@@ -1,66 +1,81 @@
-"""What can be known to be wrong across the fields of a configuration, before anything is loaded."""
+"""Check a configuration before anything is loaded: each value, and the values together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from qat_lightning.config.instantiate import add_keys, check_targets, check_type, create, create_all, suggest
+from qat_lightning.config.allowed_targets import KEY
+from qat_lightning.config.instantiate import add_keys, check_node, check_type, create, create_all, suggest
 from qat_lightning.config.schema import (
+    DECIDED_BY_RUN,
+    LARGEST,
     ConfigError,
     ModelConfig,
     Plain,
     QuantizationConfig,
     RunConfig,
     Teacher,
+    TrainerConfig,
     as_plain,
+    check_bounds,
 )
-from qat_lightning.config.value_ranges import check_bounds
 from qat_lightning.io.documents import read_json
 
-_DATA_TYPES: Mapping[str, Any] = {
-    "path": str | None, "name": str | None, "tokenizer": str | None, "label_column": str, "text_columns": list[str],
-    "batch_size": int, "evaluation_batch_size": int | None, "max_length": int, "num_labels": int, "num_workers": int,
-    "train_limit": int | None, "validation_limit": int | None, "metric": str, "seed": int, "rows": int, "length": int,
-    "size": int, "channels": int, "image_column": str, "stride": int, "n_best": int, "max_question_length": int,
-    "max_answer_length": int, "group_by_length": bool, "reshuffle": bool,
-    "label_names": list[str | int | bool] | None, "unlabelled": list[str | int], "mean": list[float] | None,
-    "std": list[float] | None,
-}  # fmt: skip
-"""The data modules' classes import Lightning, which takes seconds; these types are known without."""
-
 AGAIN = "copy the file again, or give another model.path"
+
+STARTED_FOR_EACH_STAGE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
 BESIDE_BF16 = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true")
 """The trainer's precisions that a teacher in bfloat16 goes with."""
 
 
 def check(config: RunConfig) -> None:
-    """All that can be known to be wrong before data and models are loaded, in a second or two.
+    """Check all that can be known before data and models are loaded.
 
     Raises:
         ConfigError: naming the key and the valid choices.
     """
     _check_known(config)
+    check_bounds(config)
     _check_values(config)
+    _check_trainer(config.trainer)
     losses = create_all(config.losses, "losses")
     interventions = create_all(config.intervention, "intervention")
-    for group in ("intervention_schedule", "lr_scheduler"):
-        if node := getattr(config, group):
-            create(node, group)
-    for group in ("optimizer", "callbacks", "logger"):
-        check_targets(getattr(config, group), group)
+    schedule = create(config.intervention_schedule, "intervention_schedule") if config.intervention_schedule else None
+    create(config.lr_scheduler, "lr_scheduler")
+    for group in ("callbacks", "logger"):
+        _check_nodes(getattr(config, group), group)
     create_all(config.quantization.rules, "quantization.rules")
+    if config.quantization.attention is not None:
+        create(config.quantization.attention, "quantization.attention")
     for key, quantizer in _quantizers(config.quantization):
         create(quantizer | {"_partial_": False}, key)
-    _check_losses(losses)
+    if not any(loss.weight for loss in losses.values()):
+        raise ConfigError("no loss is left: give one of losses a weight above 0, or choose losses=…")
     _check_teacher(config, losses)
-    _check_schedule(config, interventions)
+    _check_schedule(config, interventions, schedule)
     _check_random(config)
     _check_layers(config)
-    _check_optimizer(config.optimizer)  # last, as torch takes a second to get ready for it
+    _check_optimizer(config.optimizer)
+    create(config.data, "data")  # last: its module imports Lightning, which takes seconds
+
+
+def unknown_key(key: str, choices: Iterable[str]) -> str:
+    """Write the message for a key that the configuration does not have.
+
+    >>> unknown_key("trainer.max_steps", ["devices"])
+    'trainer.max_steps is decided by the run: give stages.STAGE.max_steps'
+    """
+    group, _, name = key.rpartition(".")
+    if key == KEY:
+        return f"{KEY} can be given on the command line only, never in a file"
+    if group == "trainer" and name in DECIDED_BY_RUN:
+        return f"{key} is decided by the run: give {DECIDED_BY_RUN[name]}"
+    return f"unknown key {key!r}: {suggest(name, choices)}"
 
 
 def _check_known(node: Any, prefix: str = "") -> None:
@@ -68,41 +83,66 @@ def _check_known(node: Any, prefix: str = "") -> None:
     known = [field.name for field in fields(node)]
     for name, child in vars(node).items():
         if name not in known:
-            raise ConfigError(f"unknown key {prefix + str(name)!r}: {suggest(str(name), known)}")
+            raise ConfigError(unknown_key(f"{prefix}{name}", known))
         if is_dataclass(child):
             _check_known(child, f"{prefix}{name}.")
 
 
 def _check_values(config: RunConfig) -> None:
-    for name, annotation in _DATA_TYPES.items():
-        if name in config.data:
-            check_type(config.data[name], annotation, f"data.{name}")
-    check_bounds(as_plain(config))
+    check_type(config.model.student_layers, list[int] | None, "model.student_layers")
+    check_type(config.stages.intervene.target_modules, list[str] | None, "stages.intervene.target_modules")
     if config.compile and config.activation_checkpointing:
         raise ConfigError(
-            "compile=true and activation_checkpointing=true do not go together: leave out one of them (a compiled model"
-            " already computes again what is cheap)"
+            "compile=true and activation_checkpointing=true exclude each other: leave one of them out (a compiled model"
+            " already recomputes what is cheap)"
         )
     for glob, width in (config.quantization.bits or {}).items():
-        if type(width) is not int or not 1 <= width <= 8:
-            raise ConfigError(f"quantization.bits gives {glob!r} {width!r}: give a whole number from 1 to 8")
+        if not 1 <= width <= 8:
+            raise ConfigError(f"quantization.bits gives {glob!r} {width}: give a whole number from 1 to 8")
     for name, stage in vars(config.stages).items():
-        if stage.checkpoint_minutes is not None and not stage.checkpoint_minutes > 0:
-            raise ConfigError(f"stages.{name}.checkpoint_minutes={stage.checkpoint_minutes} must be above 0, or null")
         if getattr(stage, "target_modules", None) == []:
-            raise ConfigError(
-                f"stages.{name}.target_modules=[] quantizes nothing: give globs of parts, or null for all"
-            )
+            raise ConfigError(f"stages.{name}.target_modules=[] quantizes nothing: give globs, or null for all")
         if stage.max_steps is None and stage.max_epochs is None:
-            raise ConfigError(
-                f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 leaves it out)"
-            )
+            raise ConfigError(f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 skips it)")
+
+
+def _check_trainer(trainer: TrainerConfig) -> None:
+    """Check what Lightning's Trainer accepts, or refuses too late."""
+    if trainer.strategy.startswith(STARTED_FOR_EACH_STAGE):
+        raise ConfigError(
+            f"trainer.strategy={trainer.strategy} starts new processes in each stage, and only the weights come back from"
+            " them: a checkpoint's state, scores and times are lost. Set trainer.strategy=ddp"
+        )
+    number = trainer.devices
+    with suppress(TypeError, ValueError):
+        number = int(number)
+    listed = isinstance(number, list) and number and all(type(index) is int and index >= 0 for index in number)
+    if not (listed or number in ("auto", -1) or (type(number) is int and 1 <= number <= LARGEST)):
+        raise ConfigError(
+            f"trainer.devices={trainer.devices!r} must be a whole number, 1 or more; auto or -1 for all; or a list of numbers"
+        )
+    batches = trainer.limit_val_batches
+    count, share = type(batches) is int and batches >= 1, type(batches) is float and 0 < batches <= 1
+    if not (batches is None or count or share):
+        raise ConfigError(
+            f"trainer.limit_val_batches={batches!r} must be a number of batches, 1 or more, or a share above 0, at most 1.0"
+        )
+
+
+def _check_nodes(nodes: Plain, key: str) -> None:
+    """Check nodes whose objects are made later, for each stage."""
+    for name, node in nodes.items():
+        if node is not None:
+            check_node(node, f"{key}.{name}")
 
 
 def _check_optimizer(node: Plain) -> None:
     """Make one for a matrix and a vector, in two groups as in training, and take a step along a slope of 1 from 0."""
     import torch
 
+    for name in {"lr", "weight_decay", "eps"} & node.keys():
+        if isinstance(node[name], int | float) and not 0 <= node[name] <= 10:
+            raise ConfigError(f"optimizer.{name}={node[name]} must be 0 or more, at most 10")
     if node.get("maximize"):
         raise ConfigError("optimizer.maximize=true makes the loss larger: leave it out")
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]
@@ -113,33 +153,33 @@ def _check_optimizer(node: Plain) -> None:
         optimizer = create(node | on_a_device, "optimizer")(groups)
         for parameter in parameters:
             parameter.grad = torch.ones_like(parameter)
-        optimizer.step(lambda: torch.zeros(()))
+        called: list[torch.Tensor] = []
+
+        def closure() -> torch.Tensor:
+            called.append(torch.zeros(()))
+            return called[0]
+
+        optimizer.step(closure)
     except ConfigError:
         raise
     except Exception as error:  # whatever an optimizer raises for arguments that it cannot work with
         message = add_keys(" ".join(str(error).split()), node, "optimizer")
         raise ConfigError(message if message.startswith("optimizer.") else f"optimizer ({given}): {message}") from error
+    if not called:
+        raise ConfigError("optimizer: its step does not call the closure that it is given, which computes the gradient")
     if not all(((parameter <= 0) & parameter.isfinite()).all() for parameter in parameters):
         raise ConfigError(f"optimizer ({given}): its first step does not go down the slope of the loss")
 
 
 def _quantizers(quantization: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Each quantizer node of the rules and the attention, under its key."""
-    for name, rule in quantization.rules.items():
-        for slot in ("weight", "input") if rule is not None else ():
-            if rule.get(slot):
-                yield f"quantization.rules.{name}.{slot}", rule[slot]
-    for slot in ("query", "key", "probs", "value"):
-        if quantization.attention and quantization.attention.get(slot):
-            yield f"quantization.attention.{slot}", quantization.attention[slot]
-
-
-def _check_losses(losses: Mapping[str, Any]) -> None:
-    for name, loss in losses.items():
-        if not loss.weight >= 0:
-            raise ConfigError(f"losses.{name}.weight={loss.weight} must be 0 or more")
-    if not any(loss.weight for loss in losses.values()):
-        raise ConfigError("no loss is left: give one of losses a weight above 0, or choose losses=…")
+    holders = {f"rules.{name}": rule for name, rule in quantization.rules.items()} | {
+        "attention": quantization.attention
+    }
+    for place, holder in holders.items():
+        for slot in ("weight", "input", "query", "key", "probs", "value"):
+            if holder is not None and holder.get(slot) is not None:
+                yield f"quantization.{place}.{slot}", holder[slot]
 
 
 def _check_teacher(config: RunConfig, losses: Mapping[str, Any]) -> None:
@@ -189,25 +229,15 @@ def _check_random(config: RunConfig) -> None:
             )
 
 
-def _check_schedule(config: RunConfig, interventions: Mapping[str, Any]) -> None:
-    if bool(config.intervention) != bool(config.intervention_schedule):
-        given, other = (
-            ("intervention", "intervention_schedule")
-            if config.intervention
-            else ("intervention_schedule", "intervention")
-        )
+def _check_schedule(config: RunConfig, interventions: Mapping[str, Any], schedule: Any) -> None:
+    if bool(config.intervention) != bool(schedule):
+        given, other = "intervention", "intervention_schedule"
+        if schedule:
+            given, other = other, given
         raise ConfigError(f"{given} is set and {other} is not: choose {other}=… as well, or {given}=none")
-    if not config.intervention_schedule:
-        return
-    unknown = [
-        name
-        for name in create(config.intervention_schedule, "intervention_schedule").names
-        if name not in interventions
-    ]
-    if unknown:
-        raise ConfigError(
-            f"intervention_schedule names intervention {unknown[0]!r}: {suggest(unknown[0], interventions)}"
-        )
+    for name in schedule.names if schedule else ():
+        if name not in interventions:
+            raise ConfigError(f"intervention_schedule names intervention {name!r}: {suggest(name, interventions)}")
 
 
 def _check_layers(config: RunConfig) -> None:

@@ -21,6 +21,13 @@ Row = Mapping[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Tensor]]
 
 
+def check_sizes(least: int = 1, /, **sizes: int | None) -> None:
+    """Raise ValueError for a size that is smaller than the least one, or too large for an index of a tensor."""
+    for name, size in sizes.items():
+        if size is not None and not least <= size < 2**31:
+            raise ValueError(f"{name}={size} must be {least} or more, and less than 2**31")
+
+
 class TaskData(LightningDataModule):
     """Batches are `dict[str, Tensor]`: the model's inputs, "labels", and whatever `predict` needs of its own.
 
@@ -40,8 +47,9 @@ class TaskData(LightningDataModule):
         metrics: name → metric, fed what `predict` returns.
         metric: the name of the one that counts.
         num_labels: classes; 1 for a regression.
-        train_limit: only so many rows, the first of a fixed permutation (the same for every seed); None for all.
-        validation_limit: only the first so many rows; None for all.
+        train_limit: only so many rows, the first of a fixed permutation (the same for every seed), or a share of them
+            below 1, but at least a batch; None for all.
+        validation_limit: only the first so many rows, or that share of them; None for all.
         evaluation_batch_size: rows in a validation batch; None for twice the batch size.
         num_workers: processes that collate; 0 for none.
         seed: decides the order of the rows.
@@ -62,8 +70,8 @@ class TaskData(LightningDataModule):
         metrics: Mapping[str, Metric],
         metric: str,
         num_labels: int,
-        train_limit: int | None = None,
-        validation_limit: int | None = None,
+        train_limit: float | None = None,
+        validation_limit: float | None = None,
         evaluation_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -72,11 +80,12 @@ class TaskData(LightningDataModule):
     ) -> None:
         super().__init__()
         if metric not in metrics:
-            raise ValueError(f"data.metric={metric!r} is none of data.metrics: {', '.join(metrics)}")
-        sizes = {"batch_size": batch_size, "evaluation_batch_size": evaluation_batch_size, "num_labels": num_labels}
-        for name, value in (sizes | {"train_limit": train_limit, "validation_limit": validation_limit}).items():
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name}={value} must be 1 or more")
+            raise ValueError(f"metric={metric!r} is not one of the metrics: {', '.join(metrics)}")
+        check_sizes(batch_size=batch_size, evaluation_batch_size=evaluation_batch_size, num_labels=num_labels)
+        check_sizes(0, num_workers=num_workers, seed=seed)
+        for name, value in {"train_limit": train_limit, "validation_limit": validation_limit}.items():
+            if value is not None and not (0 < value < 1 or (value >= 1 and value == int(value))):
+                raise ValueError(f"{name}={value} must be 1 or more rows, or a share of the rows below 1")
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size or 2 * batch_size
         self.metrics, self.metric, self.num_labels = dict(metrics), metric, num_labels
         self.train_limit, self.validation_limit = train_limit, validation_limit
@@ -137,16 +146,24 @@ class TaskData(LightningDataModule):
         for name, rows in (("train", train), ("validation", validation)):
             if not len(rows):
                 raise ValueError(f"the {name} split of {self.task} is empty: give data.path another data set")
-        if self.train_limit is not None and self.train_limit < len(train):
-            chosen = permutation(len(train), 0, 0)[: self.train_limit]  # the same rows for every seed of a sweep
+        count = self.limited(self.train_limit, len(train))
+        if count < len(train):
+            chosen = permutation(len(train), 0, 0)[:count]  # the same rows for every seed of a sweep
             train = [train[row] for row in chosen]
-        if self.validation_limit is not None:
-            validation = [validation[row] for row in range(min(self.validation_limit, len(validation)))]
+        count = self.limited(self.validation_limit, len(validation))
+        if count < len(validation):
+            validation = [validation[row] for row in range(count)]
         self.train_rows, self.validation_rows = train, validation
         if self.group_by_length and self.train_lengths() is None:
             raise ValueError(
                 f"data.group_by_length=true, but the rows of {self.task} are no tokens and all of one size: leave it out"
             )
+
+    def limited(self, limit: float | None, rows: int) -> int:
+        """Count the rows that a limit leaves of some rows."""
+        if limit is None:
+            return rows
+        return min(rows, max(math.ceil(limit * rows), self.batch_size) if limit < 1 else int(limit))
 
     def setup(self, stage: str) -> None:
         self.load()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.base import Row, TaskData, check_sizes
 from qat_lightning.data.image_classification import collate_images
 from qat_lightning.data.language_modeling import collate_tokens
 
@@ -25,8 +25,8 @@ class RandomText(TaskData):
 
     def __init__(self, *, rows: int = 64, length: int = 16, vocabulary_size: int = 128, **common: Any) -> None:
         super().__init__(**common)
-        if length < 2:
-            raise ValueError(f"data.length={length} must be 2 or more")
+        check_sizes(rows=rows)
+        check_sizes(2, length=length, vocabulary_size=vocabulary_size)
         self.rows, self.length, self.vocabulary_size = rows, length, vocabulary_size
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
@@ -103,6 +103,7 @@ class RandomImages(TaskData):
 
     def __init__(self, *, rows: int = 64, channels: int = 3, size: int = 224, **common: Any) -> None:
         super().__init__(**common)
+        check_sizes(rows=rows, channels=channels, size=size)
         self.rows, self.channels, self.size = rows, channels, size
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:

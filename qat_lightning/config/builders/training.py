@@ -116,6 +116,7 @@ def build_trainer(
     """
     trainer = dict(vars(config.trainer))
     bar = trainer.pop("enable_progress_bar") and record
+    trainer["enable_model_summary"] &= record
     profiler = trainer.pop("profiler")
     made = Trainer(
         **trainer | {"strategy": _strategy(trainer["strategy"], trainer["devices"])},
@@ -127,11 +128,10 @@ def build_trainer(
         inference_mode=False,  # no_grad: tensors that count their changes can be quantized once for query, key and value
         use_distributed_sampler=False,  # the data's own samplers know the ranks, and resume
         enable_progress_bar=bar,
-        enable_model_summary=False,
         enable_checkpointing=record,
         callbacks=[*callbacks, *([StageBar(stage)] if bar else [])],
         logger=_loggers(config, stage, folder) if record else False,
-        profiler=PROFILERS[profiler](filename=profiler) if record and profiler else None,
+        profiler=PROFILERS[profiler.name](filename=profiler.name) if record and profiler else None,
         default_root_dir=folder,
     )
     return without_signal_handlers(made)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.base import Row, TaskData, check_sizes
 from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.padding_stats import check_padding
 from qat_lightning.data.samplers import permutation
@@ -73,14 +73,8 @@ class SquadData(TaskData):
     ) -> None:
         super().__init__(num_labels=2, **common)  # a start and an end
         check_padding(padding, self.group_by_length)
-        positive = {
-            "max_question_length": max_question_length,
-            "n_best": n_best,
-            "max_answer_length": max_answer_length,
-        }
-        for argument, value in positive.items():
-            if value < 1:
-                raise ValueError(f"data.{argument}={value} must be 1 or more")
+        check_sizes(max_question_length=max_question_length, n_best=n_best, max_answer_length=max_answer_length)
+        check_sizes(max_length=max_length, stride=stride)
         self.path, self.name, self.task = path, name, name or Path(path).name
         self.splits = {"train": train_split, "validation": validation_split}
         self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
@@ -155,7 +149,6 @@ class SquadData(TaskData):
         split, limit = read_split(self.path, self.name, self.splits[name], COLUMNS), self.question_limits[name]
         questions, notes = read_questions(split, name, self.unanswerable)
         self.notes += notes
-        if limit is None or limit >= len(questions):
-            return questions
-        chosen = permutation(len(questions), 0, 0) if name == "train" else range(len(questions))
-        return [questions[number] for number in chosen[:limit]]
+        count = self.limited(limit, len(questions))
+        chosen = permutation(len(questions), 0, 0) if name == "train" and count < len(questions) else range(count)
+        return [questions[number] for number in chosen[:count]]
