@@ -178,8 +178,7 @@ def test_every_choice_of_a_method_is_in_papers() -> None:
     for group in ("experiment", "losses", "quantization", "intervention_schedule", "intervention", "callbacks"):
         named = {name for word in words if word["key"] == group for name in choices(word)}
         there = {path.stem for path in (CONF / group).glob("[a-z]*.yaml")}
-        widths = {f"lsq_w{bits}a8" for bits in range(3, 9)}
-        assert there - named - widths - {"hidden", "all", "none", "early_stopping"} == set(), group
+        assert there - named - {"hidden", "all", "none", "early_stopping"} == set(), group
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ LEARNED_LAYER += ("feedforward.in", "feedforward.out")
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_coverage_and_grid_of_learned_steps(bits: int) -> None:
     """Base 1 and C 1, as configured: position embedding on the grid k·α/(2^(b−1) − 1), head and token types untouched."""
-    plain, student = tiny_model("bert"), student_of(f"quantization=lsq_w{bits}a8")
+    plain, student = tiny_model("bert"), student_of("quantization=lsq_w2a8", f"quantization.weight.bits={bits}")
     parts, largest = part_paths(student), 2 ** (bits - 1) - 1
     covered = {"embeddings.word", "embeddings.position", "pooler"}
     covered |= {f"layers.{layer}.{part}" for layer in range(2) for part in LEARNED_LAYER}

@@ -86,7 +86,7 @@ SHORT_TI = ("stages.intervene.max_steps=2", "stages.intervene.validate_every=1")
 ON_TEXT = {
     "kdqat_bert_base": (*GLUE["cola"], "losses=unified"),
     "kdqat_bert_large": (*GLUE["rte"], "losses=attention_output"),
-    "kdlsq_bert_base": (*SICK, "losses=kdlsq_task", "quantization=lsq_w4a8"),
+    "kdlsq_bert_base": (*SICK, "losses=kdlsq_task", "quantization=lsq_w2a8", "quantization.weight.bits=4"),
     "lsq_bert_base": GLUE["rte"],
     "ternarybert_base": GLUE["cola"],
     "ti_bert_base": (*SICK, *SHORT_TI),
@@ -105,7 +105,7 @@ ON_TEXT = {
 def test_experiment_on_real_text(tmp_path, experiment):
     results = whole_run(tmp_path, f"+experiment={experiment}", *MINILM, *ON_TEXT[experiment])
     assert results["status"] == "finished"
-    assert results["bytes"]["ratio"] > (7 if "lsq_w4a8" in str(ON_TEXT[experiment]) else 12)
+    assert results["bytes"]["ratio"] > (7 if "weight.bits=4" in str(ON_TEXT[experiment]) else 12)
 
 
 @pytest.mark.slow

@@ -115,7 +115,14 @@ def test_distillation_beats_learned_steps_alone(tmp_path):
             folder = tmp_path / f"{name}_{bits}"
             if scores:
                 after(tmp_path / "alone_2", folder)
-            words = ("+experiment=kdlsq_bert_base", *COMMON, *sick, *method, f"quantization=lsq_w{bits}a8")
+            words = (
+                "+experiment=kdlsq_bert_base",
+                *COMMON,
+                *sick,
+                *method,
+                "quantization=lsq_w2a8",
+                f"quantization.weight.bits={bits}",
+            )
             scores.setdefault(name, []).append(whole_run(folder, *words)["student"])
     print(scores)
     assert mean(scores["distilled"]) > mean(scores["alone"])

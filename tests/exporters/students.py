@@ -16,7 +16,7 @@ from qat_lightning.models.quantized_model import calibrate
 from qat_lightning.quantization.quantizers.base import Quantizer
 from tests.tiny_models import tiny_batch, tiny_model
 
-METHODS = ("ternary_w2a8", "uniform_w4a8", "lsq_w3a8", "binary_w1a8")
+METHODS = ("ternary_w2a8", "uniform_w4a8", "lsq_w2a8 quantization.weight.bits=3", "binary_w1a8")
 
 
 @cache
@@ -27,7 +27,7 @@ def quantization(*overrides: str) -> dict:
 
 def student(family: str, method: str, *overrides: str, **changes: object) -> PreTrainedModel:
     """A tiny model with the quantizers of conf/quantization, calibrated, and not where training would leave any of them."""
-    config = quantization(f"quantization={method}", *overrides)
+    config = quantization(*f"quantization={method}".split(), *overrides)
     model = build_quantized(config, tiny_model(family, **changes))
     calibrate(model, [tiny_batch(family, seed) for seed in range(2)])
     with torch.no_grad():

@@ -67,7 +67,10 @@ def configuration(*words: str) -> dict[str, Any]:
 
 def by_configuration(bits: int) -> tuple[list[QuantizationRule], AttentionQuantization]:
     chosen = configuration(
-        f"quantization=lsq_w{bits}a8", "quantization.activation.initialization=percentile", "losses=kdlsq"
+        "quantization=lsq_w2a8",
+        f"quantization.weight.bits={bits}",
+        "quantization.activation.initialization=percentile",
+        "losses=kdlsq",
     ).quantization
     rules = list(create_all(chosen["rules"], "quantization.rules").values())
     return rules, create(chosen["attention"], "quantization.attention")

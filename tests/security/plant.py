@@ -104,7 +104,7 @@ def plain() -> Path:
 @cache
 def _packed() -> Path:
     folder = Path(KEPT.name) / "packed"
-    write_packed(student("bert", "lsq_w3a8"), folder)
+    write_packed(student("bert", "lsq_w2a8 quantization.weight.bits=3"), folder)
     return folder
 
 

@@ -87,7 +87,12 @@ def test_each_stage_trains_the_loaded_model_in_training_mode_and_so_does_a_conti
     "method",
     [
         (),
-        ("quantization=lsq_w4a8", "callbacks=step_size_warmup", "callbacks.step_size_warmup.steps=2"),
+        (
+            "quantization=lsq_w2a8",
+            "quantization.weight.bits=4",
+            "callbacks=step_size_warmup",
+            "callbacks.step_size_warmup.steps=2",
+        ),
         ("activation_checkpointing=true",),
     ],
     ids=["ternary", "learned steps with warm-up", "activation checkpointing"],

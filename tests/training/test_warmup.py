@@ -20,8 +20,9 @@ from tests.training.runs import SMALL, small_run
 ROOT = Path(__file__).parents[2]
 # lr 0 for all but the step sizes: what is quantized stays, so that what a step size follows can be told.
 METHOD = (
-    "quantization=lsq_w4a8", "quantization.weight.initialization=minmax", "losses=logits", "intervention=none",
-    "intervention_schedule=none", "callbacks=step_size_warmup", "stages=baseline", "stages.train.keep=last",
+    "quantization=lsq_w2a8", "quantization.weight.bits=4", "quantization.weight.initialization=minmax",
+    "losses=logits", "intervention=none", "intervention_schedule=none",
+    "callbacks=step_size_warmup", "stages=baseline", "stages.train.keep=last",
 )  # fmt: skip
 
 
@@ -121,7 +122,12 @@ def test_step_sizes_have_their_own_rates_and_decay(tmp_path):
 
 
 def test_history_of_step_sizes_is_logged_and_drawn(tmp_path):
-    method = ("quantization=lsq_w4a8", "callbacks=[step_sizes,step_size_warmup]", "callbacks.step_size_warmup.steps=2")
+    method = (
+        "quantization=lsq_w2a8",
+        "quantization.weight.bits=4",
+        "callbacks=[step_sizes,step_size_warmup]",
+        "callbacks.step_size_warmup.steps=2",
+    )
     small_run(tmp_path, *method)
     with (tmp_path / "logs" / "train" / "metrics.csv").open() as rows:
         logged = [row for row in csv.DictReader(rows) if row["train/loss"]]

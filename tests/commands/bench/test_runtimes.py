@@ -21,7 +21,7 @@ from qat_lightning.commands.bench.shapes import random_batch
 from qat_lightning.quantization.quantizers.base import Quantizer
 from tests.commands.bench.configurations import ONE_LAYER, composed
 
-MODELS = {"bert": ("model=tiny",), "vit": ("model=tiny_vit", "quantization=lsq_w4a8")}
+MODELS = {"bert": ("model=tiny",), "vit": ("model=tiny_vit", "quantization=lsq_w2a8", "quantization.weight.bits=4")}
 
 
 @pytest.fixture(scope="module", params=list(MODELS))

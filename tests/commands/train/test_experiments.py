@@ -60,10 +60,16 @@ def test_experiment_trains(tmp_path, experiment):
             "quantization.embedding.granularity=per_group",
             "quantization.embedding.group_size=8",
         ),
-        ("quantization=lsq_w4a8", "quantization.weight.initialization=kl", "callbacks=step_size_warmup"),
+        (
+            "quantization=lsq_w2a8",
+            "quantization.weight.bits=4",
+            "quantization.weight.initialization=kl",
+            "callbacks=step_size_warmup",
+        ),
         ("quantization=lsq_w2a8", "losses=kdlsq_task", "quantization.bits={layers.0.*:8,pooler:3}"),
         (
-            "quantization=lsq_w3a8",
+            "quantization=lsq_w2a8",
+            "quantization.weight.bits=3",
             "quantization.weight.parametrization=step_size",
             "quantization.weight.gradient_scale=elements",
             "quantization.activation.gradient_scale=features",

@@ -36,15 +36,17 @@ class Case:
 CASES = {
     "bert": Case("bert", "ternary_w2a8", 9, types=True),
     # as many rows as tokens as heads, and no padding: nothing of that may stay in the file
-    "roberta": Case("roberta", "lsq_w3a8", 9, lengths=(4, 4, 4, 4)),
+    "roberta": Case("roberta", "lsq_w2a8 quantization.weight.bits=3", 9, lengths=(4, 4, 4, 4)),
     "electra": Case("electra", "uniform_w8a8", 9),
     "distilbert": Case("distilbert", "uniform_w4a8", 8, answers=True),
     "vit": Case("vit", "binary_w1a8", 8, (STATIC,)),
     "deit": Case("deit", "ternary_w2a8", 0, (BY_ROW,)),
 }
-LSQ = {f"lsq w{bits}": Case("bert", f"lsq_w{bits}a8", 9) for bits in (2, 4, 5, 6, 7, 8)}
+LSQ = {f"lsq w{bits}": Case("bert", f"lsq_w2a8 quantization.weight.bits={bits}", 9) for bits in (2, 4, 5, 6, 7, 8)}
 STEP = {
-    f"lsq step w{bits}": Case("roberta", f"lsq_w{bits}a8", 9, ("quantization.weight.parametrization=step_size",))
+    f"lsq step w{bits}": Case(
+        "roberta", f"lsq_w2a8 quantization.weight.bits={bits}", 9, ("quantization.weight.parametrization=step_size",)
+    )
     for bits in (2, 5, 8)
 }
 MANY = {

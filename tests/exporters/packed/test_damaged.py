@@ -39,7 +39,9 @@ class Vocabulary:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "packed"
-    write_packed(student("bert", "lsq_w3a8"), folder, processor=Vocabulary(), facts={"metric": 0.75})
+    write_packed(
+        student("bert", "lsq_w2a8 quantization.weight.bits=3"), folder, processor=Vocabulary(), facts={"metric": 0.75}
+    )
     return folder
 
 

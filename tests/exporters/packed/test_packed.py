@@ -109,7 +109,7 @@ def test_weights_of_every_granularity(make, granularity: str, family: str, tmp_p
 
 
 def test_without_activations_all_layers_are_plain(tmp_path: Path) -> None:
-    model = student("bert", "lsq_w3a8")
+    model = student("bert", "lsq_w2a8 quantization.weight.bits=3")
     write_packed(model, tmp_path / "packed")
     loaded = load_packed(tmp_path / "packed", activations=False)
     assert not quantizers(loaded)
@@ -211,14 +211,16 @@ def test_trits_and_half_precision(tmp_path: Path) -> None:
 
 
 def test_what_quantizers_learned_stays_float32_beside_half_precision(tmp_path: Path) -> None:
-    manifest = write_packed(student("bert", "lsq_w3a8"), tmp_path / "packed", unquantized_dtype="float16")
+    manifest = write_packed(
+        student("bert", "lsq_w2a8 quantization.weight.bits=3"), tmp_path / "packed", unquantized_dtype="float16"
+    )
     learned = {tensor["dtype"] for name, tensor in manifest["tensors"].items() if name.endswith(("step_size", "scale"))}
     assert learned == {"F32"}
     assert not [name for name in manifest["tensors"] if "weight_quantizer" in name]
 
 
 def test_the_same_model_gives_the_same_bytes_over_what_was_there(tmp_path: Path) -> None:
-    model, folder = student("bert", "lsq_w3a8"), tmp_path / "packed"
+    model, folder = student("bert", "lsq_w2a8 quantization.weight.bits=3"), tmp_path / "packed"
     write_packed(model, folder, facts={"metric": 0.75, "names": ("a", "b"), "counts": {2: 1, 10: 2}})
     first = digests(folder)
     write_packed(tiny_model("bert"), folder)

@@ -46,7 +46,12 @@ def test_a_kill_at_every_write():
     check_equal("killed while writing", killed((), kills, timeout=500), len(kills))
 
 
-LSQ = ("quantization=lsq_w3a8", "callbacks=step_size_warmup", "callbacks.step_size_warmup.steps=5")
+LSQ = (
+    "quantization=lsq_w2a8",
+    "quantization.weight.bits=3",
+    "callbacks=step_size_warmup",
+    "callbacks.step_size_warmup.steps=5",
+)
 
 
 @pytest.mark.slow

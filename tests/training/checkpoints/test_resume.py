@@ -84,7 +84,7 @@ def test_stopped_run_ends_in_the_same_bits(tmp_path, uninterrupted, batches):
 
 
 LEARNED = (
-    "quantization=lsq_w3a8", "quantization.weight.initialization=kl", "callbacks=step_size_warmup",
+    "quantization=lsq_w2a8", "quantization.weight.bits=3", "quantization.weight.initialization=kl", "callbacks=step_size_warmup",
     "callbacks.step_size_warmup.steps=3",
 )  # fmt: skip
 STOCHASTIC = ("intervention_schedule=stochastic", "trainer.accumulate_grad_batches=2")
