@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
-from qat_lightning.commands.errors import told
+from qat_lightning.commands.errors import error_message
 from qat_lightning.config.command_line import check_words, put_debug_last
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.run_config import in_one_process, read_run
@@ -131,13 +131,13 @@ def test_every_argument_of_lightning_s_trainer_is_taken_or_has_a_replacement():
 def test_an_argument_that_the_run_decides_is_refused_with_its_replacement(word):
     with pytest.raises(Exception, match="max_steps") as refused:
         check(composed(word))
-    assert told(refused.value) == "trainer.max_steps is decided by the run: give stages.STAGE.max_steps"
+    assert error_message(refused.value) == "trainer.max_steps is decided by the run: give stages.STAGE.max_steps"
 
 
 def test_an_unknown_argument_of_the_trainer_is_refused_with_the_nearest():
     with pytest.raises(Exception, match="sync_batchnrm") as refused:
         composed("trainer.sync_batchnrm=true")
-    assert "did you mean 'sync_batchnorm'?" in str(told(refused.value))
+    assert "did you mean 'sync_batchnorm'?" in str(error_message(refused.value))
 
 
 @pytest.mark.parametrize(
