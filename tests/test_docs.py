@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qat_lightning.config.command_line import put_debug_last
 from qat_lightning.config.schema import CONF, BenchConfig, resolve
 from qat_lightning.config.validation import check
 
@@ -154,7 +155,7 @@ def test_every_link_and_path_leads_to_a_file(page: Path) -> None:
 @every_page
 def test_every_command_composes(page: Path) -> None:
     for program, *words in commands(page):
-        given = tuple(word for word in words[2:] if not word.startswith(("run=", "output=", "--")))
+        given = tuple(word for word in put_debug_last(words[2:]) if not word.startswith(("run=", "output=", "--")))
         if program == "make":
             assert set(words) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         elif words[1] == "qat_lightning.bench":
