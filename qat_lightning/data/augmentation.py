@@ -1,8 +1,7 @@
-"""Training images changed at random: images (B, C, H, W) with pixels in [0, 1] → the same shape.
+"""Augment training images at random: images (B, C, H, W) with pixels in [0, 1] → the same shape.
 
-Each is a module that draws from torch's own generator and from nothing else; `ImageClassificationData` seeds that generator
-for every batch.
-Modules of `kornia.augmentation` are made the same way. Legend: B batch, C channels, H height, W width.
+Each module draws only from torch's global generator, which `ImageClassificationData` seeds for every batch, as modules of
+`kornia.augmentation` do. Legend: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ SPACE = (
     ("color", 0.1, 1.9), ("contrast", 0.1, 1.9), ("brightness", 0.1, 1.9), ("sharpness", 0.1, 1.9),
     ("shear_x", -_SHEAR, _SHEAR), ("shear_y", -_SHEAR, _SHEAR), ("translate_x", -0.3, 0.3), ("translate_y", -0.3, 0.3),
 )  # fmt: skip
-"""RandAugment's operations and how far each may go (arXiv:1909.13719 §3); translations are parts of the width."""
+"""RandAugment's operations and their ranges (arXiv:1909.13719 §3); translations are fractions of the width."""
 
 
 class Crop(nn.Module):
-    """Pads with black on all sides, then cuts out H × W pixels wherever they fall: arXiv:1512.03385 §4.2.
+    """Pad with black on all sides, then cut out H × W pixels at a random position: arXiv:1512.03385 §4.2.
 
     Args:
-        padding: on each side, as a part of the height; the paper's 4 of CIFAR's 32 pixels are an eighth.
+        padding: fraction of the height on each side; the paper's 4 of CIFAR's 32 pixels are 0.125.
     """
 
     def __init__(self, padding: float = 0.125) -> None:
         super().__init__()
         if not 0 < padding <= 1:
             raise ValueError(
-                f"padding={padding} must be a part of the height, above 0 and at most 1: 0.125 pads 4 of 32"
+                f"padding={padding} must be a fraction of the height, above 0 and at most 1: 0.125 pads 4 of 32"
             )
         self.padding = padding
 
@@ -54,12 +53,12 @@ class Crop(nn.Module):
 
 
 class Flip(nn.Module):
-    """Mirrors each image left to right with this probability."""
+    """Mirror each image left to right with a probability."""
 
     def __init__(self, probability: float = 0.5) -> None:
         super().__init__()
         if not 0 <= probability <= 1:
-            raise ValueError(f"probability={probability} must lie in 0…1")
+            raise ValueError(f"probability={probability} must be in 0…1")
         self.probability = probability
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ class Flip(nn.Module):
 
 
 class TrivialAugment(nn.Module):
-    """One operation for each image, as strong as it falls, of `SPACE` or none: arXiv:2103.10158 §3 (space RA).
+    """Apply one random operation of `SPACE`, or none, with a random strength to each image: arXiv:2103.10158 §3 (RA).
 
     kornia's own class gives all images of a batch the same operation, shears up to 54 degrees and posterizes to black.
     """

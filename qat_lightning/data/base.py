@@ -1,4 +1,4 @@
-"""What every task's data is: rows read once, batches in an order that can be recomputed, metrics, a fingerprint."""
+"""The base of all data modules: rows, batches in a reproducible order, metrics, a fingerprint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from qat_lightning.data.loader_workers import loading_context, outlive
+from qat_lightning.data.loader_workers import ignore_first_sigterm, loading_context
 from qat_lightning.data.samplers import ShardSampler, StageBatchSampler, permutation
 
 Head = Literal["text_classification", "image_classification", "question_answering", "causal_language_model"]
@@ -22,42 +22,41 @@ Collate = Callable[[Sequence[Row]], dict[str, Tensor]]
 
 
 def check_sizes(least: int = 1, /, **sizes: int | None) -> None:
-    """Raise ValueError for a size that is smaller than the least one, or too large for an index of a tensor."""
+    """Raise ValueError for a size that is smaller than `least`, or too large for an index of a tensor."""
     for name, size in sizes.items():
         if size is not None and not least <= size < 2**31:
             raise ValueError(f"{name}={size} must be {least} or more, and less than 2**31")
 
 
 class TaskData(LightningDataModule):
-    """Batches are `dict[str, Tensor]`: the model's inputs, "labels", and whatever `predict` needs of its own.
+    """The data of a task, whose batches are `dict[str, Tensor]`: the model's inputs, "labels", and inputs of `predict`.
 
     "labels" are int64 classes (B,), float32 scores (B,) for a regression, start and end positions (B, 2) for question
-    answering, or the token that follows each token (B, N), −100 where none does, for a language model. Names that are
-    no argument of the model never reach it. Subclasses write `read` and `collate`. Rows are read by `load`, or when
-    first asked for.
+    answering, or the next token of each token (B, N), −100 for none, for a language model. The model receives only names
+    that are arguments of it. Subclasses define `read` and `collate`. Rows are read by `load`, or on first use.
 
     Attributes:
-        head: the kind of model that answers this data.
-        label_names: of the classes in the order of their numbers, where the data has names.
-        model_names: the same, as the model's configuration gives them; None where it gives none.
-        notes: what a user should know of the rows that were read, one sentence each.
+        head: the kind of model for this data.
+        label_names: the classes in the order of their numbers; None without names.
+        model_names: the same from the model's configuration; None without names.
+        notes: notes for the user about the rows, one sentence each.
 
     Args:
         batch_size: rows in a training batch of one process.
-        metrics: name → metric, fed what `predict` returns.
-        metric: the name of the one that counts.
-        num_labels: classes; 1 for a regression.
-        train_limit: only so many rows, the first of a fixed permutation (the same for every seed), or a share of them
-            below 1, but at least a batch; None for all.
-        validation_limit: only the first so many rows, or that share of them; None for all.
+        metrics: name → metric of the results of `predict`.
+        metric: the name of the metric that selects and compares models.
+        num_labels: number of classes; 1 for a regression.
+        train_limit: number of rows, the first of a fixed permutation (the same for every seed), or a share of them below 1,
+            but at least a batch; None for all.
+        validation_limit: number of rows, the first ones, or a share of them below 1; None for all.
         evaluation_batch_size: rows in a validation batch; None for twice the batch size.
         num_workers: processes that collate; 0 for none.
-        seed: decides the order of the rows.
-        group_by_length: rows of about one length share a training batch, so that less of it is padding.
-        reshuffle: other training batches in every epoch; False for the same ones in another order.
+        seed: seed of the order of the rows.
+        group_by_length: put rows of similar length into the same training batch, which reduces padding.
+        reshuffle: make new training batches in every epoch; False for the same batches in another order.
 
     Raises:
-        ValueError: `metric` is none of `metrics`, or a size below 1.
+        ValueError: `metric` is not in `metrics`, or a size is below 1.
     """
 
     task = "task"
@@ -99,68 +98,66 @@ class TaskData(LightningDataModule):
 
     @property
     def regression(self) -> bool:
-        """Labels are scores, not classes."""
+        """Whether labels are scores, not classes."""
         return self.num_labels == 1
 
     @property
     def processor(self) -> Any:
-        """transformers' tokenizer or image processor that makes a model's inputs of what a user has; None where there is
-        none."""
+        """transformers' tokenizer or image processor of the model's inputs; None without one."""
         return getattr(self, "tokenizer", None)
 
     @property
     def higher_is_better(self) -> bool:
-        """Of the metric that counts; one that does not say (a correlation) is taken for yes."""
+        """Whether a higher value of `metric` is better; True for a metric that does not say so (a correlation)."""
         return self.metrics[self.metric].higher_is_better is not False
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Training and validation rows, encoded: input name → numbers, and "labels"."""
+        """Return training and validation rows, encoded: input name → numbers, and "labels"."""
         raise NotImplementedError(f"{type(self).__name__} must define read()")
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """One batch of rows."""
+        """Return one batch of rows."""
         raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
 
     def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the metrics are fed: (class ids (B,) or regression scores (B,), labels).
+        """Return what the metrics take: (class ids (B,) or regression scores (B,), labels).
 
         Args:
-            logits: of each head of the model, float32.
+            logits: the logits of each head of the model, float32.
         """
         (scores,) = logits
         return scores.squeeze(-1) if self.regression else scores.argmax(-1), batch["labels"]
 
     def tokens(self, batch: Mapping[str, Tensor]) -> list[str] | None:
-        """The words of the batch's first row, for a picture; None for an image."""
+        """Return the tokens of the batch's first row; None for an image."""
         return None
 
     def load(self) -> None:
         """Read both splits, once.
 
         Raises:
-            ValueError: in words, for data that cannot be used.
+            ValueError: data that cannot be used.
         """
         if self.train_rows:
             return
         train, validation = self.read()
         for name, rows in (("train", train), ("validation", validation)):
             if not len(rows):
-                raise ValueError(f"the {name} split of {self.task} is empty: give data.path another data set")
+                raise ValueError(f"the {name} split of {self.task} is empty: set path=FOLDER")
         count = self.limited(self.train_limit, len(train))
         if count < len(train):
-            chosen = permutation(len(train), 0, 0)[:count]  # the same rows for every seed of a sweep
-            train = [train[row] for row in chosen]
+            train = [train[row] for row in permutation(len(train), 0, 0)[:count]]  # the same for every seed of a sweep
         count = self.limited(self.validation_limit, len(validation))
         if count < len(validation):
             validation = [validation[row] for row in range(count)]
         self.train_rows, self.validation_rows = train, validation
         if self.group_by_length and self.train_lengths() is None:
             raise ValueError(
-                f"data.group_by_length=true, but the rows of {self.task} are no tokens and all of one size: leave it out"
+                f"group_by_length=true, but the rows of {self.task} are not tokens and have one size: remove it"
             )
 
     def limited(self, limit: float | None, rows: int) -> int:
-        """Count the rows that a limit leaves of some rows."""
+        """Return how many of `rows` rows a limit leaves."""
         if limit is None:
             return rows
         return min(rows, max(math.ceil(limit * rows), self.batch_size) if limit < 1 else int(limit))
@@ -169,39 +166,34 @@ class TaskData(LightningDataModule):
         self.load()
 
     def train_dataloader(self) -> DataLoader:
-        """One pass is a whole stage, so that Lightning's progress is one number: the batches that were processed."""
+        """Return a loader of a whole stage, so that Lightning's progress is one number: the batches that were processed."""
         self.load()
-        return DataLoader(
-            self.train_rows,  # type: ignore[arg-type]
-            batch_sampler=self._train_batches(),
-            collate_fn=self.collate,
-            num_workers=self.num_workers,
-            worker_init_fn=outlive,
-            multiprocessing_context=loading_context(self.num_workers),
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self._loader(self.train_rows, batch_sampler=self._train_batches())
 
     def val_dataloader(self) -> DataLoader:
-        """The validation rows in order, each once over all ranks."""
+        """Return a loader of the validation rows in order, each once over all ranks."""
         self.load()
+        sampler = ShardSampler(len(self.validation_rows), *self._place())
+        return self._loader(self.validation_rows, batch_size=self.evaluation_batch_size, sampler=sampler)
+
+    def _loader(self, rows: Sequence[Row], **batches: Any) -> DataLoader:
         return DataLoader(
-            self.validation_rows,  # type: ignore[arg-type]
-            batch_size=self.evaluation_batch_size,
-            sampler=ShardSampler(len(self.validation_rows), *self._place()),
+            rows,  # type: ignore[arg-type]
+            **batches,
             collate_fn=self.collate,
             num_workers=self.num_workers,
-            worker_init_fn=outlive,
+            worker_init_fn=ignore_first_sigterm,
             multiprocessing_context=loading_context(self.num_workers),
             pin_memory=torch.cuda.is_available(),
         )
 
     def batches_per_epoch(self, world_size: int = 1) -> int:
-        """Training batches that each of `world_size` processes sees in an epoch."""
+        """Return the number of training batches of one of `world_size` processes in an epoch."""
         self.load()
         return math.ceil(len(self.train_rows) / (self.batch_size * world_size))
 
     def train_lengths(self) -> Tensor | None:
-        """Tokens of each training row, int32; None where rows are no tokens."""
+        """Return the number of tokens of each training row, int32; None if rows are not tokens."""
         self.load()
         if "input_ids" not in self.train_rows[0]:
             return None
@@ -215,25 +207,29 @@ class TaskData(LightningDataModule):
         world_size: int = 1,
         grouped: bool | None = None,
     ) -> StageBatchSampler:
-        """The rows of each training batch; see `StageBatchSampler`. Args: grouped: by length; None for as configured."""
+        """Return the rows of each training batch, see `StageBatchSampler`.
+
+        Args:
+            grouped: group rows by length; None for `group_by_length`.
+        """
         grouped = self.group_by_length if grouped is None else grouped
         given = (len(self.train_rows), self.batch_size, self.seed, batches, start, rank, world_size)
         return StageBatchSampler(*given, self.train_lengths() if grouped else None, self.reshuffle)
 
     def calibration_batches(self, count: int) -> list[dict[str, Tensor]]:
-        """The first `count` training rows of a fixed order, in batches of 32: the same for every rank, seed, batch size."""
+        """Return `count` training rows in batches of 32, the same for every rank, seed and batch size."""
         self.load()
         chosen = permutation(len(self.train_rows), 0, 0)[:count]
         batches = [chosen[start : start + 32] for start in range(0, len(chosen), 32)]
         return [self.collate([self.train_rows[row] for row in rows]) for rows in batches]
 
     def example_batch(self, count: int) -> dict[str, Tensor]:
-        """The first `count` validation rows, for pictures."""
+        """Return the first `count` validation rows."""
         self.load()
         return self.collate([self.validation_rows[row] for row in range(min(count, len(self.validation_rows)))])
 
     def fingerprint(self) -> str:
-        """SHA-256 over the encoded rows in use: other data, another tokenizer or another limit gives another one."""
+        """Return the SHA-256 of the encoded rows in use: it changes with the data, the tokenizer and the limits."""
         self.load()
         digest = hashlib.sha256(f"{self.num_labels}".encode())
         for rows in (self.train_rows, self.validation_rows):
@@ -241,7 +237,7 @@ class TaskData(LightningDataModule):
             for row in rows:
                 for name, value in sorted(row.items()):
                     tensor = torch.as_tensor(value).contiguous()
-                    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())  # where each value ends
+                    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

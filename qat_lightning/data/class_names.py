@@ -1,4 +1,4 @@
-"""The classes of a data set: their names, and in which order they are numbered."""
+"""The classes of a data set: their names, and the order in which they are numbered."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 UNLABELLED = ("", "-", "-1")
-"""Labels of rows that have none: SNLI's annotators disagreed ("-"), `datasets` has no word for a missing class (−1)."""
+"""Labels of rows without a class: "-" in SNLI, where annotators disagreed, and −1 in sets of the `datasets` library."""
 
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """What is known of the labels before they are read.
+    """The label column of a data set.
 
-    Attributes:
+    Args:
         name: the column.
-        num_labels: classes; 1 for a regression.
-        names: the classes in the order of their numbers, as the user gave them; None for no such wish.
-        model_names: the same, as the model's configuration gives them.
-        unlabelled: labels of rows that have none, beside null and NaN.
+        num_labels: number of classes; 1 for a regression.
+        names: the user's classes in the order of their numbers; None for no order.
+        model_names: the classes in the order of the model's configuration.
+        unlabelled: labels of rows without a class, beside null and NaN.
     """
 
     name: str
@@ -34,89 +34,101 @@ class LabelColumn:
     def __post_init__(self) -> None:
         if self.names is not None and (self.num_labels == 1 or len(self.names) != self.num_labels):
             raise ValueError(
-                f"data.label_names={list(self.names)} has {len(self.names)} names for data.num_labels={self.num_labels}:"
-                " name each class once (a regression, data.num_labels=1, has none)"
+                f"label_names={list(self.names)} has {len(self.names)} names for num_labels={self.num_labels}: name each"
+                " class once (a regression, num_labels=1, has none)"
             )
         if self.names is not None and len(set(self.names)) != len(self.names):
-            raise ValueError(f"data.label_names={list(self.names)} names a class twice: name each class once")
+            raise ValueError(f"label_names={list(self.names)} names a class twice: name each class once")
 
-    def absent(self, word: str) -> bool:
-        """Whether the label stands for none; never one that is the name of a class."""
+    def is_unlabelled(self, word: str) -> bool:
+        """Return whether the label means that the row has no class; never true for the name of a class."""
         return word in map(str, self.unlabelled) and word not in (*(self.names or ()), *(self.model_names or ()))
 
 
 def as_names(given: Sequence[str | int | bool] | None) -> list[str] | None:
-    """`data.label_names` as texts: [1, 2] and [true, false] are names as well."""
+    """Convert label_names to texts: [1, 2] and [true, false] are names as well."""
     return None if given is None else [*map(str, given)]
 
 
-def plain(name: str) -> str:
-    """A name without regard to case, spaces and hyphens; a whole number without decimal places."""
+def normalized(name: str) -> str:
+    """Remove differences of case, spaces and hyphens from a name, and decimal zeros from a whole number.
+
+    >>> normalized("Not-Entailed "), normalized("7.0")
+    ('not_entailed', '7')
+    """
     bare = re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", name.strip().casefold())
     return re.sub(r"[\s_-]+", "_", bare)
 
 
 def numbering(names: Sequence[str]) -> Callable[[str], int | None]:
-    """A function from a class's name to its number: the name itself, else one that differs in case or spacing alone."""
+    """Return a function from a class's name, or one that only differs in case or spaces, to its number."""
     exact = {name: number for number, name in enumerate(names)}
-    folded = {plain(name): number for number, name in enumerate(names)}
-    if len(folded) < len(names):  # two classes that only case tells apart
+    folded = {normalized(name): number for number, name in enumerate(names)}
+    if len(folded) < len(names):  # two classes that differ in case only
         folded = {}
-    return lambda word: exact.get(word, folded.get(plain(word)))
+    return lambda word: exact.get(word, folded.get(normalized(word)))
 
 
 def class_names(
     train: Dataset, words: Sequence[str | None], column: LabelColumn, hint: str
 ) -> tuple[list[str] | None, list[str]]:
-    """The names of the classes in the order of their numbers, None for plain numbers; and what is to be said of that."""
+    """Return the names of the classes in the order of their numbers, None for plain numbers; and notes for the user.
+
+    Args:
+        words: the class of each row as a word; None for none.
+        hint: the end of an error's message.
+    """
     feature = train.features[column.name]
     own = _own_names(feature, words, column)
     for names in (column.names, column.model_names):
         if names and own and all(number is not None for number in map(numbering(names), own)):
-            order = [plain(name) for name in names if plain(name) in set(map(plain, own))]
-            moved = names is column.model_names and order != [*map(plain, own)]
-            said = f"classes are numbered as the model numbers them: {_numbered(names)}"
-            return list(names), [said] * moved
+            order = [normalized(name) for name in names if normalized(name) in set(map(normalized, own))]
+            differs = names is column.model_names and order != [*map(normalized, own)]
+            return list(names), [f"classes have the numbers of the model: {_numbered(names)}"] * differs
     if str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float")) and not isinstance(feature, ClassLabel):
         return (None if column.names is None else list(column.names)), []
     if column.names is not None:
         unknown = next(word for word in own if numbering(column.names)(word) is None)
         raise ValueError(
-            f"column {column.name!r} has label {unknown!r}, which data.label_names={list(column.names)} lacks: name all its"
-            f" classes ({listed(own)})"
+            f"column {column.name!r} has the label {unknown!r}, which is not in label_names={list(column.names)}: name all"
+            f" classes ({shortened(own)})"
         )
     if own and (names := _by_number(own, column.num_labels)):
         return names, []
     if own and len(own) != column.num_labels:
         raise ValueError(_wrong_count(own, column) + hint)
-    said = (
-        f"the model's classes ({listed(column.model_names or ())}) are others than the data's, which are numbered"
-        f" {_numbered(own)}; data.label_names=[…] gives another order"
+    note = (
+        f"the model's classes ({shortened(column.model_names or ())}) differ from the data's, which are numbered"
+        f" {_numbered(own)}; label_names=[…] sets another order"
     )
-    return own or None, [said] * bool(column.model_names)
+    return own or None, [note] * bool(column.model_names)
 
 
 def _own_names(feature: Any, words: Sequence[str | None], column: LabelColumn) -> list[str]:
-    """The data's classes: in a `ClassLabel`'s own order, whole numbers by size, others sorted."""
+    """Return the data's classes: in a `ClassLabel`'s own order, whole numbers by size, others sorted."""
     if isinstance(feature, ClassLabel):
-        return [name.strip() for name in feature.names if not column.absent(name.strip())]
+        return [name.strip() for name in feature.names if not column.is_unlabelled(name.strip())]
     found = {word for word in words if word is not None}
-    numbers = {word: whole(word) for word in found}
+    numbers = {word: whole_number(word) for word in found}
     if None in numbers.values():
         return sorted(found)
     return sorted(found, key=lambda word: (numbers[word], word))
 
 
 def _by_number(words: Sequence[str], num_labels: int) -> list[str] | None:
-    """The names of classes whose words are their numbers, 0 to num_labels − 1; None where they are not."""
-    numbers = {whole(word): word for word in words}
+    """Return the names of classes whose words are their numbers, 0 to num_labels − 1; else None."""
+    numbers = {whole_number(word): word for word in words}
     if len(numbers) < len(words) or not all(number in range(num_labels) for number in numbers):
         return None
     return [numbers.get(number, str(number)) for number in range(num_labels)]
 
 
-def whole(word: str) -> int | None:
-    """The whole number that a word is, also as 7.0, or as transformers names a class without a name: LABEL_7."""
+def whole_number(word: str) -> int | None:
+    """Return the whole number in a word.
+
+    >>> whole_number("7.0"), whole_number("LABEL_7"), whole_number("seven")
+    (7, 7, None)
+    """
     found = re.fullmatch(r"(?:LABEL_)?([+-]?[0-9]{1,18})(?:\.0+)?", word)
     return int(found[1]) if found else None
 
@@ -124,26 +136,29 @@ def whole(word: str) -> int | None:
 def _wrong_count(names: Sequence[str], column: LabelColumn) -> str:
     if len(names) == 1:
         return one_class(repr(names[0]), column)
-    has = f"data.num_labels={column.num_labels}, but column {column.name!r} has {len(names)} classes ({listed(names)})"
-    alike = {plain(name): name for name in names}
-    if len(alike) == column.num_labels:
-        order = listed([*alike.values()])
-        return f"{has}, some of which differ in case or spacing alone: give data.label_names=[…], each once ({order})"
-    absent = ", or data.unlabelled=[…] with those that stand for no label" if len(names) > column.num_labels else ""
-    return f"{has}: give data.num_labels={len(names)}, or another data.label_column{absent}"
+    problem = (
+        f"num_labels={column.num_labels}, but column {column.name!r} has {len(names)} classes ({shortened(names)})"
+    )
+    distinct = {normalized(name): name for name in names}
+    if len(distinct) == column.num_labels:
+        order = shortened([*distinct.values()])
+        return f"{problem}, some of which differ in case or spaces only: set label_names=[…], each once ({order})"
+    absent = ", or unlabelled=[…] with the labels of rows without a class" if len(names) > column.num_labels else ""
+    return f"{problem}: set num_labels={len(names)}, or another label_column=…{absent}"
 
 
 def one_class(name: str, column: LabelColumn) -> str:
+    """Return the message about a training split of a single class."""
     return (
-        f"all labels of the train split are of one class, {name}, and there is nothing to tell apart: give data.path rows of"
-        f" other classes, or another data.label_column than {column.name!r}"
+        f"all labels of the train split are of one class, {name}, so nothing can be learned: set path=FOLDER with rows of other"
+        f" classes, or another label_column=… than {column.name!r}"
     )
 
 
 def _numbered(names: Sequence[str]) -> str:
-    return listed([f"{number} {name!r}" for number, name in enumerate(names)])
+    return shortened([f"{number} {name!r}" for number, name in enumerate(names)])
 
 
-def listed(names: Sequence[str]) -> str:
-    """At most ten of them."""
+def shortened(names: Sequence[str]) -> str:
+    """Join at most ten names."""
     return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

@@ -1,4 +1,4 @@
-"""Read one split of a data set, from a folder of files or from the hub; each failure is one sentence with the remedy."""
+"""Read one split of a data set, from a folder of files or from the hub."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from qat_lightning.data.file_formats import SUFFIXES, Column, Content, read_file
 from qat_lightning.data.hub import require_hub
 
 DAMAGED = (OSError, ValueError, NotImplementedError, TypeError, KeyError, RecursionError)
-"""What pyarrow and json raise for files that are not what they should be."""
+"""The errors that pyarrow and json raise for damaged files."""
 
 SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(-[0-9a-f]+)?")
 """The name of one of a split's files as the `datasets` library writes them: train-00000-of-00002."""
 
 FORMATS = frozenset(module.name for module in pkgutil.iter_modules(packaged_modules.__path__))
-"""What `load_dataset` takes for a file format, csv or pandas, and not for a data set: it would read whatever files lie in
-the folder that the program was started in, pickles among them until datasets 5.2."""
+"""Names that `load_dataset` takes for a file format, such as csv or pandas: it would then read the files in the current
+directory, including pickles until datasets 5.2."""
 
 
 def read_split(path: str, name: str | None, split: str, columns: Sequence[Column] = ()) -> Dataset:
     """Read the rows of `split` into memory.
 
     Args:
-        path: folder, or hub id of a data set. A folder may be a copy of one of the hub: its files are in FOLDER/data, or in
+        path: folder, or hub id of a data set. A folder may be a downloaded copy: its files are in FOLDER/data, or in
             FOLDER/name.
         name: the hub's configuration, such as cola; a folder needs none.
-        columns: to be read; all of them where none are given.
+        columns: the columns to read; () for all.
 
     Raises:
-        ValueError: nothing there, no or several files of that split, unreadable content, a missing column, no hub
-            (`Unreachable`), or a name of `FORMATS`.
+        ValueError: no or several files of the split, unreadable content, a missing column, a name of `FORMATS`, or no hub
+            (`UnreachableError`).
     """
     folder = Path(path)
     if folder.is_dir():
@@ -45,22 +45,20 @@ def read_split(path: str, name: str | None, split: str, columns: Sequence[Column
         place = next((place for place in places if place.is_dir() and _groups(place, split)), folder)
         rows = _read_files(_files(place, split), path, split, columns)
         if not len(rows):
-            raise ValueError(
-                f"the {split} split of data.path={path!r} is empty: give data.path=FOLDER another folder, or fill the file"
-            )
+            raise ValueError(f"the {split} split of path={path!r} is empty: fill the file, or set path=FOLDER")
         return rows
     if path in FORMATS:
         raise ValueError(
-            f"data.path={path!r} is the name of a file format, and no data set of the hub: give data.path=FOLDER, the folder"
-            " of the files, or the data set's own name as owner/name"
+            f"path={path!r} is the name of a file format and not a data set of the hub: set path=FOLDER, the folder of the"
+            " files, or the data set's full name, owner/name"
         )
-    require_hub({"data.path": path})
+    require_hub({"path": path})
     try:
         rows = load_dataset(path, name, split=split)
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise ValueError(
-            f"the {split} split of data.path={path!r} data.name={name} cannot be read ({_line(error)}): choose another"
-            " data.name=…, another split with data.train_split=… data.validation_split=…, or give data.path=FOLDER"
+            f"the {split} split of path={path!r} name={name} cannot be read ({_line(error)}): set another name=…, another"
+            " split with train_split=… validation_split=…, or path=FOLDER"
         ) from error
     for column in columns:
         _check_column(column, rows.column_names, path, split)
@@ -73,19 +71,19 @@ def _read_files(files: Sequence[Path], path: str, split: str, columns: Sequence[
         for column in columns if content.names else ():
             _check_column(column, content.names, path, split)
     try:
-        return Dataset(_concatenated([content.table for content in contents]))
+        return Dataset(_concatenate([content.table for content in contents]))
     except DAMAGED as error:
         raise ValueError(
-            f"the files of the {split} split of data.path={path!r} do not go together ({_line(error)}): give their columns"
-            " the same types"
+            f"the files of the {split} split of path={path!r} have columns of different types ({_line(error)}): make them"
+            " the same"
         ) from error
 
 
-def _concatenated(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
-    """Return the rows of all files.
+def _concatenate(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
+    """Join the rows of all files.
 
-    A column that is text in some and numbers in others is text, as it would be in one csv file; not where a parquet file
-    says more of its types, such as the names of classes.
+    A column that is text in some files and numbers in others becomes text, as it would be in one csv file, unless a
+    parquet file declares more of its types, such as the names of classes.
     """
     texts = {field.name for table in tables for field in table.schema if types.is_string(field.type)}
 
@@ -104,44 +102,49 @@ def _read_file(file: Path, columns: Sequence[Column]) -> Content:
         return read_file(file, columns)
     except DAMAGED as error:
         raise ValueError(
-            f"{str(file)!r} cannot be read ({_line(error)}): repair it (a text file must be UTF-8), or give data.path=FOLDER"
-            " another folder"
+            f"{str(file)!r} cannot be read ({_line(error)}): repair it (a text file must be UTF-8), or set path=FOLDER"
         ) from error
 
 
 def _check_column(column: Column, names: Sequence[str], path: str, split: str) -> None:
-    """Raise ValueError, with the remedy, where the split lacks the column, or has several of that name."""
-    where = f"the {split} split of data.path={path!r}"
+    """Raise ValueError if the split does not have the column exactly once."""
+    where = f"the {split} split of path={path!r}"
     if (count := names.count(column.name)) > 1:
-        raise ValueError(f"{where} has {count} columns called {column.name!r}: rename all but one of them in the file")
+        raise ValueError(f"{where} has {count} columns called {column.name!r}: rename all but one of them")
     if not count:
-        held = ", ".join(name if name == name.strip() else repr(name) for name in names) or "none"
-        raise ValueError(f"{where} has no column {column.name!r}, it has {held}: {column.remedy}")
+        found = ", ".join(name if name == name.strip() else repr(name) for name in names) or "none"
+        raise ValueError(f"{where} has no column {column.name!r} (columns: {found}): {column.remedy}")
 
 
 def _files(folder: Path, split: str) -> list[Path]:
-    """Return `train.parquet`, its shards, or the only file whose name begins so (`validation_matched.parquet`)."""
+    """Return train.parquet, its shards, or the only file whose name starts with the split (validation_matched.parquet)."""
     groups = _groups(folder, split)
-    found = [file for files in groups.values() for file in files]
-    if len(groups) == 1 and all(SHARD.fullmatch(_stem(file)) for file in found):
-        _check_shards(found, folder, split)
-        return found
-    if len(found) == 1:
-        return found
-    problem = "several files" if found else "no file"
-    held = ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))) or "nothing"
+    files = [file for group in groups.values() for file in group]
+    shards = [shard for file in files if (shard := SHARD.fullmatch(_stem(file)))]
+    if len(groups) == 1 and len(shards) == len(files):
+        totals = {int(shard["total"]) for shard in shards}
+        if len(totals) > 1 or sorted(int(shard["number"]) for shard in shards) != list(range(max(totals))):
+            raise ValueError(
+                f"path={str(folder)!r} has {len(files)} of the {max(totals)} files of the {split} split"
+                f" ({', '.join(file.name for file in files)}): add the missing files, or one {split}.parquet"
+            )
+        return files
+    if len(files) == 1:
+        return files
+    problem = "several files" if files else "no file"
+    found = ", ".join(sorted(place.name for place in folder.iterdir() if not place.name.startswith("."))) or "nothing"
     raise ValueError(
-        f"data.path={str(folder)!r} has {problem} of the {split} split, it holds {held}: give it {split}.parquet"
-        " (or .csv, .tsv, .json, .jsonl), or name another split with data.train_split=… data.validation_split=…"
+        f"path={str(folder)!r} has {problem} of the {split} split, it contains {found}: add {split}.parquet"
+        " (or .csv, .tsv, .json, .jsonl), or name another split with train_split=… validation_split=…"
     )
 
 
 def _groups(folder: Path, split: str) -> dict[str, list[Path]]:
-    """Return the files of the split, else of those splits whose name begins so, by their split's name."""
+    """Return split → files of the split, or of all splits whose name starts with `split`."""
     groups: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if suffix_of(file) in SUFFIXES and _split_of(file).startswith(split):
-            groups.setdefault(_split_of(file), []).append(file)
+        if suffix_of(file) in SUFFIXES and (own := _split_of(file)).startswith(split):
+            groups.setdefault(own, []).append(file)
     return {split: groups[split]} if split in groups else groups
 
 
@@ -153,18 +156,6 @@ def _stem(file: Path) -> str:
 def _split_of(file: Path) -> str:
     shard = SHARD.fullmatch(_stem(file))
     return shard["split"] if shard else _stem(file)
-
-
-def _check_shards(files: Sequence[Path], folder: Path, split: str) -> None:
-    """Raise ValueError where a shard is missing, or the files are shards of two sets."""
-    shards = [shard for file in files if (shard := SHARD.fullmatch(_stem(file)))]
-    totals = {int(shard["total"]) for shard in shards}
-    numbers = sorted(int(shard["number"]) for shard in shards)
-    if len(totals) > 1 or numbers != list(range(max(totals))):
-        raise ValueError(
-            f"data.path={str(folder)!r} has {len(files)} of the {max(totals)} files of the {split} split"
-            f" ({', '.join(file.name for file in files)}): give it each of them once, or one {split}.parquet"
-        )
 
 
 def _line(error: Exception) -> str:

@@ -1,29 +1,44 @@
-"""Read the columns that are asked for from one file; nothing in its other columns can do harm."""
+"""Read columns of one csv, tsv, json, jsonl or parquet file as a table.
+
+`datasets`' own readers write a cache, read all columns (so one bad cell anywhere ends them) and turn the texts "NA" and
+"null" into missing values; pyarrow reads the chosen columns alone, with text as text.
+"""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow
-from pyarrow import compute, csv, parquet
+from pyarrow import compute, parquet
+from pyarrow import csv as arrow_csv
 
-from qat_lightning.data.csv_quoting import encloses_cells
-from qat_lightning.data.json_records import read_records
 from qat_lightning.io.documents import check_size
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
 COMPRESSED = ".gz"
-"""May follow the suffix of a text file."""
+"""A further suffix of a text file."""
 
 LARGEST_BLOCK = 2**31 - 1
-"""In bytes, of pyarrow; a row must fit into one block."""
+"""pyarrow's limit in bytes of a block; a row must fit into one block."""
+
+SPACE = re.compile(r"\s*")
 
 
 class Column(NamedTuple):
-    """A column to be read, and what to do where it is missing; `text`: its cells stay text, whatever they look like."""
+    """A column to be read.
+
+    Args:
+        name: its name in the file.
+        remedy: what to do if it is missing.
+        text: its cells are text, even if they look like numbers.
+    """
 
     name: str
     remedy: str
@@ -31,7 +46,7 @@ class Column(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The names of all columns of a file, and the table of those that were asked for and occur once."""
+    """The names of all columns of a file, and the table of the chosen columns whose name occurs once."""
 
     names: list[str]
     table: pyarrow.Table
@@ -43,30 +58,34 @@ def suffix_of(file: Path) -> str:
 
 
 def read_file(file: Path, columns: Sequence[Column]) -> Content:
-    """Read `columns` of `file`; where none are given all, with the types that pyarrow finds.
+    """Read `columns` of `file`, or all columns if `columns` is empty.
 
-    No cache is written. In csv and tsv files a cell is text, and "NA", "null", "true" stay words; a column that is not
-    `Column.text` becomes numbers if all of its cells are numbers.
+    In csv and tsv files "NA", "null" and "true" are text; a column that is not `Column.text` becomes numbers if all of its
+    cells are numbers.
 
     Raises:
-        OSError, ValueError and others of `files.DAMAGED`: the file is not what its suffix says.
+        OSError, ValueError and the other `dataset_files.DAMAGED`: the content does not match the suffix.
     """
-    check_size(file)  # a named pipe would be waited for
+    check_size(file)  # reading a named pipe would block
     wanted = {column.name: column.text for column in columns}
-    match suffix_of(file):
-        case ".parquet":
-            return _read_parquet(file, wanted)
-        case ".csv":
-            data = _bytes(file)
-            return _read_csv(data, wanted, _delimiter(data), '"')
-        case ".tsv":
-            data = _bytes(file)
-            return _read_csv(data, wanted, "\t", '"' if encloses_cells(data) else False)
-    return _read_json(_bytes(file), wanted)
+    if suffix_of(file) == ".parquet":
+        with parquet.ParquetFile(file) as content:  # read_table adds columns for a folder called key=value
+            names = content.schema_arrow.names
+            return Content(names, content.read(columns=_unique(names, wanted)))
+    data = _decompressed(file)
+    if suffix_of(file) == ".csv":
+        header = data.split(b"\n", 1)[0]
+        return _read_csv(data, wanted, next((sign for sign in ",;\t" if sign.encode() in header), ","), '"')
+    if suffix_of(file) == ".tsv":
+        return _read_csv(data, wanted, "\t", '"' if encloses_cells(data) else False)
+    rows = read_records(data.decode())
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    arrays = {name: _array(name, [row.get(name) for row in rows]) for name in _unique(names, wanted)}
+    return Content(names, pyarrow.table(arrays))
 
 
-def _bytes(file: Path) -> bytes:
-    """Return the content of a text file in UTF-8: unpacked where its name says so, converted where it begins as UTF-16."""
+def _decompressed(file: Path) -> bytes:
+    """Return the content in UTF-8, decompressed, and converted if it starts as UTF-16."""
     with pyarrow.input_stream(str(file), compression="gzip" if file.suffix.lower() == COMPRESSED else None) as stream:
         data: bytes = stream.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -74,31 +93,19 @@ def _bytes(file: Path) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 
-def _read_parquet(file: Path, wanted: dict[str, bool]) -> Content:
-    with parquet.ParquetFile(file) as content:  # read_table would add columns of a folder called key=value
-        names = content.schema_arrow.names
-        return Content(names, content.read(columns=_once(names, wanted)))
-
-
 def _read_csv(data: bytes, wanted: dict[str, bool], delimiter: str, quote: str | bool) -> Content:
     # one block: a cell may be as long as the file
-    block = csv.ReadOptions(block_size=min(len(data) + 1, LARGEST_BLOCK))
-    parsing = csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote))
-    converting = csv.ConvertOptions(column_types=dict.fromkeys(wanted, pyarrow.string()))
-    table = csv.read_csv(pyarrow.BufferReader(data), block, parsing, converting)
-    names = _once(table.column_names, wanted)
-    read = {name: table[name] if wanted.get(name, True) else _numbers(table[name]) for name in names}
-    return Content(table.column_names, pyarrow.table(read))
-
-
-def _delimiter(data: bytes) -> str:
-    """Return what separates the cells of a csv file: a comma, or where its first line has none, a semicolon or a tab."""
-    header = data.split(b"\n", 1)[0]
-    return next((sign for sign in ",;\t" if sign.encode() in header), ",")
+    block = arrow_csv.ReadOptions(block_size=min(len(data) + 1, LARGEST_BLOCK))
+    parsing = arrow_csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote))
+    converting = arrow_csv.ConvertOptions(column_types=dict.fromkeys(wanted, pyarrow.string()))
+    table = arrow_csv.read_csv(pyarrow.BufferReader(data), block, parsing, converting)
+    names = _unique(table.column_names, wanted)
+    chosen = {name: table[name] if wanted.get(name, True) else _numbers(table[name]) for name in names}
+    return Content(table.column_names, pyarrow.table(chosen))
 
 
 def _numbers(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """Return a column of texts as numbers, an empty text as a missing one, if all of them are numbers."""
+    """Convert a column of texts to numbers, an empty text to a missing one, if all of them are numbers."""
     trimmed = compute.utf8_trim_whitespace(column)
     given = compute.if_else(compute.equal(trimmed, ""), pyarrow.scalar(None, pyarrow.string()), trimmed)
     for kind in (pyarrow.int64(), pyarrow.float64()):
@@ -109,16 +116,81 @@ def _numbers(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
     return column
 
 
-def _read_json(data: bytes, wanted: dict[str, bool]) -> Content:
-    """Rows may lack keys, which are missing values then."""
-    rows = read_records(data.decode())
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = {name: _array(name, [row.get(name) for row in rows]) for name in _once(names, wanted)}
-    return Content(names, pyarrow.table(table))
+def encloses_cells(data: bytes) -> bool:
+    r"""Return whether the quote marks of a tab-separated file enclose cells, as pandas writes it, or belong to the texts.
+
+    They enclose cells if the file is strict csv with rows of one length, and cannot be read line by line or has doubled
+    marks. GLUE's files enclose nothing: their quote marks are text, often without a partner.
+
+    >>> encloses_cells(b'text\tlabel\n"he said ""great"" twice"\t1\n')
+    True
+    >>> encloses_cells(b'text\tlabel\n"the cat\t1\na "dog\t0\n')
+    False
+    """
+    if b'"' not in data:
+        return False
+    text = data.decode(errors="replace")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True) if row]
+    except csv.Error:
+        return False
+    if len({len(row) for row in rows}) > 1:
+        return False
+    tabs = [line.count("\t") for line in text.split("\n") if line.strip("\r")]
+    if len(set(tabs)) == 1 and len(tabs) == len(rows):  # the same rows line by line
+        return '""' in text or text.startswith('"')
+    return len(set(tabs)) > 1 or len(rows[0]) == 1
+
+
+def read_records(text: str) -> list[dict[str, Any]]:
+    r"""Return the rows of a JSON list, of {"data": list}, of JSON Lines, or of SQuAD's nested form.
+
+    Raises:
+        ValueError: not JSON, or a row that is not an object.
+
+    >>> read_records('{"text": "a cat"}\n{"text": "a dog"}\n')
+    [{'text': 'a cat'}, {'text': 'a dog'}]
+    """
+    rows = list(_json_values(text))
+    if len(rows) == 1:
+        rows = _row_list(rows[0]) or rows
+    if wrong := [row for row in rows if not isinstance(row, dict)]:
+        raise ValueError(f"{wrong[0]!r} is not an object with a value for each column")
+    return _questions(rows) if rows and "paragraphs" in rows[0] else rows
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    decoder, position = json.JSONDecoder(), SPACE.match(text).end()  # type: ignore[union-attr]
+    while position < len(text):
+        value, position = decoder.raw_decode(text, position)
+        yield value
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+
+
+def _row_list(value: Any) -> list[Any] | None:
+    """Return the rows in a single JSON value; None if it is a row itself."""
+    if isinstance(value, list):
+        return value
+    inner = value.get("data") if isinstance(value, dict) else None
+    return inner if isinstance(inner, list) and all(isinstance(row, dict) for row in inner) else None
+
+
+def _questions(articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row with context for each question of SQuAD's articles (arXiv:1606.05250)."""
+    try:
+        return [
+            {"context": paragraph["context"], **question}
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"SQuAD's nested form has paragraphs, each with context and qas; {error} is missing") from None
 
 
 def _array(name: str, values: list[Any]) -> pyarrow.Array:
-    """Where texts and numbers are mixed, the numbers become text."""
+    """Convert values to an array; numbers among texts become text."""
     kinds = {type(value) for value in values if value is not None}
     if str in kinds and kinds <= {str, int, float, bool}:
         values = [None if value is None or value != value else str(value) for value in values]
@@ -128,6 +200,6 @@ def _array(name: str, values: list[Any]) -> pyarrow.Array:
         raise ValueError(f"column {name!r}: {error}") from None
 
 
-def _once(names: Sequence[str], wanted: dict[str, bool]) -> list[str]:
-    """Return the names of the wanted columns, or of all, that name one column each."""
+def _unique(names: Sequence[str], wanted: dict[str, bool]) -> list[str]:
+    """Return the names of the wanted columns, or of all, that occur once."""
     return [name for name in wanted or dict.fromkeys(names) if names.count(name) == 1]

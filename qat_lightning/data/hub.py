@@ -1,4 +1,4 @@
-"""Is everything there that a run needs from outside? Asked before anything begins, answered in seconds."""
+"""Check within seconds that models and data sets are on the disk, or that the hub answers."""
 
 from __future__ import annotations
 
@@ -14,62 +14,54 @@ PATIENCE = 5.0
 """Seconds for the hub to answer one request."""
 
 
-class Unreachable(ValueError):  # noqa: N818 (reads as a sentence: raise Unreachable)
-    """Neither a local folder, nor cached, nor to be had from the hub."""
+class UnreachableError(ValueError):
+    """A model or data set that is not a local folder, not cached, and not available from the hub."""
 
 
 def require_hub(places: Mapping[str, str]) -> None:
-    """Refuse to begin without a model or a data set that neither the disk nor the hub can supply.
+    """Refuse a model or a data set that neither the disk nor the hub can supply.
 
     Args:
-        places: override → hub id or folder, such as {"model.path": "google-bert/bert-base-uncased"}. What `data.path`
-            names is a data set, anything else a model.
+        places: key or argument → hub id or folder, such as {"model.path": "google-bert/bert-base-uncased"}; "data.path"
+            and "path" name a data set, all others a model.
 
     Raises:
-        Unreachable: one message that names all that is missing, and the overrides that supply it.
+        UnreachableError: one message that names everything that is missing, and the keys that supply it.
     """
-    absent = {override: place for override, place in places.items() if not Path(place).is_dir()}
-    paths = {override: place for override, place in absent.items() if _is_path(place)}
+    absent = {key: place for key, place in places.items() if not Path(place).is_dir()}
+    paths = {key: place for key, place in absent.items() if _is_path(place)}
     remote = {
-        override: place
-        for override, place in absent.items()
-        if override not in paths and not _cached(place, "dataset" if override == "data.path" else "model")
+        key: place
+        for key, place in absent.items()
+        if key not in paths and not _is_cached(place, "dataset" if key in ("data.path", "path") else "model")
     }
     if remote and _hub_answers():
         remote = {}
     if not (paths or remote):
         return
-    reasons = [f"{override}={place!r} is no folder" for override, place in paths.items()]
+    reasons = [f"{key}={place!r} is not a folder" for key, place in paths.items()]
     if remote:
-        named = ", ".join(f"{override}={place!r}" for override, place in remote.items())
+        named = ", ".join(f"{key}={place!r}" for key, place in remote.items())
         reasons.append(f"{named}: neither a local folder nor cached, and the hub cannot be reached")
-    remedy = " ".join(f"{override}=FOLDER" for override in places if override in paths or override in remote)
-    raise Unreachable(f"{'; '.join(reasons)}: give {remedy}")
+    remedy = " ".join(f"{key}=FOLDER" for key in places if key in paths or key in remote)
+    raise UnreachableError(f"{'; '.join(reasons)}: set {remedy}")
 
 
 def _is_path(place: str) -> bool:
-    """Looks like a path and not like a hub id (`name` or `owner/name`)."""
+    """Return whether `place` looks like a path and not like a hub id (`name` or `owner/name`)."""
     return place.startswith((".", "/", "~")) or place.count("/") > 1
 
 
-def _cached(place: str, kind: str) -> bool:
-    """Some revision lies in the hub's cache, or a data set has been built in that of `datasets`."""
+def _is_cached(place: str, kind: str) -> bool:
+    """Return whether the hub's cache has a revision, or the cache of `datasets` a data set."""
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=place, repo_type=kind) / "snapshots"
-    if any(folder.glob("*/*")):
-        return True
-    return kind == "dataset" and any((_built() / place.replace("/", "___")).glob("*/*"))
-
-
-def _built() -> Path:
-    """Where `datasets` keeps what it has built: its HF_DATASETS_CACHE, without the seconds that importing it takes."""
-    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    # the cache of `datasets` by its name: importing the library takes seconds
+    built = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")) / place.replace("/", "___")
+    return any(folder.glob("*/*")) or (kind == "dataset" and any(built.glob("*/*")))
 
 
 def _hub_answers() -> bool:
-    """One request without a retry: the libraries' own take half a minute to give up.
-
-    A thread, as the time limit of a request does not cover the look-up of the name.
-    """
+    """Send one request without a retry; a thread, as a request's time limit does not cover the look-up of the name."""
     if constants.is_offline_mode():
         return False
     answers: list[bool] = []
@@ -77,10 +69,10 @@ def _hub_answers() -> bool:
     def ask() -> None:
         try:
             answers.append(get_session().head(constants.ENDPOINT, timeout=PATIENCE).status_code < 500)
-        except Exception:  # whatever the transport raises: it did not answer
+        except Exception:  # any error of the transport means that the hub did not answer
             answers.append(False)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
+    request = threading.Thread(target=ask, daemon=True)
+    request.start()
+    request.join(PATIENCE)
     return any(answers)

@@ -1,4 +1,4 @@
-"""Images."""
+"""Image classification and regression, on image files or on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from PIL import Image as Pillow
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -20,34 +19,36 @@ from qat_lightning.data.base import Row, TaskData
 from qat_lightning.data.class_names import UNLABELLED, LabelColumn, as_names
 from qat_lightning.data.file_formats import Column
 from qat_lightning.data.image_decoding import EncodedImages, Scale, decode, read_images
-from qat_lightning.data.labels import Labels, read_labels
+from qat_lightning.data.labels import read_labels
 from qat_lightning.data.samplers import seed_of
 
 HALF = (0.5,)
 """ViT's mean and deviation."""
 
 AUGMENTATION = 1
-"""Sets this seed apart from that of dropout, which is made of the same three numbers."""
+"""Distinguishes the seed of augmentation from that of dropout, which depends on the same three numbers."""
 
 
 class ImageClassificationData(TaskData):
-    """pixel_values (B, channels, size, size) float32: (pixels / 255 − mean) / std. Only training batches are augmented.
+    """Batches of pixel_values (B, channels, size, size) float32, (pixels / 255 − mean) / std, and labels (B,).
 
     Args:
         path: hub id such as uoft-cs/cifar10, or a folder with `train.*` and `validation.*` as parquet, or with image
             files in a folder for each class (train/cat/1.png).
         name: configuration on the hub; None for none.
-        image_column: of PNG, JPEG … files.
-        label_column: whole numbers from 0, names, or numbers for a regression (num_labels=1).
+        image_column: the column of PNG, JPEG … files.
+        label_column: the column of labels: whole numbers from 0, names, or numbers for a regression (num_labels=1).
         label_names: the classes in the order of their numbers; None for the model's order, else the data's own.
-        unlabelled: labels of rows that have none, beside null: such rows are left out, and counted.
-        size: height and width in pixels that the model wants; other images are resized.
-        channels: 3 for RGB, 1 for grey; others are converted.
-        mean, std: one for all channels or one for each; None for the model's own, else 0.5.
-        augmentation: name → module, images (B, C, H, W) in [0, 1] → the same shape, applied in this order.
+        unlabelled: labels of rows without a class, beside null: such rows are left out, and counted.
+        train_split, validation_split: names of the splits.
+        size: the model's height and width in pixels; other images are resized.
+        channels: 3 for RGB, 1 for grey; other images are converted.
+        mean, std: one number for all channels or one for each; None for the model's own, else 0.5.
+        augmentation: name → module, images (B, C, H, W) in [0, 1] → the same shape, applied in this order to training
+            batches.
 
     Raises:
-        ValueError: an argument out of range; when read, in words: a missing column, no image, a label out of range.
+        ValueError: an argument out of range; when read, a missing column, no image, a label out of range.
     """
 
     head = "image_classification"
@@ -72,9 +73,9 @@ class ImageClassificationData(TaskData):
     ) -> None:
         super().__init__(**common)
         if size < 1:
-            raise ValueError(f"data.size={size} must be 1 or more: the model's height and width in pixels")
+            raise ValueError(f"size={size} must be 1 or more: the model's height and width in pixels")
         if channels not in (1, 3):
-            raise ValueError(f"data.channels={channels} must be 3 for RGB, or 1 for grey")
+            raise ValueError(f"channels={channels} must be 3 for RGB, or 1 for grey")
         self.path, self.name, self.task = path, name, Path(path).name
         self.image_column, self.label_column = image_column, label_column
         self.labels = LabelColumn(label_column, self.num_labels, as_names(label_names), unlabelled=unlabelled)
@@ -85,36 +86,44 @@ class ImageClassificationData(TaskData):
         self.augmentation = dict(augmentation or {})
         for key, module in self.augmentation.items():
             if not isinstance(module, nn.Module):
-                raise ValueError(
-                    f"data.augmentation.{key} is no torch module: give the _target_ of one, or ~data.augmentation.{key}"
-                )
+                raise ValueError(f"augmentation={{{key!r}: {module!r}}} is not a torch module")
 
     def follow_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take the model's mean and deviation of pixels in [0, 1], where none were given; a difference is noted."""
+        """Use the model's mean and deviation of pixels in [0, 1], unless others were given; note a difference."""
         own = {"mean": list(mean), "std": list(std)}
         for argument, given in self.statistics.items():
-            if given is not None and not _same(given, own[argument], self.channels):
+            if given is not None and not _is_same(given, own[argument], self.channels):
                 self.notes.append(
-                    f"data.{argument}={list(given)} is not the model's {own[argument]} (preprocessor_config.json); leave it out"
-                    " to take the model's"
+                    f"{argument}={list(given)} is not the model's {own[argument]} (preprocessor_config.json): remove it to use"
+                    " the model's"
                 )
         chosen = {argument: given or own[argument] for argument, given in self.statistics.items()}
         self.scale = Scale(chosen["mean"], chosen["std"], self.channels)
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        image = Column(self.image_column, "name the right one with data.image_column=…", text=True)
-        label = Column(self.label_column, "name the right one with data.label_column=…")
-        train, validation = (read_images(self.path, self.name, split, image, label) for split in self.splits.values())
-        labels = read_labels(
-            {"train": train, "validation": validation}, replace(self.labels, model_names=self.model_names)
-        )
+        image = Column(self.image_column, "name the column with image_column=…", text=True)
+        label = Column(self.label_column, "name the column with label_column=…")
+        tables = {split: read_images(self.path, self.name, own, image, label) for split, own in self.splits.items()}
+        labels = read_labels(tables, replace(self.labels, model_names=self.model_names))
         self.label_names, self.notes = labels.names, [*self.notes, *labels.notes]
-        self.encoded = (self._rows(train, "train", labels), self._rows(validation, "validation", labels))
-        return self.encoded
+        self.encoded = [
+            EncodedImages(table, self.image_column, labels.splits[split], held_out=split == "validation")
+            for split, table in tables.items()
+        ]
+        return self.encoded[0], self.encoded[1]
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         pixels = torch.stack([self._decode(row) for row in rows]) / 255
         return {"pixel_values": self.scale(pixels), "labels": torch.tensor([row["labels"] for row in rows])}
+
+    def _decode(self, row: Row) -> Tensor:
+        try:
+            return decode(row["image"], self.channels, self.size)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.encoded[row['held_out']].origin(row['row'])} of path={self.path!r} is an image that cannot be read"
+                f" ({error}): repair it, or remove the row"
+            ) from error
 
     @property
     def processor(self) -> ViTImageProcessorPil:
@@ -122,7 +131,7 @@ class ImageClassificationData(TaskData):
         return image_processor(self.scale, self.channels, 1 / 255, size=sides, resample=Pillow.Resampling.BILINEAR)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Lightning's hook, on the device and just before the step that sees the batch, never ahead of it."""
+        """Augment a training batch on the device, just before its step (Lightning's hook)."""
         if not self.augmentation or self.trainer is None or not self.trainer.training:
             return batch
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
@@ -130,10 +139,10 @@ class ImageClassificationData(TaskData):
 
     @torch.no_grad()
     def augment(self, batch: dict[str, Tensor], number: int, rank: int = 0) -> dict[str, Tensor]:
-        """The batch changed at random: a pure function of (batch, seed, number, rank).
+        """Change the images of a batch at random, as a pure function of (batch, seed, number, rank).
 
         Args:
-            number: batches that the stage has seen before this one.
+            number: the number of batches before this one in the stage.
         """
         given = batch["pixel_values"]
         pixels = self.scale.undo(given.float())
@@ -143,27 +152,15 @@ class ImageClassificationData(TaskData):
                 pixels = module(pixels)
                 if pixels.shape != given.shape:
                     raise ValueError(
-                        f"data.augmentation.{name} made {tuple(pixels.shape)} of {tuple(given.shape)}: it must keep the"
-                        f" shape, so give it size {self.size} or leave it out with ~data.augmentation.{name}"
+                        f"data.augmentation.{name} turned {tuple(given.shape)} into {tuple(pixels.shape)}: it must keep the"
+                        f" shape, so set its size to {self.size}, or remove it with ~data.augmentation.{name}"
                     )
         return {**batch, "pixel_values": self.scale(pixels).to(given.dtype)}
 
     def fingerprint(self) -> str:
-        """Also of what is done to the images."""
-        done = f"{self.size} {self.channels} {self.scale} {self.augmentation}"
-        return hashlib.sha256(f"{super().fingerprint()} {done}".encode()).hexdigest()
-
-    def _rows(self, split: Dataset, name: str, labels: Labels) -> EncodedImages:
-        return EncodedImages(split, self.image_column, labels.splits[name], held_out=name == "validation")
-
-    def _decode(self, row: Row) -> Tensor:
-        try:
-            return decode(row["image"], self.channels, self.size)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.encoded[row['held_out']].told(row['row'])} of data.path={self.path!r} is an image that cannot be"
-                f" read ({error}): repair it, or take the row out"
-            ) from error
+        """Hash the rows and the processing of the images."""
+        processing = f"{self.size} {self.channels} {self.scale} {self.augmentation}"
+        return hashlib.sha256(f"{super().fingerprint()} {processing}".encode()).hexdigest()
 
 
 class Digits(TaskData):
@@ -193,21 +190,21 @@ class Digits(TaskData):
 
 
 def collate_images(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """pixel_values (B, channels, height, width) and labels (B,)."""
+    """Stack pixel_values (B, channels, height, width) and labels (B,)."""
     return {
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
         "labels": torch.tensor([row["labels"] for row in rows]),
     }
 
 
-def _same(given: Sequence[float], other: Sequence[float], channels: int) -> bool:
-    """To a thousandth, as one number stands for all channels."""
+def _is_same(given: Sequence[float], other: Sequence[float], channels: int) -> bool:
+    """Compare to a thousandth; a single number counts for all channels."""
     pairs = zip(*(list(values) * (channels // len(values)) for values in (given, other)), strict=True)
     return all(abs(one - another) < 1e-3 for one, another in pairs)
 
 
 def image_processor(scale: Scale, channels: int, factor: float, **resizing: Any) -> ViTImageProcessorPil:
-    """transformers' own, which does to an image of whole numbers what the data does: · factor, − mean, / std."""
+    """Return transformers' processor that computes (image · factor − mean) / std of an image of whole numbers."""
     mean, std = (values.flatten().expand(channels).tolist() for values in (scale.mean, scale.std))
     return ViTImageProcessorPil(
         rescale_factor=factor, image_mean=mean, image_std=std, do_convert_rgb=channels == 3, **resizing

@@ -1,4 +1,4 @@
-"""Image files → pixels. They stay encoded until their batch is made: a set need not fit into memory as pixels."""
+"""Read image files and decode them to pixels when their batch is made, so that a set need not fit into memory as pixels."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from qat_lightning.data.file_formats import Column
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 HIDDEN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
-"""Folders that macOS's archives, network drives and Windows put beside a user's, with images of their own or deleted ones."""
+"""Folders of archives, network drives and trash, with images that are not the user's."""
 
 
 class EncodedImages(Sequence[Row]):
-    """One split's labelled rows: "image", the bytes of an image file (L,) uint8, "labels", and their place ("row", "held_out").
+    """One split's labelled rows: "image", the bytes of an image file (L,) uint8, "labels", and their origin ("row", "held_out").
 
     Args:
-        column: of image files: bytes, a path, or {"bytes", "path"} as the `datasets` library keeps an image.
-        labels: of each image; None for one that is left out.
-        held_out: these are validation rows.
+        column: the column of image files: bytes, a path, or {"bytes", "path"} as the `datasets` library stores an image.
+        labels: the label of each image; None for an image that is left out.
+        held_out: True for the validation split.
 
     Raises:
-        ValueError: when asked for it, a row that holds no image file.
+        ValueError: when a row without an image file is read.
     """
 
     def __init__(self, split: Dataset, column: str, labels: Sequence[int | float | None], held_out: bool) -> None:
@@ -47,19 +47,19 @@ class EncodedImages(Sequence[Row]):
 
     def __getitem__(self, number: int) -> Row:  # type: ignore[override]
         row = self.rows[number]
-        encoded = _bytes(self.images[row][self.column])
-        # all rows in use pass here before a run begins, for the fingerprint: what is no image at all is told then
-        if not _opens(encoded):
+        encoded = _read_bytes(self.images[row][self.column])
+        # the fingerprint reads all rows before a run starts, so this check comes before training
+        if not _is_image(encoded):
             raise ValueError(
-                f"{self.told(row)} holds no image file in column {self.column!r}: name a column of images with"
-                " data.image_column=…, or take the row out"
+                f"{self.origin(row)} has no image file in column {self.column!r}: name a column of images with"
+                " image_column=…, or remove the row"
             )
-        # a copy, as torch wants memory that it may write to
+        # a copy, as torch needs writable memory
         image = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         return {"image": image, "labels": self.labels[row], "row": row, "held_out": self.held_out}
 
-    def told(self, row: int) -> str:
-        """`row 12 of the train split`, and its file where it lies in one of its own."""
+    def origin(self, row: int) -> str:
+        """Return `row 12 of the train split`, with its file if it has its own."""
         value = self.images[row][self.column]
         file = f" ({value!r})" if isinstance(value, str) else ""
         return f"row {row} of the {'validation' if self.held_out else 'train'} split{file}"
@@ -69,24 +69,27 @@ class Scale:
     """Pixels in [0, 1] → (pixels − mean) / std, each (B, C, H, W) float32.
 
     Args:
-        mean, std: one for all channels, or one for each.
+        mean, std: one number for all channels, or one for each.
+
+    >>> Scale([0.5], [0.5], channels=1)(torch.ones(1, 1, 1, 1)).item()
+    1.0
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
         for argument, given in (("mean", mean), ("std", std)):
             if len(given) not in (1, channels):
                 raise ValueError(
-                    f"data.{argument}={list(given)} must be a list of one number, or of one for each of the"
-                    f" {channels} channels"
+                    f"{argument}={list(given)} must be a list of one number, or of {channels}, one per channel"
                 )
         if min(std) <= 0:
-            raise ValueError(f"data.std={list(std)} must be above 0")
+            raise ValueError(f"std={list(std)} must be above 0")
         self.mean, self.std = (torch.tensor(list(given), dtype=torch.float32).view(-1, 1, 1) for given in (mean, std))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
 
     def undo(self, scaled: Tensor) -> Tensor:
+        """Return the pixels in [0, 1]."""
         return scaled * self.std.to(scaled.device) + self.mean.to(scaled.device)
 
     def __repr__(self) -> str:
@@ -94,13 +97,13 @@ class Scale:
 
 
 def read_images(path: str, name: str | None, split: str, image: Column, label: Column) -> Dataset:
-    """The rows of `split` as `read_split` reads them, or from a folder with a folder of image files for each class.
+    """Read the rows of `split` as `read_split` does, or from a folder with a folder of image files for each class.
 
     Args:
         path: hub id, or folder with train.parquet … or train/cat/1.png …
 
     Raises:
-        ValueError: as `read_split`, or a folder that holds no image of a class.
+        ValueError: as `read_split`, or a folder without images of a class.
     """
     folder = Path(path) / split
     if not folder.is_dir():
@@ -109,7 +112,7 @@ def read_images(path: str, name: str | None, split: str, image: Column, label: C
     files = [(file, number) for number, word in enumerate(classes) for file in _image_files(folder / word)]
     if not files:
         raise ValueError(
-            f"{str(folder)!r} holds no images: give each class a folder in it ({split}/CLASS/NAME.png, also"
+            f"{str(folder)!r} has no images: give each class a folder in it ({split}/CLASS/NAME.png, also"
             f" {', '.join(suffix[1:] for suffix in SUFFIXES[1:])})"
         )
     columns = {image.name: [str(file) for file, _ in files], label.name: [number for _, number in files]}
@@ -117,7 +120,7 @@ def read_images(path: str, name: str | None, split: str, image: Column, label: C
 
 
 def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
-    """The file's bytes (L,) → pixels (channels, size, size) uint8: turned upright, grey or RGB, resized bilinearly.
+    """Decode a file's bytes (L,) to pixels (channels, size, size) uint8: upright, grey or RGB, resized bilinearly.
 
     Raises:
         ValueError: not an image, or a damaged one.
@@ -129,24 +132,23 @@ def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
             image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
             if image.size != (size, size):
                 image = image.resize((size, size), Pillow.Resampling.BILINEAR)
-    except Exception as error:  # a damaged file raises whatever its decoder runs into
+    except Exception as error:  # a decoder may raise anything for a damaged file
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     return torch.from_numpy(numpy.array(image)).reshape(size, size, channels).permute(2, 0, 1)
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """Return the image files in a class's folder and in the folders inside it, except hidden ones."""
+    """Return the image files of a class's folder and its subfolders, except hidden ones."""
     files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     return sorted(file for file in files if not any(map(_is_hidden, file.relative_to(folder).parts)))
 
 
 def _is_hidden(name: str) -> bool:
-    """Return whether a program has put a file or folder there for itself: .ipynb_checkpoints, ._0.png, or one of `HIDDEN`."""
     return name.startswith(".") or name in HIDDEN
 
 
-def _bytes(value: Any) -> bytes:
-    """Of a cell: bytes, the path of a file, or a dict with one of them; none for anything else."""
+def _read_bytes(value: Any) -> bytes:
+    """Return the bytes of a cell: bytes, the path of a file, or a dict with one of them; b"" for anything else."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and Path(value).is_file():
@@ -154,10 +156,10 @@ def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _opens(encoded: bytes) -> bool:
-    """Begins as an image file does; cheap, as no pixel is decoded."""
+def _is_image(encoded: bytes) -> bool:
+    """Return whether the bytes start as an image file does; no pixel is decoded."""
     try:
         with Pillow.open(io.BytesIO(encoded)):
             return True
-    except Exception:  # whatever a reader of one of the formats raises: it is none of them
+    except Exception:  # a reader of any format may raise anything
         return False

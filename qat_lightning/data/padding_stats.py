@@ -1,4 +1,4 @@
-"""How much of a stage's batches is padding: counted by replaying the sampler, so the training loop knows nothing of it."""
+"""Count the padding of a stage's batches by replaying the sampler, without a change to the training loop."""
 
 from __future__ import annotations
 
@@ -10,30 +10,18 @@ import numpy
 from qat_lightning.data.base import TaskData
 
 CHUNK = 10_000
-"""Batches counted at once."""
-
-
-def check_padding(padding: str, group_by_length: bool) -> None:
-    """Raises ValueError for an unknown `data.padding`, or one that leaves grouping nothing to save."""
-    if padding not in ("longest", "max_length"):
-        raise ValueError(f"data.padding={padding!r} is unknown: choose longest or max_length")
-    if group_by_length and padding == "max_length":
-        raise ValueError(
-            "data.padding=max_length pads all rows alike, so data.group_by_length=true saves nothing: give"
-            " data.padding=longest, or leave grouping out"
-        )
+"""Batches that are counted at once."""
 
 
 def count_padding(data: TaskData, batches: int, world_size: int = 1) -> dict[str, int] | None:
-    """Tokens of a stage's training batches, of all processes together; None where nothing is or would be padded.
+    """Count the tokens of a stage's training batches over all processes; None if nothing is or would be padded.
 
     Args:
-        batches: of one process.
+        batches: number of batches of one process.
 
     Returns:
-        "tokens" that are no padding, "padding" of this run, and the padding that there would have been: "longest", with
-        each batch of rows of any lengths padded to its longest; "max_length", with every row padded to
-        `data.max_length`, where the data has one.
+        "tokens" without padding, "padding" of this run, and the padding of other settings: "longest" for mixed rows padded
+        to the longest of their batch; "max_length" for rows padded to `max_length`, if the data has one.
     """
     lengths = data.train_lengths()
     if lengths is None:
@@ -49,7 +37,7 @@ def count_padding(data: TaskData, batches: int, world_size: int = 1) -> dict[str
 
 
 def widths(data: TaskData, batches: int) -> tuple[numpy.ndarray, numpy.ndarray] | None:
-    """Rows and padded tokens of each of the first training batches of one process; None where all rows are alike."""
+    """Return rows and padded tokens of the first training batches of one process; None if all rows have one length."""
     lengths = data.train_lengths()
     if lengths is None or getattr(data, "padding", None) == "max_length":
         return None
@@ -62,7 +50,7 @@ def widths(data: TaskData, batches: int) -> tuple[numpy.ndarray, numpy.ndarray] 
 def _count(
     data: TaskData, lengths: numpy.ndarray, batches: int, world_size: int, grouped: bool
 ) -> tuple[int, int, int]:
-    """Rows, their tokens, and the padding of batches padded to their longest row."""
+    """Count rows, their tokens, and the padding of batches padded to their longest row."""
     total = numpy.zeros(3, dtype=numpy.int64)
     for sizes, tokens, longest in _chunks(data, lengths, batches, world_size, grouped):
         total += sizes.sum(), tokens.sum(), (sizes * longest).sum() - tokens.sum()
@@ -73,7 +61,7 @@ def _count(
 def _chunks(
     data: TaskData, lengths: numpy.ndarray, batches: int, world_size: int = 1, grouped: bool | None = None
 ) -> Iterator[tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]]:
-    """Of some batches at a time: how many rows each has, the tokens of each row, those of each batch's longest row."""
+    """Yield for `CHUNK` batches at a time: rows per batch, tokens per row, tokens of each batch's longest row."""
     given = {} if grouped is None else {"grouped": grouped}
     every_rank = chain.from_iterable(data.train_batches(batches, world_size=world_size, **given).shares())
     while chunk := list(islice(every_rank, CHUNK)):

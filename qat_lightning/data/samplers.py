@@ -1,4 +1,4 @@
-"""The order of the rows: a pure function of (seed, epoch), shared out to the ranks; nothing random is saved."""
+"""The order of the rows, a pure function of (seed, epoch) for all ranks; no random state is saved."""
 
 from __future__ import annotations
 
@@ -11,33 +11,31 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 WINDOW, WINDOWS = 50, 4
-"""Global batches whose rows are sorted by length together, and windows that an epoch has, while they hold two batches, at
-least, so that a small set's rows do not meet the same neighbours every time. transformers' group_by_length takes 50 and 4."""
+"""Global batches that are sorted by length together, and the least number of windows in an epoch (each of two batches or
+more), so that rows of a small set get new neighbors in every epoch. transformers' group_by_length uses 50 and 4."""
 
 
 class StageBatchSampler(Sampler[list[int]]):
-    """The batches of a whole training stage: batch b is a function of (seed, b), whatever was read before it.
+    """The batches of a whole training stage: batch b is a function of (seed, b), independent of earlier reads.
 
     Batch b belongs to epoch b // (batches an epoch) and each epoch is a permutation that (seed, epoch) alone decides. A
     global batch holds batch_size · world_size rows and rank r takes its r-th slice, so two processes with batch k see
-    together what one process with batch 2k sees. The last batch of an epoch is kept; it is filled up from the
+    together the rows that one process with batch 2k sees. The last batch of an epoch is kept, and filled from the
     permutation's start to a multiple of world_size, so that all ranks take the same number of steps.
 
     With `lengths` the permutation is cut into windows of up to 50 global batches and each is sorted by length, the longest
-    first, so that rows of about one length share a batch. The batches then come in an order of (seed, epoch), a short one
-    still last, and the stage's first is the full one with the longest row: what does not fit into memory is told at once.
-    Ranks take slices of the sorted batch: a step lasts as long as that of the rank with the longest row, however rows are
-    dealt out, and in slices the other ranks pad less.
+    first, so that rows of similar length share a batch. The batches then come in an order of (seed, epoch), a short one
+    still last, and the stage starts with the full batch of the longest row, so that a lack of memory shows at once. Ranks
+    take slices of the sorted batch: each step takes the time of the rank with the longest row, and other ranks pad less.
 
-    Without `reshuffle` every epoch has the batches of epoch 0, row for row and on the same ranks; only their order is of
-    (seed, epoch).
+    Without `reshuffle` every epoch has the batches of epoch 0 on the same ranks, in an order that depends on (seed, epoch).
 
     Args:
-        size: rows of the data.
-        batches: of the whole stage; None for one epoch.
-        start: batches to leave out at the start, those that a resumed run has seen; the length stays that of the stage.
-        lengths: tokens of each row (size,), to group rows by; None for batches of any lengths.
-        reshuffle: other batches in every epoch.
+        size: number of rows.
+        batches: number of batches of the stage; None for one epoch.
+        start: number of batches to skip, those that a resumed run has seen; the length includes them.
+        lengths: tokens of each row (size,), to group rows by; None for mixed batches.
+        reshuffle: make new batches in every epoch.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class StageBatchSampler(Sampler[list[int]]):
         return (shares[self.rank] for shares in self.shares())
 
     def shares(self) -> Iterator[list[list[int]]]:
-        """The rows of every rank, batch after batch."""
+        """Yield the rows of every rank for each batch."""
         epoch, order, places = -1, [], []
         for batch in range(self.start, self.batches):
             if batch // self.per_epoch != epoch:
@@ -79,7 +77,7 @@ class StageBatchSampler(Sampler[list[int]]):
             yield self._shares(order, places[batch % self.per_epoch])
 
     def _order(self, epoch: int) -> list[int]:
-        """The rows of an epoch, those of one global batch side by side."""
+        """Return the rows of an epoch, one global batch after the other."""
         order = permutation(self.size, self.seed, epoch if self.reshuffle else 0)
         if self.lengths is None:
             return order
@@ -87,10 +85,10 @@ class StageBatchSampler(Sampler[list[int]]):
         return by_length(order, self.lengths, window * self.share)
 
     def _places(self, order: list[int], epoch: int) -> list[int]:
-        """Which global batch of `order` comes first, second, …; a short one last."""
+        """Return the order of the global batches in `order`; a short one comes last."""
         full, places = self.size // self.share, list(range(self.per_epoch))
         if self.lengths is not None or not (self.reshuffle or epoch == 0):
-            places[:full] = permutation(full, seed_of(self.seed), epoch)  # a seed of its own: not that of the rows
+            places[:full] = permutation(full, seed_of(self.seed), epoch)  # not the seed of the rows
         if self.lengths is not None and epoch == 0 and full:
             firsts = self.lengths[order[: full * self.share : self.share]]  # the longest row of each batch
             longest = places.index(int(firsts.argmax()))
@@ -98,7 +96,7 @@ class StageBatchSampler(Sampler[list[int]]):
         return places
 
     def _shares(self, order: list[int], position: int) -> list[list[int]]:
-        """Each rank's rows of the global batch at `position` of `order`."""
+        """Return each rank's rows of the global batch at `position` of `order`."""
         rows = order[position * self.share : (position + 1) * self.share]
         short = -len(rows) % self.world_size
         rows += (order * math.ceil(short / self.size))[:short]
@@ -120,19 +118,23 @@ class ShardSampler(Sampler[int]):
 
 
 def permutation(size: int, seed: int, epoch: int) -> list[int]:
-    """0…size−1 in an order that depends on nothing but (seed, epoch)."""
+    """Return 0…size−1 in an order that depends on (seed, epoch) only.
+
+    >>> permutation(8, seed=0, epoch=0)
+    [1, 6, 7, 0, 5, 3, 2, 4]
+    """
     generator = torch.Generator().manual_seed(seed_of(seed, epoch))
     return torch.randperm(size, generator=generator).tolist()
 
 
 def by_length(order: list[int], lengths: Tensor, window: int) -> list[int]:
-    """`order` with every `window` rows sorted, the longest first; rows of one length stay in their order."""
+    """Sort every `window` rows of `order`, the longest first; rows of one length keep their order."""
     rows, longest = torch.tensor(order), int(lengths.max())
     keys = torch.arange(len(rows)) // window * (longest + 1) + (longest - lengths[rows].long())
     return rows[keys.argsort(stable=True)].tolist()
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for torch that depends on all the numbers, on every machine alike; neighbours give unrelated ones."""
+    """Return a seed for torch that depends on all the numbers, the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:7], "big")

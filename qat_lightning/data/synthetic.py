@@ -1,4 +1,4 @@
-"""Random rows with random labels, for smoke tests and timing: nothing can be learned from them."""
+"""Random rows with random labels, for smoke tests and timing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from qat_lightning.data.language_modeling import collate_tokens
 
 
 class RandomText(TaskData):
-    """Random tokens, from two up to `length` in a row, padded to the batch's longest.
+    """Rows of two to `length` random tokens, padded to the longest of the batch.
 
     Args:
-        rows: of each split.
+        rows: number of rows in each split.
+        length: largest number of tokens in a row.
         vocabulary_size: tokens are 1…vocabulary_size − 1; 0 is padding.
     """
 
@@ -53,7 +54,7 @@ class RandomText(TaskData):
 
 
 class RandomQuestions(RandomText):
-    """Random tokens as `RandomText`'s, the first always 1, as a [CLS]; answers are random spans behind it."""
+    """Rows of random tokens, the first always 1, as a [CLS]; answers are random spans after it."""
 
     task, head = "random questions", "question_answering"
 
@@ -70,19 +71,19 @@ class RandomQuestions(RandomText):
         return batch | {"labels": torch.stack([row["labels"] for row in rows])}
 
     def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Likeliest positions (2B,), starts and then ends, each for itself; the right ones."""
+        """Return the most likely positions (2B,), starts and then ends, and the right ones."""
         padding = batch["attention_mask"] == 0
         positions = [scores.masked_fill(padding, -torch.inf).argmax(1) for scores in logits]
         return torch.cat(positions), batch["labels"].T.flatten()
 
 
 class RandomTokens(RandomText):
-    """Random tokens as `RandomText`'s, for a language model; "labels" are the tokens that follow."""
+    """Rows of random tokens for a language model; "labels" are the next tokens."""
 
     task, head = "random tokens", "causal_language_model"
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(num_labels=2, **given)  # which no language model has a use for
+        super().__init__(num_labels=2, **given)  # a language model does not use it
 
     def _row(self, length: int, draw: torch.Generator) -> Row:
         tokens = self._tokens(length + 1, draw)
@@ -92,12 +93,18 @@ class RandomTokens(RandomText):
         return collate_tokens(rows, fill=0)
 
     def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (B, N, V) and labels (B, N)."""
+        """Return logits (B, N, V) and labels (B, N)."""
         return logits[0], batch["labels"]
 
 
 class RandomImages(TaskData):
-    """Normal pixels. Args: rows of each split, channels, size (height and width in pixels)."""
+    """Images of normally distributed pixels.
+
+    Args:
+        rows: number of rows in each split.
+        channels: number of channels.
+        size: height and width in pixels.
+    """
 
     task, head = "random images", "image_classification"
 
@@ -122,7 +129,7 @@ class RandomImages(TaskData):
 
 
 def _label(num_labels: int, draw: torch.Generator) -> int | float:
-    """A class, or a score for a regression."""
+    """Draw a class, or a score for a regression."""
     if num_labels == 1:
         return torch.rand((), generator=draw).item()
     return int(torch.randint(num_labels, (), generator=draw))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from qat_lightning.data.class_names import plain
+from qat_lightning.data.class_names import normalized
 from qat_lightning.quantization.quantizers.base import Quantizer
 
 
@@ -60,8 +60,8 @@ def other_order(names: Sequence[str] | None, expected: Sequence[str] | None) -> 
 
     Names are compared without regard to case, spaces and hyphens. Names that only one of them has say nothing.
     """
-    numbers = {plain(name): number for number, name in enumerate(expected or ())}
+    numbers = {normalized(name): number for number, name in enumerate(expected or ())}
     for number, name in enumerate(names or ()):
-        if numbers.get(plain(name), number) != number:
-            return f"{name!r} is {number} and not {numbers[plain(name)]}"
+        if numbers.get(normalized(name), number) != number:
+            return f"{name!r} is {number} and not {numbers[normalized(name)]}"
     return None

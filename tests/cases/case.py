@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from qat_lightning.config.builders.models import build_data
+from qat_lightning.config.builders.models import load_data
 from qat_lightning.config.schema import CONF, Plain, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.data.base import TaskData
@@ -40,6 +40,4 @@ def composed(folder: Path, *words: str) -> Plain:
 
 def loaded(folder: Path, *words: str) -> TaskData:
     """Return the data of a command, read."""
-    data = build_data(composed(folder, *words))
-    data.load()
-    return data
+    return load_data(composed(folder, *words))

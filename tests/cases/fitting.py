@@ -8,7 +8,7 @@ from typing import Any
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qat_lightning.commands.train.preflight import check_tokens
-from qat_lightning.config.builders.models import build_data, build_model, build_student
+from qat_lightning.config.builders.models import build_model, build_student, load_data
 from tests.cases.case import Case, composed
 from tests.cases.inputs import VOCABULARY, lines, sentences, write_rows, write_tokenizer
 
@@ -25,8 +25,7 @@ def one_type(folder: Path) -> None:
     """Hold pairs of texts against a RoBERTa of one token type."""
     given = ("++model.architecture.type_vocab_size=1", f"data.tokenizer={folder / 'tokenizer'}")
     config = composed(folder, *ROBERTA, *PAIRS, *given)
-    data = build_data(config)
-    data.load()
+    data = load_data(config)
     check_tokens(data, build_model(config, data))
 
 
@@ -46,8 +45,7 @@ def kept(folder: Path) -> list[str]:
     config = composed(
         folder, *given, "losses=logits", "intervention=none", "intervention_schedule=none", "data.max_length=16"
     )
-    data = build_data(config)
-    data.load()
+    data = load_data(config)
     student: Any = build_student(config, build_model(config, data), data)
     return student.config.layer_types
 

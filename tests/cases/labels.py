@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from qat_lightning.commands.train.preflight import rehearse
-from qat_lightning.config.builders.models import build_data, build_model
+from qat_lightning.config.builders.models import build_model, load_data
 from tests.cases.case import Case, composed, loaded
 from tests.cases.inputs import lines, sentences, write_images, write_rows
 from tests.cases.reading import TEXT, rows, tokenized
@@ -89,8 +89,7 @@ def decoder(folder: Path) -> list[list[int]]:
     size = f"model.architecture.vocab_size={len(LETTERS)}"
     words = ("model=tiny_gpt2", size, "data=text", f"data.tokenizer={folder / 'tokenizer'}", "data.max_length=32")
     config = composed(folder, *words, *RUN)
-    data = build_data(config)
-    data.load()
+    data = load_data(config)
     torch.manual_seed(0)
     model = build_model(config, data).eval()
     batches = [data.validation_rows, *([row] for row in data.validation_rows)]
@@ -117,8 +116,7 @@ def roberta(**changed: int) -> Callable[[Path], None]:
 def rehearsed(folder: Path) -> str:
     words = (f"model.path={folder / 'tokenizer'}", "data=text", "data.max_length=16")
     config = composed(folder, *words, *RUN)
-    data = build_data(config)
-    data.load()
+    data = load_data(config)
     rehearse(config, data, build_model(config, data))
     return "rehearsed"
 

@@ -123,7 +123,7 @@ FILES = {
     "c06 several files of a split": Case(shards, sizes(TEXT), (8, 4)),
     "c06 words in one of two csv files": Case(mixed_shards, sizes(TEXT), (3, 2)),
     "c15 a tokenizer without offsets": Case(
-        slow_tokenizer, SQUAD, refused=r"data\.tokenizer='.*' is a ByT5Tokenizer without .*: give data\.tokenizer=FOLDER"
+        slow_tokenizer, SQUAD, refused=r"data\.tokenizer='.*' is a ByT5Tokenizer without .*: set data\.tokenizer=FOLDER"
     ),
     "c21 hidden folders": Case(hidden_image("cat/.ipynb_checkpoints/0.png"), sizes(images), (2, 2)),
     "c21b hidden files": Case(hidden_image("cat/._0.png"), sizes(images), (2, 2)),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from qat_lightning.config.builders.models import build_data, build_model
+from qat_lightning.config.builders.models import build_model, load_data
 from tests.cases.case import Case, composed
 from tests.cases.inputs import VOCABULARY, lines, write_rows, write_tokenizer
 
@@ -51,8 +51,7 @@ def accuracy(*words: str) -> Callable[[Path], float]:
         given = ("data=text", "data.text_columns=[sentence]", f"data.num_labels={CLASSES}", "data.max_length=32")
         path = (f"model.path={folder / 'model'}", "stages.teacher.max_epochs=0")
         config = composed(folder, *given, *path, *words)
-        data = build_data(config)
-        data.load()
+        data = load_data(config)
         batch = data.example_batch(CLASSES)
         labels = batch.pop("labels")
         with torch.no_grad():

@@ -96,7 +96,7 @@ def test_a_text_without_tokens_is_one_end_of_text_token(texts):
     assert data.validation_rows[2]["input_ids"] == [WORDS.index("</s>")]
     assert data.validation_rows[2]["attention_mask"] == [1]
     assert data.validation_rows[2]["token_type_ids"] == [0]
-    assert "1 rows of the train split have no tokens, and are read as '</s>' alone" in data.notes
+    assert "1 rows of the train split have no tokens: they are read as '</s>' alone" in data.notes
 
 
 def test_a_text_without_tokens_is_named_where_nothing_can_stand_for_it(texts):

@@ -85,17 +85,6 @@ def test_trivial_augment_draws_for_each_image_and_leaves_one_in_fourteen():
     assert len({each.numpy().tobytes() for each in changed}) > 200
 
 
-def test_grey_images_stay_grey_and_are_changed_as_colored_ones(monkeypatch):
-    module = only(monkeypatch, *named("brightness"))
-    grey = noise(20, 1)
-    torch.manual_seed(1)
-    changed = module(grey)
-    torch.manual_seed(1)
-    colored = module(grey.expand(-1, 3, -1, -1))
-    assert torch.equal(changed, colored[:, 2:])
-    assert not torch.equal(changed, grey)
-
-
 def line_moves(module, upright):
     """Where a bright line through the middle of a black image comes to lie, in each of its 32 rows, of 60 draws."""
     images = torch.zeros(60, 3, 33, 33)
@@ -118,14 +107,6 @@ def test_shears_go_up_to_a_slope_of_three_tenths_both_ways(monkeypatch, axis):
     slopes = (moves[:, 22] - moves[:, 8]) / 14
     assert 0.2 < slopes.max() <= 0.32
     assert 0.2 < -slopes.min() <= 0.32
-
-
-def test_posterize_keeps_four_bits_or_more(monkeypatch):
-    images = noise(60)
-    changed = only(monkeypatch, *named("posterize"))(images)
-    lost = (images - changed).abs().flatten(1).max(1).values * 255
-    assert lost.max() <= 16
-    assert lost.max() > 8
 
 
 @pytest.mark.parametrize(("module", "value"), [(Crop, 0), (Crop, 1.5), (Flip, -0.1), (Flip, 1.1)])
@@ -198,13 +179,6 @@ def test_pixels_are_changed_before_they_are_scaled(images):
         assert (windows - image).abs().flatten(1).max(1).values.min() < 1e-5
     assert changed["labels"] is batch["labels"]
     assert changed["pixel_values"].dtype == torch.float32
-
-
-def test_half_precision_batches_stay_so(images):
-    data = images()
-    batch = data.example_batch(2)
-    half = data.augment(batch | {"pixel_values": batch["pixel_values"].bfloat16()}, 0)["pixel_values"]
-    assert half.dtype == torch.bfloat16
 
 
 def test_calibration_and_example_batches_are_never_augmented(images):
@@ -282,7 +256,7 @@ def test_every_step_sees_its_own_batch_augmented_and_validation_sees_none(images
     assert same(seen.validated, given.validated)
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (6, 0), (1, 2), (4, 2)])
+@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (4, 0), (4, 2)])
 def test_a_run_that_stops_and_goes_on_sees_the_same_batches(images, tmp_path, stop, workers):
     whole = fit(images(), tmp_path / "whole")
     stopped = Recorder(dies_after=stop)
@@ -292,12 +266,6 @@ def test_a_run_that_stops_and_goes_on_sees_the_same_batches(images, tmp_path, st
     assert list(resumed.seen) == list(range(stop, 7))
     for number, batch in (stopped.seen | resumed.seen).items():
         assert same(batch, whole.seen[number])
-
-
-def test_accumulated_batches_each_draw_anew(images, tmp_path):
-    seen = fit(images(train_limit=1, batch_size=1), tmp_path, accumulate_grad_batches=3).seen
-    assert len(seen) == 21
-    assert len({pixels.numpy().tobytes() for pixels, _ in seen.values()}) > 15
 
 
 IMAGES = (
@@ -313,6 +281,7 @@ def image_run(folder, path):
     return run(config, folder, [])
 
 
+@pytest.mark.slow
 def test_a_whole_run_that_stops_ends_in_the_same_bits(folder, tmp_path, monkeypatch):
     whole = image_run(tmp_path / "whole", folder)
     left = [13]

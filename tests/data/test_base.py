@@ -47,16 +47,8 @@ def attached(data, rank, world_size, max_steps=3, accumulate=1, processed=0):
     return data
 
 
-def test_base_class_says_what_a_subclass_must_define():
-    data = TaskData(batch_size=1, num_labels=2, metrics={"a": MulticlassAccuracy(2)}, metric="a")
-    with pytest.raises(NotImplementedError, match=r"TaskData must define read\(\)"):
-        data.load()
-    with pytest.raises(NotImplementedError, match=r"TaskData must define collate\(rows\)"):
-        data.collate([])
-
-
 def test_unknown_primary_metric_is_refused_with_the_names():
-    with pytest.raises(ValueError, match=r"data\.metric='f1' is none of data\.metrics: accuracy"):
+    with pytest.raises(ValueError, match=r"metric='f1' is not one of the metrics: accuracy"):
         Numbered(metric="f1")
 
 
@@ -64,13 +56,8 @@ def test_unknown_primary_metric_is_refused_with_the_names():
     "name", ["batch_size", "evaluation_batch_size", "num_labels", "train_limit", "validation_limit"]
 )
 def test_a_size_below_one_is_refused(name):
-    with pytest.raises(ValueError, match=rf"data\.{name}=0 must be 1 or more"):
+    with pytest.raises(ValueError, match=rf"{name}=0 must be 1 or more"):
         Numbered(**{name: 0})
-
-
-def test_one_label_is_a_regression():
-    assert Numbered(num_labels=1).regression
-    assert not Numbered(num_labels=2).regression
 
 
 def test_rows_are_read_once():
@@ -99,7 +86,7 @@ def test_rows_are_read_when_first_asked_for(use):
 
 @pytest.mark.parametrize(("counts", "split"), [((0, 5), "train"), ((5, 0), "validation")])
 def test_an_empty_split_is_refused(counts, split):
-    with pytest.raises(ValueError, match=rf"the {split} split of numbers is empty: give data\.path"):
+    with pytest.raises(ValueError, match=rf"the {split} split of numbers is empty: set path"):
         Numbered(*counts).load()
 
 
@@ -117,12 +104,6 @@ def test_train_limit_takes_the_same_mixed_rows_for_every_seed():
 def test_validation_limit_takes_the_first_rows_in_order():
     data = Numbered(validation_limit=3)
     assert numbers(data.val_dataloader()) == [[100, 101, 102]]
-
-
-def test_limits_beyond_the_data_take_all_of_it():
-    data = Numbered(train_limit=99, validation_limit=99)
-    data.load()
-    assert (len(data.train_rows), len(data.validation_rows)) == (10, 6)
 
 
 @pytest.mark.parametrize(("world_size", "batches"), [(1, 3), (2, 2), (3, 1)])
@@ -181,11 +162,6 @@ def test_lightning_reads_the_stage_through_in_the_order_of_the_sampler():
 def test_a_trainer_without_a_number_of_steps_is_refused():
     with pytest.raises(ValueError, match="the Trainer needs max_steps"):
         attached(Numbered(), 0, 1, max_steps=-1).train_dataloader()
-
-
-def test_order_depends_on_the_seed():
-    orders = [numbers(Numbered(rows=20, seed=seed).train_dataloader()) for seed in (0, 0, 1)]
-    assert orders[0] == orders[1] != orders[2]
 
 
 def test_calibration_rows_are_the_same_for_every_rank_seed_and_batch_size():

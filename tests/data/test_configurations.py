@@ -62,13 +62,7 @@ def test_metrics_have_hand_computed_values(task):
             assert value(metric, [1, 1, 1, 0], [1, 1, 0, 0]) == pytest.approx(CLASSES[name], abs=1e-5)
 
 
-@pytest.mark.parametrize("choice", ["mnli", "digits", "random_text", "random_images"])
-def test_accuracy_counts_rows_not_classes(choice):
-    metric = create(composed(f"data={choice}"), "data").metrics["accuracy"]
-    assert value(metric, [0, 0, 0, 0], [0, 0, 0, 1]) == 0.75  # the mean over classes would be 0.5
-
-
-@pytest.mark.parametrize("task", GLUE)
+@pytest.mark.parametrize("task", ["stsb", "mnli"])
 def test_glue_task_reads_a_local_folder(task, tokenizer, tmp_path):
     columns, num_labels, *_ = GLUE[task]
     for split in ("train", "validation"):

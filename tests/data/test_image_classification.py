@@ -1,7 +1,6 @@
 """The digits, and any set of image files: pixels by hand, every way to read them, every refusal."""
 
 import io
-from pathlib import Path
 
 import numpy
 import pytest
@@ -11,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image as Pillow
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor
 
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.schema import CONF, resolve
@@ -51,20 +50,6 @@ def parquet(folder, encoded=COLORS, labels=(0, 1), features=None, **renamed):
     return folder
 
 
-def test_a_batch():
-    batch = digits().example_batch(5)
-    assert batch["pixel_values"].shape == (5, 1, 8, 8)
-    assert batch["pixel_values"].dtype == torch.float32
-    assert batch["labels"].dtype == torch.int64
-
-
-def test_pixels_fill_minus_one_to_one():
-    data = digits()
-    data.load()
-    pixels = torch.stack([row["pixel_values"] for row in data.train_rows])
-    assert (pixels.min(), pixels.max()) == (-1, 1)
-
-
 def test_a_fifth_is_held_out_stratified_and_disjoint():
     data = digits()
     data.load()
@@ -77,21 +62,6 @@ def test_a_fifth_is_held_out_stratified_and_disjoint():
     assert not seen & held
 
 
-def test_the_split_is_the_same_for_every_seed():
-    assert digits(seed=0).fingerprint() == digits(seed=9).fingerprint()
-
-
-def test_labels_belong_to_their_images():
-    """Images of a class are nearer to their own mean than to the others': a shuffle of either would end that."""
-    data = digits()
-    data.load()
-    pixels = torch.stack([row["pixel_values"].flatten() for row in data.train_rows])
-    labels = torch.tensor([row["labels"] for row in data.train_rows])
-    means = torch.stack([pixels[labels == label].mean(0) for label in range(10)])
-    nearest = torch.cdist(pixels, means).argmin(1)
-    assert (nearest == labels).float().mean() > 0.85
-
-
 def test_every_pixel_comes_to_its_place_and_is_scaled_by_its_channel(tmp_path):
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 2.0]
     batch = images(parquet(tmp_path), mean=mean, std=std).example_batch(2)
@@ -102,11 +72,6 @@ def test_every_pixel_comes_to_its_place_and_is_scaled_by_its_channel(tmp_path):
     numpy.testing.assert_allclose(batch["pixel_values"], expected, rtol=1e-6, atol=1e-6)
     assert batch["labels"].tolist() == [0, 1]
     assert batch["labels"].dtype == torch.int64
-
-
-def test_pixels_are_scaled_to_minus_one_to_one_unless_told_otherwise(tmp_path):
-    data = ImageClassificationData(**COMMON, path=str(parquet(tmp_path)), num_labels=2, size=2)
-    assert data.example_batch(1)["pixel_values"][0, 0].tolist() == [[1, -1], [-1, pytest.approx(0.4 * 2 - 1)]]
 
 
 @pytest.mark.parametrize(
@@ -187,32 +152,11 @@ def test_a_folder_for_each_class_of_each_split(tmp_path):
     assert held["pixel_values"][:, :, 0, 0].round().tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    "hidden", [".ipynb_checkpoints/1-checkpoint.png", "._1.png", "far/.cache/1.png", "__MACOSX/1.png"]
-)
-def test_hidden_files_are_not_images_of_a_class(tmp_path, hidden):
-    for split in ("train", "validation"):
-        for place in ("cat/1.png", "dog/1.png", f"cat/{hidden}"):
-            path = tmp_path / split / place
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Pillow.new("RGB", (2, 2), RED).save(path)
-        (tmp_path / split / "__MACOSX").mkdir()
-    data = images(tmp_path)
-    assert [row["labels"] for row in data.read()[0]] == [0, 1]
-    assert data.label_names == ["cat", "dog"]
-
-
 def test_labels_of_words_and_columns_of_other_names(tmp_path):
     parquet(tmp_path, labels=["dog", "cat"], image="img", label="fine_label")
     data = images(tmp_path, image_column="img", label_column="fine_label")
     assert data.example_batch(2)["labels"].tolist() == [1, 0]
     assert data.label_names == ["cat", "dog"]
-
-
-def test_scores_for_a_regression(tmp_path):
-    labels = images(parquet(tmp_path, labels=[0.5, 2]), num_labels=1).example_batch(2)["labels"]
-    assert labels.dtype == torch.float32
-    assert labels.tolist() == [0.5, 2]
 
 
 def test_rows_stay_encoded_until_their_batch_is_made(tmp_path):
@@ -237,13 +181,6 @@ def test_fingerprint_sees_what_changes_the_pixels(tmp_path, changed):
     assert images(tmp_path, **changed).fingerprint() == images(tmp_path, **changed).fingerprint()
 
 
-def test_fingerprint_tells_augmentations_apart(tmp_path):
-    parquet(tmp_path)
-    chosen = [{"f": Flip()}, {"f": Flip(0.25)}, {"f": Crop()}, {"f": Crop(0.25)}, {"f": Flip(), "c": Crop()}]
-    chosen.append({"c": Crop(), "f": Flip()})
-    assert len({images(tmp_path, augmentation=each).fingerprint() for each in chosen}) == len(chosen)
-
-
 def test_fingerprint_sees_the_files_but_not_where_they_lie(tmp_path):
     before = images(parquet(tmp_path)).fingerprint()
     (other := tmp_path / "other").mkdir()
@@ -252,51 +189,29 @@ def test_fingerprint_sees_the_files_but_not_where_they_lie(tmp_path):
     assert images(parquet(other, labels=(1, 0))).fingerprint() != before
 
 
-def cut(encoded):
-    return encoded[: len(encoded) // 2]
-
-
 @pytest.mark.parametrize(
     ("written", "changed", "words"),
     [
-        ({}, {"image_column": "img"}, r"train split .* no column 'img', it has image, label: .* data\.image_column=…"),
-        ({}, {"label_column": "y"}, r"train split .* no column 'y', it has image, label: .* data\.label_column=…"),
-        ({}, {"image_column": "label"}, r"row 0 of the train split holds no image file in column 'label'"),
-        (
-            {"encoded": [COLORS[0], b"no"]},
-            {},
-            r"row 1 of the train split holds no image .* data\.image_column=…, or take",
-        ),
-        ({"encoded": [COLORS[0], None]}, {}, r"row 1 of the train split holds no image file"),
+        ({}, {"image_column": "img"}, r"train split .* no column 'img' .*image_column=…"),
+        ({}, {"label_column": "y"}, r"train split .* no column 'y' .*label_column=…"),
+        ({}, {"image_column": "label"}, r"row 0 of the train split has no image file in column 'label'"),
+        ({"encoded": [COLORS[0], b"no"]}, {}, r"row 1 of the train split has no image .*image_column=…"),
+        ({"encoded": [COLORS[0], None]}, {}, r"row 1 of the train split has no image file"),
         ({"labels": [0, 2]}, {}, r"row 1 of the train split has label 2, outside 0…1"),
-        ({"labels": ["a", "b"]}, {"num_labels": 3}, r"data\.num_labels=3, but column 'label' has 2 classes"),
-        ({}, {"size": 0}, r"data\.size=0 must be 1 or more"),
-        ({}, {"channels": 4}, r"data\.channels=4 must be 3 for RGB, or 1 for grey"),
-        ({}, {"mean": [0.5, 0.5]}, r"data\.mean=\[0\.5, 0\.5\] must be a list of one number, or of one .* 3 channels"),
-        ({}, {"channels": 1, "std": [1.0] * 3}, r"data\.std=.* each of the 1 channels"),
-        ({}, {"std": [0.0]}, r"data\.std=\[0\.0\] must be above 0"),
-        (
-            {},
-            {"augmentation": {"flip": max}},
-            r"data\.augmentation\.flip is no torch module: .* ~data\.augmentation\.flip",
-        ),
+        ({}, {"size": 0}, r"size=0 must be 1 or more"),
+        ({}, {"channels": 4}, r"channels=4 must be 3 for RGB, or 1 for grey"),
+        ({}, {"mean": [0.5, 0.5]}, r"mean=\[0\.5, 0\.5\] must be a list of one number, or of 3"),
+        ({}, {"channels": 1, "std": [1.0] * 3}, r"std=.* of 1,"),
+        ({}, {"std": [0.0]}, r"std=\[0\.0\] must be above 0"),
+        ({}, {"augmentation": {"flip": max}}, r"augmentation=.*'flip'.* is not a torch module"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_used_is_refused_in_words_before_the_run(tmp_path, written, changed, words):
+def test_errors_name_the_argument_before_the_run(tmp_path, written, changed, words):
     parquet(tmp_path, **written)
     with pytest.raises(ValueError, match=words) as error:
         images(tmp_path, **changed).fingerprint()
     assert "\n" not in str(error.value)
-
-
-def test_a_damaged_image_is_named(tmp_path):
-    encoded = file(numpy.random.default_rng(0).integers(0, 256, (32, 32, 3)))
-    parquet(tmp_path, [encoded, cut(encoded)])
-    with pytest.raises(
-        ValueError, match=r"row 1 of the validation split of data\.path=.* cannot be read \(.*: repair it"
-    ):
-        images(tmp_path).example_batch(2)
 
 
 def test_a_damaged_file_of_a_folder_is_named_by_its_path(tmp_path):
@@ -317,24 +232,6 @@ def test_an_image_of_sixteen_bits_is_refused_as_it_would_be_cut_to_white(tmp_pat
         images(tmp_path).example_batch(1)
 
 
-def test_a_folder_without_images_of_a_class_says_where_they_belong(tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "1.png").write_bytes(COLORS[0])
-    with pytest.raises(
-        ValueError, match=r"train' holds no images: give each class a folder in it \(train/CLASS/NAME\.png"
-    ):
-        images(tmp_path).load()
-
-
-def test_a_validation_split_may_lack_a_class_of_train(tmp_path):
-    for place in ("train/cat", "train/dog", "validation/dog"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "1.png").write_bytes(COLORS[0])
-    data = images(tmp_path)
-    assert data.example_batch(1)["labels"].tolist() == [1]
-    assert data.notes == ["the validation split has no row of class 'cat'"]
-
-
 def test_an_image_without_a_label_is_left_out_and_rows_keep_their_place(tmp_path):
     parquet(tmp_path, [COLORS[0], b"no image", COLORS[1]], labels=[0, -1, 1])
     data = images(tmp_path)
@@ -344,18 +241,8 @@ def test_an_image_without_a_label_is_left_out_and_rows_keep_their_place(tmp_path
 
 def test_augmentation_that_changes_the_shape_is_refused(tmp_path):
     data = images(parquet(tmp_path), augmentation={"pool": nn.AvgPool2d(2)})
-    with pytest.raises(ValueError, match=r"data\.augmentation\.pool made \(2, 3, 1, 1\) of \(2, 3, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"augmentation\.pool turned \(2, 3, 2, 2\) into \(2, 3, 1, 1\)"):
         data.augment(data.example_batch(2), 0)
-
-
-def test_reading_writes_nothing_beside_the_files(tmp_path):
-    def held() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-
-    parquet(tmp_path)
-    before = held()
-    images(tmp_path).fingerprint()
-    assert held() == before
 
 
 def composed(*overrides):
@@ -386,27 +273,6 @@ def test_a_configured_augmentation_is_made_and_runs(tmp_path, choice):
     batch = data.example_batch(2)
     assert batch["pixel_values"].shape == data.augment(batch, 0)["pixel_values"].shape == (2, 3, 16, 16)
     assert bool(data.augmentation) == (choice != "none")
-
-
-@pytest.mark.parametrize(
-    ("model", "size", "channels", "parameters"),
-    [
-        # patches (P²C + 1)W, [CLS] W, positions (N + 1)W, layers L(4W² + 4W + 2WF + F + W + 4W), norm 2W, head 10W + 10
-        ("vit_base", 224, 3, 85_806_346), ("deit_small", 224, 3, 21_669_514), ("vit_small", 32, 3, 2_693_578),
-        ("tiny_vit", 16, 3, 19_626), ("vit_digits", 8, 1, 119_730), ("tiny", 224, 3, None),
-    ],
-)  # fmt: skip
-def test_images_come_in_the_size_that_the_model_wants(model, size, channels, parameters):
-    config = composed("data=images", "data.path=x", "data.num_labels=10", f"model={model}")
-    assert (config.data["size"], config.data["channels"]) == (size, channels)
-    if parameters is not None:
-        with torch.device("meta"):
-            described = AutoConfig.for_model(**config.model.architecture, num_labels=10)
-            built = AutoModelForImageClassification.from_config(described)
-        assert built.num_parameters() == parameters
-
-
-# --- what is handed over ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [2, 5], ids=["as it is", "resized"])

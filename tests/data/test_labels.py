@@ -1,7 +1,7 @@
 """From labels as they are written to the numbers of classes: whose order holds, what has no label, what is refused."""
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features
 
 from qat_lightning.data.class_names import LabelColumn
 from qat_lightning.data.labels import read_labels
@@ -56,7 +56,7 @@ def read(train, validation=None, names=None, num_labels=2, wanted=None, **column
         ([1, 0], {"wanted": ["yes", "no"]}, [1, 0], ["yes", "no"]),
     ],
 )  # fmt: skip
-def test_classes_get_the_right_numbers(labels, changed, numbers, names):
+def test_numbers_and_names_of_classes(labels, changed, numbers, names):
     found = read(labels, **changed)
     assert found.splits["train"] == found.splits["validation"] == numbers
     assert names is None or found.names == names
@@ -97,46 +97,51 @@ def test_rows_without_a_label_have_none_and_are_counted(labels, changed, numbers
     assert [note for note in found.notes if note.startswith(left_out)]
 
 
-def test_what_is_said():
+def test_notes():
     notes = read(SNLI, SNLI[:2], model_names=MNLI, num_labels=3).notes
     assert notes == [
-        "classes are numbered as the model numbers them: 0 'CONTRADICTION', 1 'NEUTRAL', 2 'ENTAILMENT'",
+        "classes have the numbers of the model: 0 'CONTRADICTION', 1 'NEUTRAL', 2 'ENTAILMENT'",
         "the validation split has no row of class 'CONTRADICTION'",
     ]
     assert read([0, 1]).notes == read(["no", "yes"], model_names=["no", "yes"]).notes == []
     (other,) = read(["bad", "good"], model_names=["NEG", "POS"]).notes
-    assert "numbered 0 'bad', 1 'good'; data.label_names" in other
+    assert "numbered 0 'bad', 1 'good'; label_names" in other
 
 
 @pytest.mark.parametrize(
     ("labels", "changed", "words"),
     [
-        (["pos"] * 3, {}, "one class, 'pos', .* data.path rows of other classes"),
+        (["pos"] * 3, {}, "one class, 'pos', .*path=FOLDER"),
         ([1] * 3, {}, "one class, 1,"),
-        (["pos"] * 3, {"model_names": ["neg", "pos"]}, "one class, 'pos'"),
-        ([0, 1, -1], {"num_labels": 3}, r"no row of class 2: .* \(1 rows have label -1, .* data.unlabelled=\[\]"),
-        ([1, -1], {}, r"one class, 1,.* \(1 rows have label -1, .* whole numbers begin at 0"),
-        (["+", "-"], {}, r"one class, '\+', .*label '-', .*data.unlabelled=\[\]"),
-        (["a", "b", "-"], {"num_labels": 3}, r"data.num_labels=3, .* 2 classes \(a, b\): give data.num_labels=2.*label '-'"),
-        ([-1, -1], {}, r"no row of the train split has a label \(-1: 2\): .*data.train_split=…"),
-        ([None, None], {}, r"no row of the train split has a label \(None: 2\)"),
-        ([1, 2], {}, r"row 1 .* label 2, outside 0…1: classes are numbered from 0, so give data.label_names=\[1,2\]"),
-        ([0, 1, 2], {}, r"row 2 .* label 2, outside 0…1: set data.num_labels .* data=text_regression"),
-        (["Yes", "no", "yes"], {}, r"3 classes .* differ in case .* give data.label_names=\[…\], each once \(yes, no\)"),
-        (["0", "1", "NA"], {}, r"3 classes \(0, 1, NA\): .* or data.unlabelled=\[…\] with those that stand for no label"),
-        (["a", "b"], {"wanted": ["a", "c"]}, r"has label 'b', which data.label_names=\['a', 'c'\] lacks"),
-        (["a", "b"], {"wanted": ["a", "b", "c"]}, r"has 3 names for data.num_labels=2"),
-        (["a", "b"], {"wanted": ["a", "a"]}, r"names a class twice"),
-        ([b"a", b"b"], {}, r"row 0 .*neither a word nor a whole number"),
+        ([0, 1, -1], {"num_labels": 3}, r"no row of class 2: set num_labels=.*label -1, .*unlabelled=\[\]"),
+        ([1, -1], {}, r"one class, 1,.*label -1, .*unlabelled=\[\]"),
+        (["a", "b", "-"], {"num_labels": 3}, r"num_labels=3, .* 2 classes \(a, b\): set num_labels=2.*label '-'"),
+        ([-1, -1], {}, r"no row of the train split has a label \(-1: 2\): .*train_split=…"),
+        ([1, 2], {}, r"row 1 .* label 2, outside 0…1: .*label_names=\[1,2\]"),
+        ([0, 1, 2], {}, r"row 2 .* label 2, outside 0…1: set num_labels=…"),
+        (["Yes", "no", "yes"], {}, r"3 classes .* differ in case .*label_names=\[…\], each once \(yes, no\)"),
+        (["0", "1", "NA"], {}, r"3 classes \(0, 1, NA\): .*unlabelled=\[…\]"),
+        (["a", "b"], {"wanted": ["a", "c"]}, r"label 'b', which is not in label_names=\['a', 'c'\]"),
+        (["a", "b"], {"wanted": ["a", "b", "c"]}, r"label_names=.* has 3 names for num_labels=2"),
+        (["a", "b"], {"wanted": ["a", "a"]}, r"label_names=.* names a class twice"),
+        ([b"a", b"b"], {}, r"row 0 .*neither a word nor a whole number: .*label_column=…"),
+        (["a", "b"], {"num_labels": 1}, r"row 0 .*label 'a', which is not a finite number"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_refused_in_one_line(labels, changed, words):
+def test_unclear_labels_are_refused_in_one_line(labels, changed, words):
     with pytest.raises(ValueError, match=words) as error:
         read(labels, **changed)
     assert "\n" not in str(error.value)
 
 
-def test_a_column_of_bytes_is_no_column_of_words():
-    table = Dataset.from_dict({"label": [b"a"]}, features=Features({"label": Value("binary")}))
-    with pytest.raises(ValueError, match="neither a word"):
-        read_labels({"train": table}, LabelColumn("label", 2))
+@pytest.mark.parametrize(
+    ("train", "validation", "words"),
+    [
+        (["yes", "no"], ["yes", "maybe"], r"row 1 of the validation split has label 'maybe', .*\(no, yes\)"),
+        ([0, 1], ["yes", "no"], r"row 0 of the validation split has label 'yes', .*whole numbers"),
+        ([0, 1], [0, 2], r"row 1 of the validation split has label 2, outside 0…1"),
+    ],
+)
+def test_splits_with_different_labels_are_refused(train, validation, words):
+    with pytest.raises(ValueError, match=words):
+        read(train, validation)

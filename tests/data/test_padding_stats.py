@@ -1,22 +1,15 @@
 """Padding counted by replaying the sampler is that of the batches themselves; what cannot be grouped is refused."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy
 
-from qat_lightning.config.instantiate import create
 from qat_lightning.data.image_classification import Digits
-from qat_lightning.data.language_modeling import LanguageModelingData
-from qat_lightning.data.padding_stats import check_padding, count_padding
-from qat_lightning.data.squad.datamodule import SquadData
-from qat_lightning.data.squad.metric import AnswerScore
+from qat_lightning.data.padding_stats import count_padding
 from qat_lightning.data.synthetic import RandomQuestions, RandomText, RandomTokens
 from tests.data.test_base import Numbered, attached
-from tests.data.test_configurations import composed
 
 COMMON = {"metrics": {"accuracy": MulticlassAccuracy(2)}, "metric": "accuracy"}
 
@@ -118,33 +111,6 @@ def test_of_texts(text, write, padding):
     assert seen(grouped, 9)["padding"] < counted["longest"]
 
 
-def test_of_questions(tokenizer, tmp_path):
-    rows = [
-        {"context": "a dog ran " * count, "question": "is", "answers": {"text": ["dog"], "answer_start": [2]}}
-        for count in (1, 2, 1, 3, 2, 1, 2)
-    ]
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    given = {"path": str(tmp_path), "tokenizer": tokenizer, "max_length": 12, "stride": 2, "max_question_length": 4}
-    data = SquadData(**given, batch_size=2, metrics={"f1": AnswerScore("f1")}, metric="f1", group_by_length=True)
-    counted = count_padding(data, 8)
-    assert own(counted) == seen(data, 8)
-    assert counted["padding"] < counted["longest"] < counted["max_length"]
-
-
-def language(tokenizer, folder, **changed):
-    for split in ("train", "validation"):
-        lines = (json.dumps({"text": "the cat " * (row % 4 + 1)}) for row in range(12))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
-    given = {"path": str(folder), "tokenizer": tokenizer, "max_length": 8, "batch_size": 2, **COMMON}
-    return LanguageModelingData(**given | changed)
-
-
-def test_of_texts_for_a_language_model(tokenizer, tmp_path):
-    data = language(tokenizer, tmp_path, packing=False, group_by_length=True)
-    assert own(count_padding(data, 12)) == seen(data, 12)
-
-
 def test_images_have_none():
     assert count_padding(Numbered(), 5) is None
     assert Numbered().train_lengths() is None
@@ -156,38 +122,9 @@ def test_rows_of_one_length_have_none():
     assert count_padding(Rows([4] * 6, max_length=5), 1) == {"tokens": 8, "padding": 0, "longest": 0, "max_length": 2}
 
 
-def test_lengths_are_those_of_the_rows_in_use():
-    data = Rows([3, 1, 2, 5, 4], train_limit=3)
-    assert data.train_lengths().tolist() == [len(row["input_ids"]) for row in data.train_rows]
-    assert len(data.train_lengths()) == 3
-
-
 @pytest.mark.parametrize(
-    ("made", "message"),
-    [
-        (lambda tokenizer, folder: Numbered(group_by_length=True).load(), "rows of numbers are no tokens"),
-        (
-            lambda tokenizer, folder: Digits(batch_size=2, num_labels=10, **COMMON, group_by_length=True).load(),
-            "rows of digits are no tokens and all of one size: leave it out",
-        ),
-        (lambda tokenizer, folder: language(tokenizer, folder, group_by_length=True), r"give data\.packing=false"),
-        (
-            lambda tokenizer, folder: language(
-                tokenizer, folder, packing=False, padding="max_length", group_by_length=True
-            ),
-            r"saves nothing: give data\.padding=longest",
-        ),
-        (lambda tokenizer, folder: check_padding("shortest", False), "choose longest or max_length"),
-    ],
+    "data", [Numbered(group_by_length=True), Digits(batch_size=2, num_labels=10, **COMMON, group_by_length=True)]
 )
-def test_what_cannot_be_grouped_is_refused(tokenizer, tmp_path, made, message):
-    with pytest.raises(ValueError, match=message):
-        made(tokenizer, tmp_path)
-
-
-@pytest.mark.parametrize("choice", ["text", "squad", "language"])
-def test_grouping_rows_that_are_all_padded_alike_is_refused_everywhere(choice):
-    places = ("data.path=x", "model.path=x", "data.padding=max_length", "data.group_by_length=true")
-    more = {"text": ("data.text_columns=[a]", "data.num_labels=2"), "language": ("data.packing=false",)}
-    with pytest.raises(ValueError, match=r"data\.padding=max_length pads all rows alike"):
-        create(composed(f"data={choice}", *places, *more.get(choice, ())), "data")
+def test_rows_without_tokens_cannot_be_grouped(data):
+    with pytest.raises(ValueError, match=r"group_by_length=true, .*not tokens"):
+        data.load()

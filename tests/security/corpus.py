@@ -366,10 +366,10 @@ MODELS = {
         lambda folder: folder / "nowhere", model_with(trust_remote_code=True, revision=COMMIT), "needs a hub id"
     ),
     "trusted code of no revision": Case(
-        lambda folder: "evil/model", model_with(trust_remote_code=True), "model.revision=None names can change"
+        lambda folder: "evil/model", model_with(trust_remote_code=True), "model.revision=None can change"
     ),
     "trusted code of a branch": Case(
-        lambda folder: "evil/model", model_with(trust_remote_code=True, revision="main"), "revision=main names can change"
+        lambda folder: "evil/model", model_with(trust_remote_code=True, revision="main"), "revision=main can change"
     ),
     "trusted code of a short commit": Case(
         lambda folder: "evil/model", model_with(trust_remote_code=True, revision=COMMIT[:12]), "can change"
@@ -562,7 +562,7 @@ BOMBS = {
         lambda folder: plant.link(folder / "tokenizer.json", "tokenizer.json"), tokenizer_of, "cannot be read"
     ),
     "a vocabulary that is a link to nothing": Case(
-        lambda folder: plant.link(folder / "tokenizer.json", "nowhere.json"), tokenizer_of, "that is not there"
+        lambda folder: plant.link(folder / "tokenizer.json", "nowhere.json"), tokenizer_of, "a missing file"
     ),
     "packed weights without an end": Case(
         lambda folder: plant.sparse(plant.packed(folder) / "packed.safetensors", 2**40), load_packed, "more than the"

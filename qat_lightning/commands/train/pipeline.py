@@ -19,7 +19,7 @@ from torch import nn
 from qat_lightning.commands.train.error_origin import key_in_errors
 from qat_lightning.commands.train.process_rank import count_devices, first_process
 from qat_lightning.commands.train.teacher_cache import check_disk_space, find_cache, teacher_facts
-from qat_lightning.config.builders.models import build_data, build_model, build_student
+from qat_lightning.config.builders.models import build_model, build_student, load_data
 from qat_lightning.config.builders.training import (
     all_callbacks,
     build_module,
@@ -224,8 +224,7 @@ def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None) ->
     scoring = scoring or config
     if scoring.threads is not None:
         torch.set_num_threads(scoring.threads)
-    data = build_data(scoring)
-    data.load()
+    data = load_data(scoring)
     seed_everything(config.seed, verbose=False)
     run = Run(config, folder, data, console(quiet=not first_process()), scoring)
     for note in data.notes:

@@ -26,7 +26,7 @@ from transformers import (
 from qat_lightning.config.builders.data_arguments import follow_model
 from qat_lightning.config.builders.pretrained import as_data, random_weights, read_architecture, read_weights, runs_code
 from qat_lightning.config.builders.pretrained_weights import check_weights, warnings_of_transformers
-from qat_lightning.config.instantiate import create, create_all
+from qat_lightning.config.instantiate import add_keys, create, create_all, keys_in_messages
 from qat_lightning.config.schema import BenchConfig, ConfigError, ModelConfig, RunConfig, TeacherPrecision
 from qat_lightning.data.base import Head, TaskData
 from qat_lightning.models.convert import keep_layers, quantize
@@ -59,6 +59,15 @@ def build_data(config: RunConfig) -> TaskData:
     if not isinstance(data, TaskData):
         raise ConfigError(f"data._target_={config.data['_target_']!r} must be a TaskData")
     follow_model(config.model, data)
+    return data
+
+
+def load_data(config: RunConfig) -> TaskData:
+    """Build the task's data and read it; messages name the keys of arguments."""
+    data = build_data(config)
+    with keys_in_messages(config.data, "data"):
+        data.load()
+    data.notes = [add_keys(note, config.data, "data") for note in data.notes]
     return data
 
 

@@ -5,49 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qat_lightning.data.base import Row, TaskData, check_sizes
 from qat_lightning.data.dataset_files import read_split
-from qat_lightning.data.padding_stats import check_padding
 from qat_lightning.data.samplers import permutation
 from qat_lightning.data.squad.examples import COLUMNS, Question, has_words, read_questions
 from qat_lightning.data.squad.features import Lengths, check_room, encode
 from qat_lightning.data.squad.metric import AnswerKey, AnswerScore
 from qat_lightning.data.squad.spans import best_spans
-from qat_lightning.data.tokenizers import padded, read_tokenizer
+from qat_lightning.data.tokenizers import TokenizedData, pad_rows
 
 
-class SquadData(TaskData):
-    """A row is a *feature*: the question and as much of its context as fits; a long context makes several that overlap.
+class SquadData(TokenizedData):
+    """Questions on a context, whose columns are context, question and answers.
 
-    A batch holds input_ids, attention_mask (and token_type_ids where the tokenizer makes them), (B, N); "labels" (B, 2),
-    first and last token of the first accepted answer, 0 and 0 ([CLS]) where the feature does not hold all of it;
-    "question" (B,), a number of the split, and "offsets" (B, N, 2), each token's characters in the context, −1 for
-    tokens that are not of it.
-
-    `train_limit` and `validation_limit` count questions, not features: a question is scored with all of its context.
+    A row is a *feature*: the question and a part of its context; the parts of a long context overlap. A batch has
+    input_ids, attention_mask (and token_type_ids if the tokenizer makes them), (B, N); "labels" (B, 2), first and last
+    token of the first accepted answer, 0 and 0 ([CLS]) if the feature does not contain all of it; "question" (B,), a number
+    of the split, and "offsets" (B, N, 2), each token's characters in the context, −1 for tokens outside of it.
+    `train_limit` and `validation_limit` count questions, not features.
 
     Args:
-        path: hub id such as rajpurkar/squad, or a folder; the columns are context, question and answers.
-        name: configuration on the hub; None for none.
-        tokenizer: hub id or folder; None is refused when read.
-        tokenizer_revision: branch, tag or commit on the hub; None for its default.
-        max_length: tokens of a feature.
-        stride: tokens of the context that two neighbouring features share.
-        max_question_length: tokens; longer questions are cut.
-        n_best: highest starts, and ends, that an answer is chosen from.
-        max_answer_length: tokens.
-        unanswerable: a question may have no answer, and the model may give none (SQuAD 2.0).
-        null_threshold: "" is the answer where its score is so much above the best span's.
-        padding: "longest" of the batch, or "max_length" for all as the papers' code does.
+        max_length: number of tokens of a feature.
+        stride: number of tokens of the overlap of two features.
+        max_question_length: number of tokens; longer questions are cut.
+        n_best: number of highest starts, and of ends, for the choice of an answer.
+        max_answer_length: number of tokens of an answer.
+        unanswerable: questions without an answer are allowed, and the model may answer "" (SQuAD 2.0).
+        null_threshold: the answer is "" if its score is this much higher than the best span's.
+        common: the arguments of `TokenizedData` and `TaskData`.
 
     Raises:
-        ValueError: when read, in words: what `read_questions` and `read_tokenizer` refuse, or no room for the context.
+        ValueError: an argument out of range; when read, the errors of `read_questions` and `read_tokenizer`, or no room for
+            the context.
     """
 
     head = "question_answering"
@@ -55,12 +49,6 @@ class SquadData(TaskData):
     def __init__(
         self,
         *,
-        path: str,
-        tokenizer: str | None,
-        tokenizer_revision: str | None = None,
-        name: str | None = None,
-        train_split: str = "train",
-        validation_split: str = "validation",
         max_length: int = 384,
         stride: int = 128,
         max_question_length: int = 64,
@@ -68,35 +56,27 @@ class SquadData(TaskData):
         max_answer_length: int = 30,
         unanswerable: bool = False,
         null_threshold: float = 0.0,
-        padding: Literal["longest", "max_length"] = "longest",
         **common: Any,
     ) -> None:
-        super().__init__(num_labels=2, **common)  # a start and an end
-        check_padding(padding, self.group_by_length)
+        super().__init__(num_labels=2, max_length=max_length, **common)  # a start and an end
         check_sizes(max_question_length=max_question_length, n_best=n_best, max_answer_length=max_answer_length)
-        check_sizes(max_length=max_length, stride=stride)
-        self.path, self.name, self.task = path, name, name or Path(path).name
-        self.splits = {"train": train_split, "validation": validation_split}
-        self.tokenizer_path, self.max_length, self.padding = tokenizer, max_length, padding
-        self.tokenizer_revision = tokenizer_revision
         self.lengths = Lengths(max_length, stride, max_question_length)
         self.n_best, self.max_answer_length = n_best, max_answer_length
         self.unanswerable, self.null_threshold = unanswerable, null_threshold
-        # counted here in questions, so that `load`, which counts rows, must not cut again
+        # `load` would apply the limits to features
         self.question_limits = {"train": self.train_limit, "validation": self.validation_limit}
         self.train_limit = self.validation_limit = None
-        self.tokenizer: Any = None
         self.key = AnswerKey()
         for metric in self.metrics.values():
             if isinstance(metric, AnswerScore):
                 metric.key = self.key
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, revision=self.tokenizer_revision)
+        self.read_tokenizer()
         if not self.tokenizer.is_fast:
             raise ValueError(
-                f"data.tokenizer={self.tokenizer_path!r} is a {type(self.tokenizer).__name__} without the places of its tokens"
-                " in the text, which question answering needs: give data.tokenizer=FOLDER one that holds a tokenizer.json"
+                f"tokenizer={self.tokenizer_path!r} is a {type(self.tokenizer).__name__} without offsets, which question"
+                " answering needs: set tokenizer=FOLDER to a tokenizer with a tokenizer.json"
             )
         check_room(self.tokenizer, self.lengths)
         self.notes = []
@@ -109,14 +89,14 @@ class SquadData(TaskData):
         length = self.max_length if self.padding == "max_length" else 0
         fills = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "offsets": -1}
         fills |= {"token_type_ids": self.tokenizer.pad_token_type_id} if "token_type_ids" in rows[0] else {}
-        batch = {name: padded([row[name] for row in rows], fill, length) for name, fill in fills.items()}
+        batch = {name: pad_rows([row[name] for row in rows], fill, length) for name, fill in fills.items()}
         return batch | {name: torch.tensor([row[name] for row in rows]) for name in ("labels", "question")}
 
     def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What `AnswerScore` is fed: (score, score of no answer, first character, one after the last) (B, 4), questions (B,).
+        """Return the inputs of `AnswerScore`: (score, score of no answer, first character, one after the last) (B, 4), questions.
 
         Args:
-            logits: of starts and ends, (B, N) each. No answer scores start_0 + end_0 − null_threshold, −∞ where every
+            logits: logits of starts and ends, (B, N) each. No answer scores start_0 + end_0 − null_threshold, −∞ where every
                 question has one.
         """
         start, end = logits
@@ -124,28 +104,19 @@ class SquadData(TaskData):
         null = start[:, 0] + end[:, 0] - self.null_threshold if self.unanswerable else torch.full_like(best, -torch.inf)
         return torch.stack([best, null, *characters.to(best.dtype).unbind(1)], 1), batch["question"]
 
-    def tokens(self, batch: Mapping[str, Tensor]) -> list[str]:
-        return self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
-
     def fingerprint(self) -> str:
-        """Also of what the score depends on: the texts, how an answer is chosen, the padding."""
-        chosen = (
-            self.padding,
-            self.max_length,
-            self.n_best,
-            self.max_answer_length,
-            self.unanswerable,
-            self.null_threshold,
-        )
-        text = json.dumps([super().fingerprint(), chosen, self.key.contexts, self.key.answers])
+        """Hash the rows, the texts, the choice of an answer and the padding."""
+        answer = (self.n_best, self.max_answer_length, self.unanswerable, self.null_threshold)
+        chosen = (self.padding, self.max_length, *answer)
+        text = json.dumps([TaskData.fingerprint(self), chosen, self.key.contexts, self.key.answers])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _accepted(self, question: Question) -> list[str]:
-        """The answers that count; in SQuAD 2.0 only those with words, else silence would be right as well."""
+        """Return the accepted answers; in SQuAD 2.0 only those with words, else "" would be right as well."""
         return [answer for answer in question.answers if has_words(answer) or not self.unanswerable]
 
     def _questions(self, name: str) -> list[Question]:
-        """Of one split, as many as its limit says: the first, for training those of a fixed permutation."""
+        """Return the questions of one split up to its limit: the first, or for training those of a fixed permutation."""
         split, limit = read_split(self.path, self.name, self.splits[name], COLUMNS), self.question_limits[name]
         questions, notes = read_questions(split, name, self.unanswerable)
         self.notes += notes

@@ -1,4 +1,4 @@
-"""Questions on a text, in SQuAD's columns; what cannot be trained or scored with is refused with its row."""
+"""Read questions on a text from SQuAD's columns; a row that cannot be used is refused by its number."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ NAMES = ("context", "question", "answers")
 COLUMNS = [
     Column(
         name,
-        f"questions need the columns {', '.join(NAMES)}, as rajpurkar/squad has them; give data.path another data set",
+        f"questions need the columns {', '.join(NAMES)}, as in rajpurkar/squad; set another path=…",
         text=name != "answers",
     )
     for name in NAMES
 ]
-"""Those that are read; the hub's sets hold `id` and `title` as well."""
+"""The columns that are read; the hub's sets have `id` and `title` as well."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the text that it is about, and the accepted answers with their first characters; none: unanswerable."""
+    """A question, its context, and the accepted answers with their first characters; [] if unanswerable."""
 
     context: str
     text: str
@@ -34,7 +34,7 @@ class Question:
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """First character and one after the last of the first answer, less white space around it; None for none."""
+        """First character and one after the last of the first answer without white space around it; None without answer."""
         if not self.answers:
             return None
         answer, start = self.answers[0], self.starts[0]
@@ -43,17 +43,17 @@ class Question:
 
 
 class MisplacedError(ValueError):
-    """A row's context does not have the answer at `answer_start`."""
+    """The context of a row does not have the answer at `answer_start`."""
 
 
 def read_questions(split: Dataset, name: str, unanswerable: bool) -> tuple[list[Question], list[str]]:
-    """Return the question of each row of the split called `name`, and how many rows with a misplaced answer are left out.
+    """Return the question of each row of the split called `name`, and a note about rows with a misplaced answer.
 
     Args:
-        unanswerable: a question may have no answer.
+        unanswerable: questions without an answer are allowed.
 
     Raises:
-        ValueError: a cell that is not a text, answers of another form, no answer, or only misplaced ones.
+        ValueError: a cell that is not text, answers of another form, no answer, or misplaced answers only.
     """
     columns = [split[column][:] for column in NAMES]
     questions: list[Question] = []
@@ -67,7 +67,7 @@ def read_questions(split: Dataset, name: str, unanswerable: bool) -> tuple[list[
             continue
         if not question.answers and not unanswerable:
             raise ValueError(
-                f"{where} has no answer: choose data=squad_v2 (data.unanswerable=true) for a set with unanswerable questions"
+                f"{where} has no answer: set unanswerable=true for a set with unanswerable questions (data=squad_v2)"
             )
         questions.append(question)
     if misplaced and not questions:
@@ -77,7 +77,11 @@ def read_questions(split: Dataset, name: str, unanswerable: bool) -> tuple[list[
 
 
 def has_words(answer: str) -> bool:
-    """False for punctuation and articles alone: SQuAD 2.0's official script does not accept such an answer."""
+    """Return False for punctuation and articles only, which SQuAD 2.0's official script does not accept.
+
+    >>> has_words("The tower"), has_words("the.")
+    (True, False)
+    """
     bare = "".join(character for character in answer.lower() if character not in string.punctuation)
     return not {"a", "an", "the"}.issuperset(bare.split())
 
@@ -85,21 +89,19 @@ def has_words(answer: str) -> bool:
 def _question(context: Any, text: Any, answers: Any, where: str) -> Question:
     for column, value in (("context", context), ("question", text)):
         if not isinstance(value, str):
-            raise ValueError(
-                f"{where} has {value!r} for a {column}, which is no text: repair it, or give data.path another"
-            )
+            raise ValueError(f"{where} has {column}={value!r}, which is not text: repair it, or set another path=…")
     texts, starts = _answers(answers, where)
     for answer, start in zip(texts, starts, strict=True):
         if start < 0 or not context.startswith(answer, start):
             raise MisplacedError(
-                f"{where} has the answer {answer!r}, but its context reads {context[max(start, 0) :][: len(answer)]!r} at"
+                f"{where} has the answer {answer!r}, but its context has {context[max(start, 0) :][: len(answer)]!r} at"
                 f" answer_start={start}: repair the row (answer_start counts characters from 0)"
             )
     return Question(context, text, texts, starts)
 
 
 def _answers(answers: Any, where: str) -> tuple[list[str], list[int]]:
-    """Return texts and first characters of {"text": […], "answer_start": […]}, or of a list of one such each."""
+    """Return texts and first characters of {"text": […], "answer_start": […]}, or of a list of {"text", "answer_start"}."""
     given = answers if isinstance(answers, Mapping) else {}
     if isinstance(answers, list) and all(isinstance(answer, Mapping) for answer in answers):  # as SQuAD's own files
         given = {key: [answer.get(key) for answer in answers] for key in ("text", "answer_start")}
@@ -109,6 +111,6 @@ def _answers(answers: Any, where: str) -> tuple[list[str], list[int]]:
         if written and all(isinstance(start, int) for start in starts):
             return texts, starts
     raise ValueError(
-        f"{where} has answers={answers!r}: give it {{'text': [texts], 'answer_start': [first characters]}}, as many of the"
-        " one as of the other, both empty for an unanswerable question"
+        f"{where} has answers={answers!r}, not {{'text': [texts], 'answer_start': [first characters]}} with lists of one length"
+        " (both empty for an unanswerable question)"
     )

@@ -1,4 +1,4 @@
-"""Questions → features: the question and as much of its context as fits; a long context makes several that overlap."""
+"""Split questions into features: the question and a part of its context; the parts of a long context overlap."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import torch
 from qat_lightning.data.base import Row
 from qat_lightning.data.squad.examples import Question
 from qat_lightning.data.squad.spans import NOWHERE, token_span
-
-CHUNK = 1000
-"""Questions tokenized at once."""
+from qat_lightning.data.tokenizers import CHUNK
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """In tokens: of a feature, of the context that two neighbouring features share, of a question at most."""
+    """Numbers of tokens: of a feature, of the overlap of two features, of the longest question."""
 
     feature: int
     stride: int
@@ -26,19 +24,18 @@ class Lengths:
 
 
 def check_room(tokenizer: Any, lengths: Lengths) -> None:
-    """Raises ValueError where neighbouring features would share all of their context: the tokenizers library aborts there."""
+    """Raise ValueError if features would overlap completely, which would abort the tokenizers library."""
     room = max(lengths.feature - lengths.question - tokenizer.num_special_tokens_to_add(pair=True), 0)
     if not 0 <= lengths.stride < room:
         raise ValueError(
-            f"data.stride={lengths.stride} must be 0 or more and less than the {room} tokens that"
-            f" data.max_length={lengths.feature} leaves for the context beside a question of up to"
-            f" data.max_question_length={lengths.question}: give a longer data.max_length, or a shorter data.stride or"
-            " data.max_question_length"
+            f"stride={lengths.stride} must be 0 or more and less than the {room} tokens that max_length={lengths.feature} leaves"
+            f" for the context beside a question of max_question_length={lengths.question}: set a longer max_length=…, or a"
+            " shorter stride=… or max_question_length=…"
         )
 
 
 def encode(questions: Sequence[Question], tokenizer: Any, lengths: Lengths) -> list[Row]:
-    """All features in order: the tokenizer's inputs, "offsets" (N, 2) and "labels" (2,) as in `spans`, "question"."""
+    """Return all features in order: the tokenizer's inputs, "offsets" (N, 2) and "labels" (2,) as in `spans`, "question"."""
     rows: list[Row] = []
     for start in range(0, len(questions), CHUNK):
         chunk = questions[start : start + CHUNK]
@@ -58,17 +55,17 @@ def encode(questions: Sequence[Question], tokenizer: Any, lengths: Lengths) -> l
 
 
 def _cut(question: str, tokenizer: Any, length: int) -> str:
-    """The question's first `length` tokens, as text."""
+    """Return the question's first `length` tokens as text."""
     while True:
         offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(offsets) <= length:
             return question
-        # at least a character less: bytes of one character are several tokens
+        # at least one character less: the bytes of one character may be several tokens
         question = question[: min(offsets[length - 1][1], len(question) - 1)]
 
 
 def _row(encoded: Any, feature: int, span: tuple[int, int] | None) -> dict[str, Any]:
-    """Numbers of one feature; int32 halves the memory of a large set."""
+    """Return the tensors of one feature; int32 halves the memory of a large set."""
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
     offsets = torch.tensor(encoded["offset_mapping"][feature], dtype=torch.int32)
     offsets[torch.tensor([part != 1 for part in encoded.sequence_ids(feature)])] = -1

@@ -1,4 +1,4 @@
-"""SQuAD's scores, exact match and F1, of answers that are put together from the features of each question."""
+"""SQuAD's exact match and F1 of the best answer over all features of each question."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Score = Literal["f1", "exact_match"]
 class AnswerKey:
     """Contexts and accepted answers by the number of the question; empty until the data is read.
 
-    Every copy of a metric shares this one, so texts are held once, and metrics copied before the reading see them too.
+    All copies of a metric share one key, also those made before the data is read.
     """
 
     def __init__(self) -> None:
@@ -27,22 +27,21 @@ class AnswerKey:
 
 
 class AnswerScore(Metric):
-    """Mean over the questions of the best score against any accepted answer, as in arXiv:1606.05250 §6.1.
+    """Mean over the questions of the best score against any accepted answer, from 0 to 1 (arXiv:1606.05250 §6.1).
 
-    From 0 to 1 as this project's other scores: torchmetrics' and the official script's values are 100 times larger.
-    An unanswerable question has the one accepted answer "", as in SQuAD 2.0's official script: torchmetrics takes no
-    empty list. Only questions of which a feature was seen count.
+    torchmetrics and the official script give 100 times this value. An unanswerable question has the accepted answer "", as
+    in SQuAD 2.0's official script. Questions without a feature do not count.
 
     `update` takes `SquadData.predict`'s (F, 4): score, score of no answer, first character, one after the last (exact
     in float32 up to 2²⁴ characters); and the numbers (F,) of the questions. The answer is that of the feature with the
-    best score, "" if that is below the least score of no answer.
+    best score, or "" if the smallest score of no answer is higher.
 
     Args:
-        score: f1, of the words of both answers, or exact_match, of the whole answers. Both after lower-casing, without
-            punctuation and articles.
+        score: "f1" of the words of both answers, or "exact_match" of the answers, in lower case without punctuation and
+            articles.
 
     Attributes:
-        key: set by the data.
+        key: contexts and answers, set by the data module.
     """
 
     is_differentiable, higher_is_better, full_state_update = False, True, False
@@ -70,7 +69,7 @@ class AnswerScore(Metric):
         return squad(predictions, targets)[self.score].to(self.device) / 100  # type: ignore[arg-type]
 
     def answers(self) -> dict[int, str]:
-        """Question → the text that is given for it."""
+        """Return question → its answer."""
         best: dict[int, tuple[float, int, int]] = {}
         nulls: dict[int, float] = {}
         spans, questions = dim_zero_cat(self.spans).tolist(), dim_zero_cat(self.questions).tolist()
@@ -79,7 +78,7 @@ class AnswerScore(Metric):
                 score,
                 -int(start),
                 -int(end),
-            )  # of equals the earliest, in whatever order the ranks' features come
+            )  # the earliest of equal scores, independent of the order of the ranks
             best[question] = max(best.get(question, found), found)
             nulls[question] = min(nulls.get(question, null), null)
         return {

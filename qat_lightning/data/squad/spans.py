@@ -1,7 +1,7 @@
-"""Answers as spans of tokens: where one stands, and which one a model's logits prefer.
+"""Answers as spans of tokens: the labels of a feature, and the best span of a model's logits.
 
 Shapes: B batch, N tokens, K candidates. offsets (N, 2) are each token's first character and the one after its last in
-the context, −1 for a token that is not of the context.
+the context, −1 for a token outside of it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 NOWHERE = (0, 0)
-"""Labels of a feature without the whole answer: both at the first token ([CLS])."""
+"""Labels of a feature without the complete answer: both at the first token ([CLS])."""
 
 
 def token_span(offsets: Tensor, start: int, end: int) -> tuple[int, int]:
-    """First and last token of the characters start…end−1 of the context; `NOWHERE` unless all of them are there."""
+    """Return first and last token of the characters start…end−1 of the context; `NOWHERE` if one of them is missing."""
     context = offsets[offsets[:, 0] >= 0]
     if not len(context) or context[0, 0] > start or context[-1, 1] < end:
         return NOWHERE
@@ -23,17 +23,17 @@ def token_span(offsets: Tensor, start: int, end: int) -> tuple[int, int]:
 
 
 def best_spans(start: Tensor, end: Tensor, offsets: Tensor, n_best: int, max_length: int) -> tuple[Tensor, Tensor]:
-    """The best answer of each feature: max of start_i + end_j over i ≤ j < i + max_length inside the context.
+    """Find the best answer of each feature: max of start_i + end_j over i ≤ j < i + max_length inside the context.
 
     i and j are among the `n_best` highest logits of the context's tokens, as in SQuAD's common evaluation scripts.
 
     Args:
         start, end: logits (B, N).
         offsets: (B, N, 2).
-        max_length: tokens of an answer.
+        max_length: largest number of tokens of an answer.
 
     Returns:
-        Scores (B,), −∞ where no pair will do, and characters (B, 2), first and one after the last, 0 and 0 there.
+        Scores (B,), −∞ without a valid pair, and characters (B, 2), first and one after the last, 0 and 0 without one.
     """
     outside, count = offsets[..., 0] < 0, min(n_best, start.shape[1])
     (starts, first), (ends, last) = (

@@ -157,7 +157,7 @@ def test_a_given_mean_that_is_not_the_models_is_said(vit, tmp_path):
     processor(tmp_path, {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]})
     _, data = loaded(*vit, "data.mean=[0.5]")
     data.load()
-    assert "data.mean=[0.5] is not the model's [0.485, 0.456, 0.406]" in data.notes[0]
+    assert "mean=[0.5] is not the model's [0.485, 0.456, 0.406]" in data.notes[0]
 
 
 @pytest.mark.parametrize(
