@@ -90,6 +90,35 @@ def test_a_sweep_uses_the_package_in_each_job_and_the_environment_allows_it_too(
     start(monkeypatch, "evaluate", f"run={tmp_path / '1'}")
 
 
+def test_an_own_quantizer_that_gives_its_spec_is_exported(monkeypatch, tmp_path) -> None:
+    own = (
+        f"quantization.{name}._target_=my_package.quantizers.HalfRangeQuantizer" for name in ("weight", "activation")
+    )
+    words = ("quantization=uniform_w8a8", *own, "export.onnx=true", "~callbacks.count", f"hydra.run.dir={tmp_path}")
+    start(monkeypatch, "train", *RUN, *words, ALLOWED)
+    export = json.loads((tmp_path / "metrics.json").read_text())["export"]
+    for name in ("packed", "onnx"):
+        assert export[name]["score"] == export[name]["student"]
+    start(monkeypatch, "evaluate", f"run={tmp_path}", "model=packed", ALLOWED)
+
+
+def test_an_own_quantizer_without_spec_trains_and_preflight_names_what_it_prevents(
+    monkeypatch, capsys, tmp_path
+) -> None:
+    quantizer = "{_target_: my_package.quantizers.SignQuantizer, _partial_: true}"
+    rule = "{_target_: qat_lightning.models.convert.QuantizationRule, target_modules: layers.*"
+    words = ("quantization=none", f"+quantization.rules.layers={rule}, weight: {quantizer}, input: {quantizer}}}")
+    start(monkeypatch, "train", *RUN, *words, "~callbacks.count", f"hydra.run.dir={tmp_path}", ALLOWED)
+    before, _, after = capsys.readouterr().out.partition("teacher: 2 steps")
+    assert "SignQuantizer" in before
+    assert "spec" in before
+    assert after
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert results["status"] == "finished"
+    assert results["export"]["packed"] is None
+    assert (tmp_path / "report.md").is_file()
+
+
 PLACES = {
     ("losses.x", "training.CosineLoss"): None,
     ("losses.x", "training.CountSteps"): "losses.x: CountSteps is not a loss: it has no weight, sites",

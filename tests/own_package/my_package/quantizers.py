@@ -14,6 +14,9 @@ class HalfRangeQuantizer(UniformQuantizer):
         largest = 2 ** (self.bits - 1) - 1
         return (2 * codes).clamp_(-largest, largest), scale / 2, zero_point
 
+    def integer_grid(self) -> None:
+        """The scale of a UniformQuantizer is another one."""
+
 
 class SignQuantizer(Quantizer):
     """±1 times the mean magnitude; it defines no `spec`."""
