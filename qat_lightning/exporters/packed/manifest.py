@@ -14,11 +14,11 @@ from qat_lightning.exporters.packed.untrusted_files import (
     KINDS,
     LARGEST_JSON,
     REMEDY,
-    Entry,
     PackedError,
+    StoredTensor,
     read_bytes,
-    read_header,
     read_json,
+    read_tensors,
     sha256,
 )
 from qat_lightning.models.packed_state import Packed
@@ -57,15 +57,14 @@ def names_code(name: str, data: bytes) -> bool:
     return name.endswith("config.json") and "auto_map" in read_json(data, name)
 
 
-def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, Entry], memoryview]:
-    """config.json, generation_config.json if there is one, and the tensors' entries and bytes, once all that the manifest
-    says has been found true.
+def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, StoredTensor]]:
+    """Return config.json, generation_config.json if there is one, and the tensors, after the manifest has been checked.
 
     Raises:
-        PackedError: a file or a tensor that is missing, one too many, or another than was written.
+        PackedError: a file or a tensor that is missing, unknown to the manifest, or different from what was written.
     """
     if not folder.is_dir():
-        raise PackedError(f"{folder} is no folder: give the folder that an export has written")
+        raise PackedError(f"{folder} is not a folder: give the folder that an export has written")
     written = read_bytes(folder, CONFIG)
     config = read_json(written, f"{folder}: {CONFIG}")
     if "quantization_config" not in config:
@@ -87,9 +86,9 @@ def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, Entry], memoryv
     if CONFIG not in manifest["files"]:
         raise PackedError(f"{folder}: {MANIFEST} does not know {CONFIG}: {REMEDY}")
     weights = read_bytes(folder, WEIGHTS, LARGEST_JSON + _count(manifest["tensors"]))
-    entries, body = read_header(weights, f"{folder}: {WEIGHTS}")
-    _compare(folder, manifest["tensors"], entries, body)
-    return config, generation, entries, body
+    tensors = read_tensors(weights, f"{folder}: {WEIGHTS}")
+    _compare(folder, manifest["tensors"], tensors)
+    return config, generation, tensors
 
 
 def _read_manifest(folder: Path) -> Plain:
@@ -106,24 +105,29 @@ def _read_manifest(folder: Path) -> Plain:
     return manifest
 
 
-def _count(told: Plain) -> int:
+def _count(listed: Plain) -> int:
     """The bytes of the tensors as the manifest lists them; what it says is compared with the file later."""
-    counts = [entry.get("bytes") for entry in told.values() if isinstance(entry, dict)]
+    counts = [entry.get("bytes") for entry in listed.values() if isinstance(entry, dict)]
     return sum(count for count in counts if type(count) is int and count > 0)
 
 
-def _compare(folder: Path, told: Plain, entries: Mapping[str, Entry], body: memoryview) -> None:
-    if missing := sorted(told.keys() - entries.keys()):
+def _compare(folder: Path, listed: Plain, tensors: Mapping[str, StoredTensor]) -> None:
+    if missing := sorted(listed.keys() - tensors.keys()):
         raise PackedError(f"{folder}: {WEIGHTS} lacks the tensor {missing[0]}, which {MANIFEST} lists: {REMEDY}")
-    if extra := sorted(entries.keys() - told.keys()):
+    if extra := sorted(tensors.keys() - listed.keys()):
         raise PackedError(f"{folder}: {WEIGHTS} has the tensor {extra[0]}, which {MANIFEST} does not list: {REMEDY}")
-    for name, entry in entries.items():
-        if not isinstance(told[name], dict) or told[name].get("shape") != list(entry.shape):
-            raise PackedError(f"{folder}: {name} has the shape {list(entry.shape)}, not as {MANIFEST} says: {REMEDY}")
-        if told[name].get("dtype") != entry.kind or told[name].get("bytes") != entry.end - entry.begin:
-            raise PackedError(f"{folder}: {name} is {entry.kind}, not as {MANIFEST} says: {REMEDY}")
-        if told[name].get("sha256") != sha256(body[entry.begin : entry.end]):
-            raise PackedError(f"{folder}: the bytes of {name} are not those exported (SHA-256): {REMEDY}")
+    for name, tensor in tensors.items():
+        found = {
+            "shape": list(tensor.shape),
+            "dtype": tensor.kind,
+            "bytes": len(tensor.data),
+            "sha256": sha256(tensor.data),
+        }
+        wrong = [
+            key for key, value in found.items() if not isinstance(listed[name], dict) or listed[name].get(key) != value
+        ]
+        if wrong:
+            raise PackedError(f"{folder}: the {wrong[0]} of {name} is not the one that {MANIFEST} lists: {REMEDY}")
 
 
 def _tensor_entry(name: str, tensor: Tensor, packed: Packed) -> Plain:

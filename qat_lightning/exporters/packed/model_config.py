@@ -15,7 +15,7 @@ from qat_lightning.models.packed_state import Packed
 from qat_lightning.quantization.quantizers.base import Quantizer
 
 BESIDES = ("model_type", "quantization_config")
-"""Keys of config.json that are no field of a configuration's class."""
+"""Keys of config.json that are not fields of the configuration's class."""
 
 COMPILED = {"compile_config", "continuous_batching_config"}
 """Fields of generation_config.json that choose what compiles or serves the model; they are neither written nor read."""
@@ -25,7 +25,7 @@ def model_class(model_type: object, architecture: object) -> Any:
     """The class of transformers of that name for that family; nothing is imported by a name.
 
     Raises:
-        ValueError: a family without a table, or a class that is none of its base model or heads.
+        ValueError: a family without a table, or a class that is neither its base model nor one of its heads.
     """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto as auto
@@ -46,7 +46,7 @@ def model_class(model_type: object, architecture: object) -> Any:
         if candidate.__name__ == architecture:
             return candidate
     names = ", ".join(sorted({candidate.__name__ for candidate in found}))
-    raise ValueError(f"{architecture!r} is no model of the family {model_type}; known: {names}")
+    raise ValueError(f"{architecture!r} is not a model of the family {model_type}; known: {names}")
 
 
 def check_class(model: Any) -> None:
@@ -57,7 +57,7 @@ def check_class(model: Any) -> None:
 
 
 def make_config(model: Any, packed: Packed) -> Plain:
-    """config.json of a student; what could name code or a kernel is no field, and so left out.
+    """config.json of a student; only fields of its class are written, and none of them can name code or a kernel.
 
     Raises:
         ValueError: a model, or a quantizer, that could not be read again.
@@ -65,36 +65,40 @@ def make_config(model: Any, packed: Packed) -> Plain:
     check_class(model)
     config, kind = model.config, type(model)
     fields = {each.name for each in dataclasses.fields(config)} | {"model_type"}
-    told = {name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name in fields}
-    told |= {"architectures": [kind.__name__], "dtype": "float32", "quantization_config": make_block(model, packed)}
+    content = {
+        name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name in fields
+    }
+    content |= {"architectures": [kind.__name__], "dtype": "float32", "quantization_config": make_block(model, packed)}
     if getattr(model, "_tied_weights_keys", None) and not packed.tied:
-        told["tie_word_embeddings"] = False
-    return told
+        content["tie_word_embeddings"] = False
+    return content
 
 
 def read_config(
-    told: Plain, quantizers: Iterable[type[Quantizer]] = (), activations: bool = True
+    content: Plain, quantizers: Iterable[type[Quantizer]] = (), activations: bool = True
 ) -> tuple[Any, Any, Block]:
     """The model's class, its configuration, and the block.
 
     Raises:
-        PackedError: another method or format; a key that is no field of the configuration's class; a value that the class
+        PackedError: another method or format; a key that is not a field of the configuration's class; a value that the class
             refuses.
     """
     from transformers import CONFIG_MAPPING
 
     try:
-        architectures = told.get("architectures")
+        architectures = content.get("architectures")
         named = architectures[0] if isinstance(architectures, list) and architectures else None
-        kind = model_class(told.get("model_type"), named)
-        block = read_block(told["quantization_config"], quantizers, activations)
-        config_class = CONFIG_MAPPING[told["model_type"]]
+        kind = model_class(content.get("model_type"), named)
+        block = read_block(content["quantization_config"], quantizers, activations)
+        config_class = CONFIG_MAPPING[content["model_type"]]
         fields = {each.name for each in dataclasses.fields(config_class)}
-        if unknown := sorted(told.keys() - fields - set(BESIDES)):
-            raise ValueError(f"{unknown[0]!r} is no field of {config_class.__name__}, and is not honoured: remove it")
-        if told.get("dtype") != "float32":
-            raise ValueError(f"dtype={told.get('dtype')!r} where a packed model is float32")
-        config = config_class(**{name: value for name, value in told.items() if name not in BESIDES})
+        if unknown := sorted(content.keys() - fields - set(BESIDES)):
+            raise ValueError(
+                f"{unknown[0]!r} is not a field of {config_class.__name__}, and is not honoured: remove it"
+            )
+        if content.get("dtype") != "float32":
+            raise ValueError(f"dtype={content.get('dtype')!r} where a packed model is float32")
+        config = config_class(**{name: value for name, value in content.items() if name not in BESIDES})
     except PackedError:
         raise
     except Exception as error:  # transformers' checks of values raise classes of their own
@@ -106,22 +110,22 @@ def make_generation(model: Any) -> Plain | None:
     """generation_config.json of a language model; None for other models."""
     if not model.can_generate():
         return None
-    told = json.loads(model.generation_config.to_json_string())
-    return {name: value for name, value in told.items() if name in _generation_fields()}
+    content = json.loads(model.generation_config.to_json_string())
+    return {name: value for name, value in content.items() if name in _generation_fields()}
 
 
-def read_generation(told: Plain) -> Any:
+def read_generation(content: Plain) -> Any:
     """How the model generates.
 
     Raises:
-        PackedError: a key that is no field of transformers' own class, or a value that it refuses.
+        PackedError: a key that is not a field of transformers' own class, or a value that it refuses.
     """
     from transformers import GenerationConfig
 
     try:
-        if unknown := sorted(told.keys() - _generation_fields()):
+        if unknown := sorted(content.keys() - _generation_fields()):
             raise ValueError(f"{unknown[0]!r} is not a field that is read: remove it")
-        return GenerationConfig(**told)
+        return GenerationConfig(**content)
     except Exception as error:  # transformers' checks of values raise classes of their own
         raise PackedError(f"generation_config.json cannot be read: {in_a_line(error)}: {REMEDY}") from error
 

@@ -1,4 +1,4 @@
-"""A packed folder → a plain transformers model."""
+"""Load a packed folder as a plain transformers model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qat_lightning.exporters.packed.manifest import PARTS, verify
 from qat_lightning.exporters.packed.model_config import read_config, read_generation
 from qat_lightning.exporters.packed.quantization_config import Block, Weight
-from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line, tensors
+from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line, to_tensor
 from qat_lightning.models.convert import quantize
 from qat_lightning.quantization.packing.bit_packing import unpack, unpack_base3
 from qat_lightning.quantization.packing.stored_weight import dequantized
@@ -41,9 +41,9 @@ def load_packed(
     Raises:
         PackedError: a folder that is damaged, or no packed one; names the tensor or the file.
     """
-    config, generation, entries, body = verify(Path(folder))
+    config, generation, tensors = verify(Path(folder))
     kind, configuration, block = read_config(config, quantizers, activations)
-    state = _restored(dict(tensors(entries, body)), block)
+    state = _restored({name: to_tensor(tensor) for name, tensor in tensors.items()}, block)
     if not activations:
         state = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
     blank = _blank(kind, configuration)
@@ -67,31 +67,31 @@ def _restored(stored: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
     weights = {f"{path}.weight": _weight(f"{path}.weight", weight, stored) for path, weight in block.weights.items()}
     for name in stored:
         if name.endswith(PARTS) or name in weights:
-            raise PackedError(f"{name} belongs to no weight that config.json describes: {REMEDY}")
+            raise PackedError(f"{name} is not part of a weight that config.json describes: {REMEDY}")
     return stored | weights
 
 
-def _weight(name: str, told: Weight, stored: dict[str, Tensor]) -> Tensor:
+def _weight(name: str, entry: Weight, stored: dict[str, Tensor]) -> Tensor:
     """Takes codes, scale and zero_point out of `stored`."""
     try:
         packed, scale = stored.pop(f"{name}.codes"), stored.pop(f"{name}.scale")
-        zero_point = stored.pop(f"{name}.zero_point") if told.zero_point is None else told.zero_point
+        zero_point = stored.pop(f"{name}.zero_point") if entry.zero_point is None else entry.zero_point
     except KeyError as error:
         raise PackedError(f"the tensor {error.args[0]} is missing: {REMEDY}") from error
     for part in (scale, zero_point):
         if isinstance(part, Tensor) and part.dtype != torch.float32:
             raise PackedError(f"{name} has a scale or a zero point of {part.dtype} where float32 is written: {REMEDY}")
-    group = told.group_size
-    shape = told.shape if group is None else (*told.shape[:-1], told.shape[-1] // group, group)
+    group = entry.group_size
+    shape = entry.shape if group is None else (*entry.shape[:-1], entry.shape[-1] // group, group)
     try:
         count = torch.Size(shape).numel()
-        codes = unpack_base3(packed, count) if told.packing == "base3" else unpack(packed, int(told.bits), count)
+        codes = unpack_base3(packed, count) if entry.packing == "base3" else unpack(packed, int(entry.bits), count)
         if torch.broadcast_shapes(shape, scale.shape, getattr(zero_point, "shape", ())) != torch.Size(shape):
             raise ValueError(f"a scale of shape {tuple(scale.shape)} for codes of shape {tuple(shape)}")
-        weight = dequantized(codes.view(shape), scale, zero_point, told.shape)
+        weight = dequantized(codes.view(shape), scale, zero_point, entry.shape)
     except (RuntimeError, ValueError) as error:
         raise PackedError(f"{name}: {error}: {REMEDY}") from error
-    return weight.t().contiguous() if told.transposed else weight
+    return weight.t().contiguous() if entry.transposed else weight
 
 
 def _blank(kind: Any, configuration: Any) -> nn.Module:
@@ -128,11 +128,11 @@ def _compared(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> se
     _quantize(blank, block)
     wanted = own | {name: tensor for name, tensor in blank.state_dict().items() if name not in plain}
     for name in sorted(wanted.keys() ^ state.keys()):
-        wrong = "is missing" if name in wanted else f"is no tensor of a {type(blank).__name__}"
+        wrong = "is missing" if name in wanted else f"is not a tensor of a {type(blank).__name__}"
         raise PackedError(f"{name} {wrong}: {REMEDY}")
     for name, tensor in wanted.items():
         if tensor.shape != state[name].shape or tensor.is_floating_point() != state[name].is_floating_point():
-            raise PackedError(f"{name} is {_told(state[name])} where the model has {_told(tensor)}: {REMEDY}")
+            raise PackedError(f"{name} is {_described(state[name])} where the model has {_described(tensor)}: {REMEDY}")
     return set(own)
 
 
@@ -140,7 +140,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _told(tensor: Tensor) -> str:
+def _described(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 

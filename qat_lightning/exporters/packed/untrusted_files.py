@@ -1,17 +1,15 @@
-"""Reading what somebody else may have written: JSON and safetensors, checked before anything is made of them."""
+"""Read JSON and safetensors of untrusted origin; everything is checked before objects are made of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
 from qat_lightning.io.documents import DocumentError, check_nesting
@@ -24,23 +22,21 @@ KINDS = {"U8": torch.uint8, "F32": torch.float32, "F16": torch.float16, "I64": t
 """The types of safetensors that a packed folder has."""
 
 SUFFIXES = {".json", ".jinja", ".model", ".safetensors", ".txt"}
-"""What lies in a packed folder; no file that Python, or a pickle's reader, would run."""
+"""The types of files in a packed folder; neither Python nor a reader of pickles would run one of them."""
 
 REMEDY = "export again, or copy the whole folder again"
 
 
 class PackedError(ValueError):
-    """A packed folder that cannot be trusted, or is none."""
+    """A folder that cannot be trusted, or is not a packed one."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor in a safetensors file; `begin` and `end` count from the end of the header."""
+class StoredTensor(NamedTuple):
+    """One tensor of a safetensors file: the name of its type there, its shape and its bytes."""
 
     kind: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    data: bytearray
 
 
 def in_a_line(error: Exception) -> str:
@@ -50,7 +46,7 @@ def in_a_line(error: Exception) -> str:
 
 
 def sha256(data: Any) -> str:
-    """Of bytes, or of what lies in memory as bytes do."""
+    """The SHA-256 of bytes, or of an array's memory."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -64,19 +60,21 @@ def read_bytes(folder: Path, name: str, largest: int = LARGEST_JSON) -> bytes:
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
         raise PackedError(f"{folder}: the name {name!r} leads out of the folder: {REMEDY}")
     if PurePosixPath(name).suffix not in SUFFIXES:
-        raise PackedError(f"{folder}: {name} is no file of a packed folder ({', '.join(sorted(SUFFIXES))}): {REMEDY}")
+        raise PackedError(
+            f"{folder}: {name} is not a file of a packed folder ({', '.join(sorted(SUFFIXES))}): {REMEDY}"
+        )
     path = folder.joinpath(*parts)
     try:
         if folder.resolve() not in path.resolve().parents and path.resolve().parent not in _blobs(folder):
             raise PackedError(f"{folder}: {name} is a link out of the folder: copy the file itself")
         if not stat.S_ISREG(path.stat().st_mode):
-            raise PackedError(f"{folder}: {name} is no file: {REMEDY}")
+            raise PackedError(f"{folder}: {name} is not a file: {REMEDY}")
         return read_limited(path, largest)
     except DocumentError as error:
         raise PackedError(f"{error}: {REMEDY}") from error
     except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
-        told = getattr(error, "strerror", None) or error
-        raise PackedError(f"{folder}: {name} cannot be read ({told}): {REMEDY}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise PackedError(f"{folder}: {name} cannot be read ({reason}): {REMEDY}") from error
 
 
 def _blobs(folder: Path) -> list[Path]:
@@ -95,64 +93,41 @@ def read_json(data: bytes, name: str) -> dict[str, Any]:
     try:
         found = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse)
         check_nesting(found, name)
-        # What cannot be written again, as half a surrogate pair or 1e999, could not be checked, nor be told of.
+        # Half a surrogate pair or 1e999 could not be written again, neither for a checksum nor in a message.
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise PackedError(f"{name} is no valid JSON ({error}): {REMEDY}") from error
+        raise PackedError(f"{name} is not valid JSON ({error}): {REMEDY}") from error
     if not isinstance(found, dict):
-        raise PackedError(f"{name} holds no JSON object: {REMEDY}")
+        raise PackedError(f"{name} does not hold a JSON object: {REMEDY}")
     return found
 
 
-def read_header(data: bytes, name: str) -> tuple[dict[str, Entry], memoryview]:
-    """The entries of a safetensors file in the order of their bytes, which are joined without a hole; and those bytes.
-
-    The format: 8 bytes, little-endian, the length of the header; a JSON object; the tensors' bytes.
+def read_tensors(data: bytes, name: str) -> dict[str, StoredTensor]:
+    """Read a safetensors file; the library checks that its tensors cover the file without a gap or an overlap.
 
     Raises:
-        PackedError: a header that is none; a file that is too short, with the first tensor that is cut; one too long.
+        PackedError: a damaged file, or a type that a packed folder does not hold.
     """
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(LARGEST_JSON, len(data) - 8):
-        raise PackedError(f"{name} is cut short within its header, or its header's length is wrong: {REMEDY}")
-    header = read_json(data[8 : 8 + length], f"the header of {name}")
-    header.pop("__metadata__", None)
-    entries = sorted(
-        ((tensor, _entry(name, tensor, told)) for tensor, told in header.items()),
-        key=lambda pair: (pair[1].begin, pair[0]),
-    )
-    body, end = memoryview(data)[8 + length :], 0
-    for tensor, entry in entries:
-        if entry.begin != end:
-            raise PackedError(f"{name}: {tensor} does not begin where the tensor before it ends: {REMEDY}")
-        end = entry.end
-        if end > len(body):
-            raise PackedError(f"{name} is cut short: {tensor} ends at byte {end} of {len(body)}: {REMEDY}")
-    if end != len(body):
-        raise PackedError(f"{name} has {len(body) - end} bytes after its last tensor: {REMEDY}")
-    return dict(entries), body
-
-
-def tensors(entries: dict[str, Entry], body: memoryview) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of each entry, in memory of their own."""
-    for name, entry in entries.items():
-        kind = KINDS[entry.kind]
-        if entry.begin == entry.end:
-            yield name, torch.empty(entry.shape, dtype=kind)
-        else:
-            flat = torch.frombuffer(bytearray(body[entry.begin : entry.end]), dtype=kind)
-            yield name, flat.reshape(entry.shape)
-
-
-def _entry(name: str, tensor: str, told: Any) -> Entry:
     try:
-        kind, shape, (begin, end) = told["dtype"], tuple(told["shape"]), told["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-        if not whole or kind not in KINDS or end - begin != math.prod(shape) * KINDS[kind].itemsize:
-            raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
-        raise PackedError(f"{name}: the header's entry of {tensor} makes no sense: {REMEDY}") from error
-    return Entry(kind, shape, begin, end)
+        found = {
+            tensor: StoredTensor(each["dtype"], tuple(each["shape"]), each["data"])
+            for tensor, each in deserialize(data)
+        }
+    except SafetensorError as error:
+        raise PackedError(f"{name} is not a complete safetensors file ({in_a_line(error)}): {REMEDY}") from error
+    for tensor, entry in found.items():
+        if entry.kind not in KINDS:
+            raise PackedError(
+                f"{name}: {tensor} has the type {entry.kind}, which a packed folder does not hold: {REMEDY}"
+            )
+    return found
+
+
+def to_tensor(entry: StoredTensor) -> Tensor:
+    """The tensor of these bytes, in memory of its own."""
+    kind = KINDS[entry.kind]
+    flat = torch.frombuffer(entry.data, dtype=kind) if entry.data else torch.empty(0, dtype=kind)
+    return flat.reshape(entry.shape)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -163,4 +138,4 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a number of JSON")
