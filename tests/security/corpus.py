@@ -443,9 +443,9 @@ PACKED = {
     "a manifest's absolute name": manifest(lambda told: told["files"].update({"/etc/x.json": ""}), "leads out of"),
     "a manifest's name with a backslash": manifest(lambda told: told["files"].update({"..\\x.json": ""}), "leads out of"),
     "a manifest's name with a zero": manifest(lambda told: told["files"].update({"x\0.json": ""}), "leads out of"),
-    "a manifest that lists a program": manifest(lambda told: told["files"].update({"evil.py": ""}), "is no file of a"),
-    "a manifest that lists a pickle": manifest(lambda told: told["files"].update({"evil.bin": ""}), "is no file of a"),
-    "a manifest of another shape": manifest(lambda told: told["tensors"][CODES].update(shape=[9]), "has the shape"),
+    "a manifest that lists a program": manifest(lambda told: told["files"].update({"evil.py": ""}), "is not a file of a"),
+    "a manifest that lists a pickle": manifest(lambda told: told["files"].update({"evil.bin": ""}), "is not a file of a"),
+    "a manifest of another shape": manifest(lambda told: told["tensors"][CODES].update(shape=[9]), "the shape of"),
     "a manifest too large": Case(lambda folder: _large(folder), load_packed, "more than the 104857600 that are read"),
     "weights that are a link": Case(
         lambda folder: plant.linked(folder, "packed.safetensors"), load_packed, "is a link out of the folder"
@@ -455,15 +455,15 @@ PACKED = {
     ),
     "packed tensors that overlap": Case(
         lambda folder: plant.stored(folder, lambda header: header[BIAS].update(data_offsets=[0, 12])), load_packed,
-        "does not begin where|makes no sense",
+        "not a complete safetensors file",
     ),
     "packed shapes that are not their bytes": Case(
         lambda folder: plant.stored(folder, lambda header: header[BIAS].update(shape=[2**62, 4])), load_packed,
-        "makes no sense",
+        "not a complete safetensors file",
     ),
     "code of a packed folder": packed_config("names code of its own", auto_map=CODE),
-    "a kernel of a packed folder": packed_config("is no field of", attn_implementation="evil/kernel"),
-    "a packed folder's class by a dotted path": packed_config("is no model of the family", architectures=["os.system"]),
+    "a kernel of a packed folder": packed_config("is not a field of", attn_implementation="evil/kernel"),
+    "a packed folder's class by a dotted path": packed_config("is not a model of the family", architectures=["os.system"]),
     "another library's quantizer in a packed folder": packed_config(
         "is of 'gptq'", quantization_config={"quant_method": "gptq"}
     ),
@@ -572,7 +572,7 @@ BOMBS = {
         "lists and dictionaries within each other",
     ),
     "a manifest that is a pipe": Case(
-        lambda folder: plant.replaced_by_a_pipe(plant.packed(folder), "manifest.json"), load_packed, "is no file"
+        lambda folder: plant.replaced_by_a_pipe(plant.packed(folder), "manifest.json"), load_packed, "is not a file|is no file"
     ),
 }  # fmt: skip
 

@@ -196,7 +196,7 @@ def test_a_link_to_the_folder_and_links_inside_it_are_fine(folder: Path, tmp_pat
 
 def test_what_is_no_packed_folder(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "is not a folder: give the folder that an export has written")
-    refused(folder / "config.json", "is no folder")
+    refused(folder / "config.json", "is not a folder")
     tiny_model("bert").save_pretrained(tmp_path / "plain")
     refused(tmp_path / "plain", "is a plain transformers folder, not a packed one: read it with AutoModel")
     (tmp_path / "empty").mkdir()
