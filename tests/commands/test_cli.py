@@ -300,10 +300,17 @@ def test_users_own_configurations_are_found(tmp_path):
 
 
 def test_a_bench_from_the_command_line(tmp_path):
-    small = ("model=tiny", "bench.shapes=[[1,8]]", "bench.repeats=1", "bench.warmup=0", "bench.loads=1", "threads=1")
-    ended = call(tmp_path, *small, "output=figures.json", module="qat_lightning.bench")
+    small = (
+        "bench=training",
+        "model=tiny",
+        "bench.shape=[2,8]",
+        "bench.only=[qat]",
+        "bench.repeats=1",
+        "bench.warmup=0",
+    )
+    ended = call(tmp_path, *small, "threads=1", "output=figures.json", module="qat_lightning.bench")
     assert ended.returncode == 0, ended.stderr
-    assert "onnxruntime packed" in ended.stdout
+    assert "transformers" in ended.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"figures.json"}
     refused(call(tmp_path, "bench.repeats=0", module="qat_lightning.bench"), "bench.repeats=0")
 

@@ -1,1 +1,1 @@
-"""What a model, or its training, costs: `python -m qat_lightning.bench`. Imports nothing, so that --help need not wait."""
+"""Measure what inference or training costs. This file imports nothing, so that --help is fast."""

@@ -1,20 +1,21 @@
-"""The command: measure, print, and write what was asked for."""
+"""Run one benchmark: measure, print a table, and write the figures."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.text import Text
 
-from qat_lightning.commands.bench.environment import machine, versions
 from qat_lightning.commands.bench.inference import measure_inference
-from qat_lightning.commands.bench.inference_table import inference_table
 from qat_lightning.commands.bench.scaling import measure_scaling
-from qat_lightning.commands.bench.training_step import measure_training
-from qat_lightning.commands.bench.training_table import scaling_table, training_table
+from qat_lightning.commands.bench.tables import inference_table, scaling_table, training_table
+from qat_lightning.commands.bench.training import measure_training
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import BenchConfig, ConfigError
+from qat_lightning.config.schema import BenchConfig, ConfigError, Plain
 from qat_lightning.io.files import write_json
 from qat_lightning.io.screen import console
 
@@ -23,20 +24,23 @@ BENCHES = {
     "training": (measure_training, training_table),
     "scaling": (measure_scaling, scaling_table),
 }
-"""bench.name → what measures, and what shows it."""
-
+"""bench.name → the functions that measure and show it."""
 WIDTH = 100
-"""Columns where there is no terminal to fill."""
+"""Columns where the output is not a terminal."""
+PROCESSOR = Path("/proc/cpuinfo")
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+"""Instructions for products of 8-bit numbers; without VNNI, AMX or asimddp these are hardly faster than float32."""
+LIBRARIES = ("qat-lightning", "torch", "onnxruntime", "onnx", "transformers")
 
 
 def run_bench(config: BenchConfig, command: Sequence[str]) -> None:
-    """Print a table of what `bench.name` measures; with `output`, write all of it as JSON.
+    """Print a table of what `bench.name` measures; with `output`, write all figures as JSON.
 
     Args:
-        command: the overrides of the command line, to be printed with the figures.
+        command: the overrides of the command line, printed with the figures.
 
     Raises:
-        ConfigError: an unknown bench, an impossible number of threads, an output that has no folder.
+        ConfigError: an unknown benchmark, a number of threads below 1, an output whose folder does not exist.
     """
     name, output = config.bench["name"], config.output and Path(config.output)
     if name not in BENCHES:
@@ -46,18 +50,26 @@ def run_bench(config: BenchConfig, command: Sequence[str]) -> None:
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise ConfigError(f"output={output} must be a file in a folder that exists")
     measure, table = BENCHES[name]
-    shown = console()
-    if not shown.is_terminal:
-        shown.width = WIDTH
-    with shown.status("") as status:
-        results = {
-            "bench": name,
-            "command": list(command),
-            "machine": machine(),
-            "versions": versions(),
-            **measure(config, lambda words: status.update(Text(words))),
-        }
-    shown.print(table(results))
+    terminal = console()
+    if not terminal.is_terminal:
+        terminal.width = WIDTH
+    with terminal.status("") as status:
+        conditions = {"bench": name, "command": list(command), "machine": machine()}
+        conditions["versions"] = {library: version(library) for library in LIBRARIES}
+        results = conditions | measure(config, lambda line: status.update(Text(line)))
+    terminal.print(table(results))
     if output:
         write_json(output, results)
-        shown.print(f"all figures: {output}", soft_wrap=True)
+        terminal.print(f"all figures: {output}", soft_wrap=True)
+
+
+def machine() -> Plain:
+    """Return the processor's name, the number of cores that this process may use, and the relevant instructions."""
+    text = PROCESSOR.read_text(encoding="utf-8") if PROCESSOR.is_file() else ""  # Linux
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    known = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "processor": fields.get("model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "instructions": [name for name in INSTRUCTIONS if name in known],
+    }

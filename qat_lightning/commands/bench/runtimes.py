@@ -1,4 +1,4 @@
-"""One architecture in each form that can be run: its float32 model, and the student that a run would make of it."""
+"""Write one architecture in each form that can be run: the float32 model and the student of a run."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ PACKED, ONNX = "torch packed", "onnxruntime packed"
 
 CLASSES = 2
 CALIBRATION = (8, 16)
-"""Rows and tokens of the batch that static scales are measured on; which they are has no part in the time."""
+"""Rows and tokens of the batch for calibrating static scales; its content does not affect the time."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What can be timed.
+    """A form of the model that is timed.
 
     Args:
         path: the file or folder that it is loaded from.
-        load: → what is called as `model(**batch)["logits"]`.
-        reference: the runtime whose answers it should give, up to what its arithmetic costs.
+        load: returns a module that is called as `model(**batch)["logits"]`.
+        reference: the runtime whose logits it approximates.
     """
 
     path: Path
@@ -55,12 +55,13 @@ class Runtime:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all its files."""
         files = self.path.rglob("*") if self.path.is_dir() else [self.path]
         return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def build_teacher(config: BenchConfig) -> PreTrainedModel:
-    """The configured architecture with a classifier and random weights; nothing is downloaded.
+    """Build the configured architecture with a classifier and random weights; nothing is downloaded.
 
     Raises:
         ConfigError: a decoder.
@@ -72,14 +73,14 @@ def build_teacher(config: BenchConfig) -> PreTrainedModel:
     teacher = auto.from_config(architecture, trust_remote_code=False)
     if family(teacher).causal:
         raise ConfigError(
-            f"a {architecture.model_type} model generates token by token, and this bench is for encoders:"
-            " choose model=bert_base, roberta_base, vit_base or another encoder"
+            f"a {architecture.model_type} model generates token by token, and this benchmark is for encoders:"
+            " set model=bert_base, roberta_base, vit_base or another encoder"
         )
     return teacher.eval()
 
 
 def build_calibrated(config: BenchConfig, teacher: PreTrainedModel) -> nn.Module:
-    """A quantized copy, static scales measured on random inputs."""
+    """Return a quantized copy, calibrated on random inputs."""
     student = build_quantized(config, copy.deepcopy(teacher))
     calibrate(student, [random_batch(teacher, CALIBRATION)])
     return student.eval()
@@ -89,16 +90,16 @@ def write_runtimes(teacher: PreTrainedModel, student: nn.Module, folder: Path, t
     """Write every form into `folder`.
 
     Args:
-        threads: of onnxruntime's sessions; torch's are the caller's.
+        threads: number of threads of onnxruntime's sessions.
 
     Raises:
-        ValueError: a student that cannot be exported.
+        ValueError: the student cannot be exported.
     """
     batch = random_batch(teacher, CALIBRATION)
     full, float32, int8, packed, onnx = (
         folder / name for name in ("float32", "float32.onnx", "int8.onnx", "packed", "student.onnx")
     )
-    with _without_bars():
+    with _without_progress_bars():
         teacher.save_pretrained(full)
     export_onnx(teacher, float32, batch)
     _quantize_dynamically(float32, int8)
@@ -114,42 +115,36 @@ def write_runtimes(teacher: PreTrainedModel, student: nn.Module, folder: Path, t
 
 
 def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the model's logits for a batch."""
     with torch.inference_mode():
         return model(**batch)["logits"]
 
 
 def _load_plain(kind: type[PreTrainedModel], folder: Path) -> nn.Module:
-    """As a user of transformers does, in float32 and with the attention that it chooses itself."""
-    with _without_bars():
+    """Load as a user of transformers does, in float32 and with the default attention."""
+    with _without_progress_bars():
         return kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
 
 
 def _quantize_dynamically(float32: Path, int8: Path) -> None:
-    """onnxruntime's own dynamic quantization, as it is by default: int8 weights, a scale for each matrix."""
+    """Apply onnxruntime's dynamic quantization with its defaults: int8 weights, one scale for each matrix."""
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
     model = onnx.load(float32)
-    # The quantizer makes a MatMul of a Gemm with a transposed weight and then finds the exporter's note of its old shape
-    # to contradict the new one; it can work all shapes out itself.
+    # The quantizer replaces a Gemm with a transposed weight by a MatMul, whose shape then contradicts the exporter's
+    # recorded one; it infers missing shapes itself.
     del model.graph.value_info[:]
-    with _quiet():
-        quantize_dynamic(model, int8)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer's advice on the root logger is about static quantization, and for whoever calls it by hand."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING)  # it advises static quantization
     try:
-        yield
+        quantize_dynamic(model, int8)
     finally:
         logging.disable(before)
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def _without_progress_bars() -> Iterator[None]:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

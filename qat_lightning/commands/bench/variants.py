@@ -1,4 +1,4 @@
-"""The methods that are timed: each a list of overrides of an ordinary run."""
+"""Compose the configurations of the timed methods: each is a list of overrides of an ordinary run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qat_lightning.config.schema import BenchConfig, ConfigError, ModelConfig, P
 from qat_lightning.config.validation import check
 
 NO_METHOD = ("quantization=none", "teacher=none", "losses=task", "intervention=none", "intervention_schedule=none")
-"""Plain fine-tuning; a variant begins without an intervention."""
+"""Overrides of plain fine-tuning."""
 
-OF_THE_COMMAND = {
-    "model": "all have the same model: give it to the command itself",
-    "data": "all have the same inputs: give bench.shape to the command itself",
-    "compile": "give bench.compiled to the command itself",
-    "trainer": "a step is timed without its Trainer: give bench.precision to the command itself",
-    "teacher_cache": "its teacher computes: leave it out",
+REFUSED = {
+    "model": "all variants have the same model: set it for the command itself",
+    "data": "all variants have the same inputs: set bench.shape for the command itself",
+    "compile": "compilation is set for the command itself: bench.compiled",
+    "trainer": "a step is timed without its Trainer: set bench.precision for the command itself",
+    "teacher_cache": "the teacher's computation is timed: leave it out",
 }
-"""What no variant can choose, and what to do instead."""
+"""Groups that a variant cannot set → the reason and what to do instead."""
 
 
 def compose_variants(config: BenchConfig) -> dict[str, RunConfig]:
@@ -44,15 +44,15 @@ def compose_variants(config: BenchConfig) -> dict[str, RunConfig]:
 
 
 def compose_plain(config: BenchConfig) -> RunConfig:
-    """The configuration of the baseline: what all variants have in common, and no method."""
+    """Compose the configuration of the baseline: the common overrides and plain fine-tuning."""
     return compose_run(config, NO_METHOD, "bench.common")
 
 
 def compose_run(config: BenchConfig, overrides: Sequence[str], key: str) -> RunConfig:
-    """An ordinary run's configuration with this command's model (random weights) and quantization.
+    """Compose an ordinary run's configuration with this command's model (random weights) and quantization.
 
     Args:
-        key: what an error names.
+        key: the key that errors name.
     """
     _check_overrides(overrides, key)
     data = "random_images" if _reads_images(config.model) else "random_text"
@@ -83,10 +83,10 @@ def _check_overrides(overrides: Any, key: str) -> None:
         raise ConfigError(f"{key}={overrides!r} must be a list of overrides: ['losses=task','teacher=none']")
     for word in overrides:
         group = word.lstrip("+~").partition("=")[0].partition(".")[0]
-        if group in OF_THE_COMMAND:
-            raise ConfigError(f"{key} holds {word!r}, but {OF_THE_COMMAND[group]}")
+        if group in REFUSED:
+            raise ConfigError(f"{key} holds {word!r}, but {REFUSED[group]}")
         if group == "quantization" and not _chooses("quantization", overrides):
-            raise ConfigError(f"{key} holds {word!r} without a quantization=… of its own: choose one in front of it")
+            raise ConfigError(f"{key} holds {word!r} without a quantization=… of its own: add one before it")
 
 
 def _chooses(group: str, overrides: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Composed configurations of the bench, small enough for tests."""
+"""Small configurations of the benchmarks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,36 +7,14 @@ from hydra import compose, initialize_config_dir
 
 from qat_lightning.config.schema import CONF, BenchConfig, resolve
 
-SMALL = (
-    "model=tiny",
-    "threads=1",
-    "bench.shapes=[[1,8],[3,16]]",
-    "bench.repeats=2",
-    "bench.warmup=0",
-    "bench.loads=1",
-)
-
-SMALL_STEPS = (
-    "model=tiny",
-    "model.architecture.num_hidden_layers=1",
-    "threads=1",
-    "bench.device=cpu",
-    "bench.shape=[3,8]",
-    "bench.repeats=2",
-    "bench.warmup=0",
-)
-
-ONE_LAYER = ("model.architecture.num_hidden_layers=1",)
-"""Half the time of an export."""
-
-
-def composed(*overrides: str) -> BenchConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("bench", overrides=[*SMALL, *overrides]), BenchConfig)
+ONE_LAYER = ("model=tiny", "++model.architecture.num_hidden_layers=1", "threads=1", "bench.repeats=2", "bench.warmup=0")
+INFERENCE = (*ONE_LAYER, "bench.shapes=[[1,8],[3,16]]", "bench.loads=1")
+STEPS = (*ONE_LAYER, "bench.device=cpu", "bench.shape=[3,8]")
 
 
 @contextmanager
-def of_steps(*overrides: str, bench: str = "training") -> Iterator[BenchConfig]:
-    """A bench of steps; Hydra stays initialized, as under the command line, for the variants to be composed."""
+def composed(bench: str, *overrides: str) -> Iterator[BenchConfig]:
+    """Yield a configuration while Hydra is initialized, as under the command line, so that variants can be composed."""
+    small = INFERENCE if bench == "inference" else STEPS
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield resolve(compose("bench", overrides=[f"bench={bench}", *SMALL_STEPS, *overrides]), BenchConfig)
+        yield resolve(compose("bench", overrides=[f"bench={bench}", *small, *overrides]), BenchConfig)

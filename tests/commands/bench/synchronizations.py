@@ -1,4 +1,4 @@
-"""Where a computation makes the host wait for the device, counted on any device."""
+"""Count the operations that make the host wait for the device, on any device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAITING = {
     "aten::item",
     "aten::is_nonzero",
     "aten::equal",
-    "aten::nonzero",  # the size of the result is a number of the device; so are those of boolean indices
+    "aten::nonzero",  # the device knows the size of the result; the same is true of boolean indices
     "aten::masked_select",
     "aten::_unique2",
     "aten::unique_dim",
@@ -26,10 +26,10 @@ WAITING = {
     "aten::repeat_interleave.Tensor",
     "aten::allclose",
 }
-"""Operators whose result, or its shape, the host must know."""
+"""Operators whose result, or the shape of it, the host must know."""
 
 MOVING = {"aten::_to_copy", "aten::copy_"}
-"""Operators that wait where they leave a device for the host."""
+"""Operators that wait when they copy from a device to the host."""
 
 
 class Synchronizations(TorchDispatchMode):
@@ -60,7 +60,7 @@ class Synchronizations(TorchDispatchMode):
 
 
 def _leaves(args: Any, result: Any) -> bool:
-    """Whether a copy goes from a device to the host."""
+    """Return whether a copy goes from a device to the host."""
     source = args[1] if len(args) > 1 and isinstance(args[1], torch.Tensor) else args[0]
     return source.device.type != "cpu" and result.device.type == "cpu"
 

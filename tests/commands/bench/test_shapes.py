@@ -1,3 +1,5 @@
+"""Configured shapes and random inputs."""
+
 import pytest
 import torch
 
@@ -6,49 +8,41 @@ from tests.tiny_models import FAMILIES, IMAGE, IMAGE_FAMILIES, PAD, POSITIONS, T
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    "shapes",
     [
-        ([], "must be a list"),
-        ("1x128", "must be a list"),
-        (None, "must be a list"),
-        ([1, 128], "holds 1: "),
-        ([[]], r"holds \[\]"),
-        ([[1, 8], [1, 0]], r"holds \[1, 0\]"),
-        ([[-1, 8]], r"holds \[-1, 8\]"),
-        ([[1, 2, 3]], r"holds \[1, 2, 3\]"),
-        ([[1, 8.0]], r"holds \[1, 8\.0\]"),
-        ([[True, 8]], r"holds \[True, 8\]"),
-        ([["1", "8"]], r"holds \['1', '8'\]"),
+        [],
+        "1x128",
+        None,
+        [1, 128],
+        [[]],
+        [[1, 8], [1, 0]],
+        [[-1, 8]],
+        [[1, 2, 3]],
+        [[1, 8.0]],
+        [[True, 8]],
+        [["1", "8"]],
     ],
 )
-def test_what_is_no_shape_is_told(given, told):
-    with pytest.raises(ValueError, match=f"bench.shapes.*{told}.*rows"):
-        check_shapes(given)
-
-
-def test_shapes_of_texts_stay_in_order_each_once():
-    check_shapes([[2, 8], [1, 4]])
-    assert shapes_for(tiny_model("bert"), [[2, 8], [1, 4], [2, 8]]) == [(2, 8), (1, 4)]
-
-
-@pytest.mark.parametrize("family", IMAGE_FAMILIES)
-def test_images_have_rows_alone(family):
-    assert shapes_for(tiny_model(family), [[1, 32], [8, 128], [1], [8, 999]]) == [(1,), (8,)]
-
-
-def test_a_text_without_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"holds \[4\], .*\[\[4,128\]\]"):
-        shapes_for(tiny_model("bert"), [[1, 8], [4]])
+def test_other_values_than_shapes_are_refused(shapes):
+    with pytest.raises(ValueError, match=r"bench\.shapes"):
+        check_shapes(shapes)
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
-def test_texts_may_be_as_long_as_the_model_reads(family):
-    """RoBERTa's positions begin behind the number of its padding."""
+def test_texts_have_rows_and_at_most_the_tokens_that_the_model_reads(family):
+    """RoBERTa's positions begin after the number of its padding token."""
     longest = POSITIONS - (PAD + 1) * (family == "roberta")
     model = tiny_model(family)
-    assert shapes_for(model, [[2, longest]]) == [(2, longest)]
-    with pytest.raises(ValueError, match=rf"5×{longest + 1}, too long for this {family} model"):
+    assert shapes_for(model, [[2, longest], [1, 4], [2, longest]]) == [(2, longest), (1, 4)]
+    with pytest.raises(ValueError, match=f"5×{longest + 1}"):
         shapes_for(model, [[5, longest + 1], [1, 4]])
+    with pytest.raises(ValueError, match=r"\[\[4,128\]\]"):
+        shapes_for(model, [[1, 8], [4]])
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_images_have_only_rows(family):
+    assert shapes_for(tiny_model(family), [[1, 32], [8, 128], [1], [8, 999]]) == [(1,), (8,)]
 
 
 def test_labels():
@@ -56,7 +50,7 @@ def test_labels():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batches_are_full_and_the_same_every_time(family):
+def test_batches_are_full_and_depend_only_on_the_seed(family):
     model = tiny_model(family)
     shape = (50,) if family in IMAGE_FAMILIES else (50, 20)
     batch, again, other = (random_batch(model, shape, seed) for seed in (1, 1, 2))
@@ -68,4 +62,4 @@ def test_batches_are_full_and_the_same_every_time(family):
     else:
         assert batch["input_ids"].shape == batch["attention_mask"].shape == shape
         assert batch["attention_mask"].all()
-        assert batch["input_ids"].unique().tolist() == list(range(PAD + 1, VOCABULARY)), "1,000 draws of 78 tokens"
+        assert batch["input_ids"].unique().tolist() == list(range(PAD + 1, VOCABULARY))

@@ -1,4 +1,4 @@
-"""Which configuration each variant is, and which are refused."""
+"""The configuration of each variant, and the refused ones."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from qat_lightning.config.instantiate import create_all
 from qat_lightning.config.schema import Teacher
 from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
 from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
-from tests.commands.bench.configurations import of_steps
+from tests.commands.bench.configurations import composed
 
 
 @pytest.fixture(scope="module")
 def variants():
-    with of_steps("quantization=uniform_w8a8") as config:
+    with composed("training", "quantization=uniform_w8a8") as config:
         return list(config.bench["variants"]), compose_variants(config)
 
 
@@ -26,7 +26,7 @@ def test_all_compose_in_the_order_of_the_configuration(variants):
     assert {"fine_tuning", "qat", "lsq", "distillation", "everything"} < set(names)
 
 
-def test_losses_stand_alone_where_the_variant_is_of_one_loss(variants):
+def test_variants_of_one_loss_have_no_other(variants):
     _, made = variants
     assert kinds(made["qat"]) == {"task": TaskLoss}
     assert kinds(made["logits"]) == {"logits": LogitDistillationLoss}
@@ -38,7 +38,7 @@ def test_losses_stand_alone_where_the_variant_is_of_one_loss(variants):
     assert set(made["everything"].losses) == {"logits", "hidden", "scores", "output"}
 
 
-def test_interventions_are_those_named_and_else_none(variants):
+def test_only_variants_of_teacher_intervention_have_interventions(variants):
     _, made = variants
     for name, config in made.items():
         chosen = name.partition("ti_")[2]
@@ -46,7 +46,7 @@ def test_interventions_are_those_named_and_else_none(variants):
         assert bool(config.intervention_schedule) == bool(chosen)
 
 
-def test_the_command_s_quantization_holds_but_where_a_variant_chooses(variants):
+def test_variants_have_the_quantization_of_the_command_unless_they_choose_one(variants):
     _, made = variants
     target = {name: config.quantization.weight for name, config in made.items()}
     assert target["everything"]["_target_"].endswith("UniformQuantizer")
@@ -56,17 +56,17 @@ def test_the_command_s_quantization_holds_but_where_a_variant_chooses(variants):
     assert {name for name, config in made.items() if config.teacher is Teacher.none} == {"fine_tuning", "qat", "lsq"}
 
 
-def test_all_have_the_command_s_model_with_random_weights():
-    with of_steps("model.path=nobody/nothing", "model.pretrained=true", "bench.only=[qat]") as config:
+def test_variants_have_the_model_of_the_command_with_random_weights():
+    with composed("training", "model.path=nobody/nothing", "model.pretrained=true", "bench.only=[qat]") as config:
         for made in (compose_plain(config), *compose_variants(config).values()):
             assert made.model.pretrained is False
             assert made.model.architecture == config.model.architecture
 
 
-def test_a_user_s_own_variant():
+def test_a_users_own_variant():
     words = ["losses=logits", "quantization=ternary_w2a8", "quantization.weight.granularity=per_channel"]
     common = "bench.common=['optimizer=bert_adam','seed=7']"
-    with of_steps(f"+bench.variants.mine={words}", "bench.only=[mine]", common) as config:
+    with composed("training", f"+bench.variants.mine={words}", "bench.only=[mine]", common) as config:
         (made,) = compose_variants(config).values()
     assert made.quantization.rules["layers"]["weight"]["granularity"] == "per_channel"
     assert made.optimizer["_target_"].endswith("BertAdam")
@@ -74,26 +74,23 @@ def test_a_user_s_own_variant():
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "named"),
     [
-        ("bench.only=[everithing]", r"bench\.only holds 'everithing': did you mean 'everything'"),
-        ("bench.only=everything", r"bench\.only='everything' a list of its names"),
-        (
-            "bench.variants.qat=['model=bert_base']",
-            r"bench\.variants\.qat holds 'model=bert_base', but all have the same model",
-        ),
-        ("bench.variants.qat=['data.rows=8']", r"bench\.variants\.qat holds 'data\.rows=8'.*same inputs"),
-        ("bench.variants.qat=['compile=true']", r"holds 'compile=true', but give bench\.compiled"),
-        ("bench.variants.qat=['trainer.precision=bf16-true']", r"a step is timed without its Trainer"),
-        ("bench.variants.qat=['teacher_cache=there']", r"its teacher computes: leave it out"),
-        ("bench.variants.qat=['quantization.weight.clip=1']", r"without a quantization=… of its own"),
-        ("bench.variants.qat='losses=task'", r"bench\.variants\.qat='losses=task' must be a list of overrides"),
+        ("bench.only=[everithing]", "did you mean 'everything'"),
+        ("bench.only=everything", r"bench\.only='everything'"),
+        ("bench.variants.qat=['model=bert_base']", "'model=bert_base'"),
+        ("bench.variants.qat=['data.rows=8']", r"'data\.rows=8'.*bench\.shape"),
+        ("bench.variants.qat=['compile=true']", r"'compile=true'.*bench\.compiled"),
+        ("bench.variants.qat=['trainer.precision=bf16-true']", r"bench\.precision"),
+        ("bench.variants.qat=['teacher_cache=there']", "'teacher_cache=there'"),
+        ("bench.variants.qat=['quantization.weight.clip=1']", r"'quantization\.weight\.clip=1'"),
+        ("bench.variants.qat='losses=task'", r"bench\.variants\.qat='losses=task'"),
         ("bench.variants.qat=['losses=tusk']", r"bench\.variants\.qat: .*losses/tusk"),
         ("bench.variants.qat=['loses.task.weight=2']", r"bench\.variants\.qat: .*loses"),
-        ("bench.variants.qat=['teacher=none','losses=logits']", r"losses\.logits needs a teacher"),
-        ("bench.variants=3", r"bench\.variants must be a mapping"),
+        ("bench.variants.qat=['teacher=none','losses=logits']", r"losses\.logits"),
+        ("bench.variants=3", r"bench\.variants"),
     ],
 )
-def test_a_mistake_is_told_in_words(override, told):
-    with of_steps(override) as config, pytest.raises(ValueError, match=told):
+def test_a_mistake_is_refused(override, named):
+    with composed("training", override) as config, pytest.raises(ValueError, match=named):
         compose_variants(config)

@@ -1,0 +1,139 @@
+"""The figures of training steps. Nothing is asserted of the seconds themselves."""
+
+import json
+
+import pytest
+import torch
+
+from qat_lightning.commands.bench import training
+from qat_lightning.commands.bench.run import run_bench
+from qat_lightning.commands.bench.training import BASELINE, figures, measure_training
+from tests.commands.bench.configurations import composed
+
+NAMES = [BASELINE, "qat", "everything"]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The results, and the arguments of the timing; the clock returns 1, 2, 3 … seconds, then 3, 6, 9 …"""
+    timed = []
+
+    def time_interleaved(calls, rounds, warmup, untimed, report, clock, contexts):
+        timed.append((calls, contexts, rounds, warmup, untimed, clock))
+        return {name: [1.0 + number, 3.0 * (1 + number)] for number, name in enumerate(calls)}
+
+    overrides = ("bench.only=[everything,qat]", "bench.untimed=3", "bench.clock=processor")
+    with pytest.MonkeyPatch.context() as patch, composed("training", *overrides) as config:
+        patch.setattr(training, "time_interleaved", time_interleaved)
+        return measure_training(config, lambda line: None), timed
+
+
+def test_all_variants_are_timed_in_turns(measured):
+    _, ((calls, contexts, *counts),) = measured
+    assert list(calls) == [(kind, name) for kind in ("step", "evaluation") for name in NAMES]
+    assert list(contexts) == [("evaluation", name) for name in NAMES]
+    assert counts == [2, 0, 3, "processor"]
+
+
+def test_figures(measured):
+    """Steps of 1 and 3, 2 and 6, 3 and 9 seconds: medians 2, 4, 6, for three rows each."""
+    results, _ = measured
+    rows = results["variants"]
+    assert [row["step"]["ratio"] for row in rows.values()] == pytest.approx([1, 2, 3])
+    assert [row["step"]["samples_per_second"] for row in rows.values()] == pytest.approx([1.5, 0.75, 0.5])
+    assert rows["qat"]["step"]["seconds"] == pytest.approx({"median": 4.0, "low": 2.4, "high": 5.6, "least": 2.0})
+    assert [row["evaluation"]["ratio"] for row in rows.values()] == pytest.approx([1, 5 / 4, 6 / 4])
+    assert figures([4.0, 6.0, 11.0], [2.0, 5.0, 5.0], samples=12)["ratio_of_least"] == pytest.approx(2)
+    assert figures([1.0], None, samples=1)["ratio"] is None
+    conditions = ("baseline", "threads", "device", "shape", "precision", "compiled", "repeats", "untimed")
+    assert [results[name] for name in conditions] == [BASELINE, 1, "cpu", "3×8", "32-true", False, 2, 3]
+
+
+def test_bytes_grow_with_the_method(measured):
+    """A step keeps weights and two moments of Adam, 12 bytes a parameter; 16 with a teacher."""
+    plain, qat, everything = (row["memory"] for row in measured[0]["variants"].values())
+    weights = 4 * measured[0]["model"]["parameters"]
+    assert 3 * weights <= plain["kept"] < 3.2 * weights
+    assert 4 * weights <= everything["kept"] < 4.2 * weights
+    assert plain["kept"] + weights <= plain["peak"] < everything["peak"]
+    assert plain["saved"] < qat["saved"]
+
+
+def test_the_command_prints_a_table_and_writes_all_figures(tmp_path, capsys):
+    """A variant that cannot be built (its loss is for language models) has an error row, and the others continue."""
+    output, threads = tmp_path / "figures.json", torch.get_num_threads()
+    wrong = ("+bench.variants.wrong=['losses=token_scaled']", "bench.only=[wrong,qat]", "bench.evaluation=false")
+    with composed("training", *wrong, f"output={output}") as config:
+        run_bench(config, ["bench=training", "model=tiny"])
+    results, printed = json.loads(output.read_text()), capsys.readouterr().out
+    assert "python -m qat_lightning.bench bench=training model=tiny" in printed
+    assert "wrong: ValueError" in printed
+    assert list(results["variants"]) == [BASELINE, "qat", "wrong"]
+    for name in (BASELINE, "qat"):
+        row = results["variants"][name]
+        assert row["step"]["seconds"]["least"] <= row["step"]["seconds"]["median"]
+        assert "evaluation" not in row
+    assert torch.get_num_threads() == threads
+
+
+def test_compiled_rows_are_compared_with_a_compiled_baseline(monkeypatch):
+    """A variant that the compiler refuses has an error row."""
+
+    def compile_(module):
+        if getattr(module, "refused", False):
+            raise RuntimeError("no compiler\n  on this machine")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    fast = (
+        "bench.only=[qat]",
+        "bench.compiled=both",
+        "bench.memory=false",
+        "bench.repeats=1",
+        "bench.evaluation=false",
+    )
+    with composed("training", *fast) as config:
+        rows = measure_training(config, lambda line: None)["variants"]
+        torch.nn.Module.refused = True
+        try:
+            refused = measure_training(config, lambda line: None)["variants"]
+        finally:
+            del torch.nn.Module.refused
+    assert list(rows) == [BASELINE, "qat", f"{BASELINE}, compiled", "qat, compiled"]
+    own, other = (rows[f"{name}, compiled"]["step"] for name in ("qat", BASELINE))
+    assert own["ratio"] == pytest.approx(own["seconds"]["median"] / other["seconds"]["median"])
+    assert refused["qat, compiled"] == {"error": "RuntimeError: no compiler on this machine"}
+    assert "step" in refused["qat"]
+
+
+@pytest.mark.slow
+def test_compiled_steps_stay_below_the_limit_of_graphs(monkeypatch):
+    """A backend that runs each graph unchanged; more graphs than `GRAPHS` would raise, and give an error row."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: original(module, backend="eager"))
+    with composed(
+        "training", "bench.only=[qat,everything,ti_map]", "bench.compiled=true", "bench.memory=false"
+    ) as config:
+        rows = measure_training(config, lambda line: None)["variants"]
+    assert len(rows) == 4
+    assert not [row["error"] for row in rows.values() if "error" in row]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("bench.repeats=0", r"bench\.repeats=0"),
+        ("bench.untimed=-1", r"bench\.untimed=-1"),
+        ("bench.shape=[3]", r"bench\.shape"),
+        ("bench.shape=8", r"bench\.shape"),
+        ("bench.shape=[3,65]", r"bench\.shape holds 3×65"),
+        ("bench.precision=bf16", "bf16-mixed"),
+        ("bench.compiled=maybe", r"bench\.compiled='maybe'"),
+        ("bench.clock=sun", r"bench\.clock='sun'"),
+        ("bench.device=tpu", r"bench\.device='tpu'"),
+        ("bench.only=[quat]", "did you mean 'qat'"),
+    ],
+)
+def test_a_mistake_is_refused(override, named):
+    with composed("training", "bench.only=[]", override) as config, pytest.raises(ValueError, match=named):
+        measure_training(config, lambda line: None)
