@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from qat_lightning.commands import cli
 from qat_lightning.commands.bench import run as bench
-from qat_lightning.commands.bench.inference_table import heading
+from qat_lightning.commands.bench.tables import inference_table
 from qat_lightning.commands.evaluate import _shown
 from qat_lightning.commands.multirun import JobError
 from qat_lightning.commands.train.pipeline import Run
@@ -110,10 +110,10 @@ def bench_heading(name: str) -> None:
     machine = {"instructions": [name], "processor": name, "cores": 1, "system": name}
     results = {
         "machine": machine, "model": {"family": name, "parameters": 1}, "versions": {name: name}, "threads": 1,
-        "command": [name],
+        "command": [name], "repeats": 1, "baseline": name,
+        "runtimes": {name: {"bytes": 1, "ratio": 1.0, "load": {"median": 1.0}, "speed": {}}},
     }  # fmt: skip
-    for line in heading(results, name):
-        console().print(line)
+    console().print(inference_table(results))
 
 
 def without_service(name: str) -> None:
