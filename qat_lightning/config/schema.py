@@ -153,7 +153,7 @@ class QuantizationConfig:
     activation: Any = None
     rules: dict[str, Any] = field(default_factory=dict)
     attention: Any = None
-    bits: dict[str, int] | None = None
+    bits: Any = None
     step_size: StepSizesConfig = field(default_factory=StepSizesConfig)
     calibration_rows: int = bounded(256, 1)
 

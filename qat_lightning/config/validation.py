@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from qat_lightning.config.allowed_targets import KEY
@@ -42,6 +44,7 @@ def check(config: RunConfig) -> None:
     _check_known(config)
     check_bounds(config)
     _check_values(config)
+    _check_architecture(config.model.architecture)
     _check_trainer(config.trainer)
     losses = create_all(config.losses, "losses")
     interventions = create_all(config.intervention, "intervention")
@@ -89,6 +92,7 @@ def _check_known(node: Any, prefix: str = "") -> None:
 
 
 def _check_values(config: RunConfig) -> None:
+    check_type(config.quantization.bits, dict[str, int] | None, "quantization.bits")
     check_type(config.model.student_layers, list[int] | None, "model.student_layers")
     check_type(config.stages.intervene.target_modules, list[str] | None, "stages.intervene.target_modules")
     if config.compile and config.activation_checkpointing:
@@ -104,6 +108,16 @@ def _check_values(config: RunConfig) -> None:
             raise ConfigError(f"stages.{name}.target_modules=[] quantizes nothing: give globs, or null for all")
         if stage.max_steps is None and stage.max_epochs is None:
             raise ConfigError(f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 skips it)")
+
+
+def _check_architecture(architecture: Plain) -> None:
+    """Check sizes, counts and dropout rates, which transformers does not check."""
+    for name, value in architecture.items():
+        size = re.fullmatch(r".*_size|num_.*|n_.*|max_position_embeddings|d_model", name)
+        if size and value is not None and not (type(value) is int and 1 <= value <= LARGEST):
+            raise ConfigError(f"model.architecture.{name}={shorten(repr(value), 80)} must be a whole number, 1 or more")
+        if "dropout" in name and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise ConfigError(f"model.architecture.{name}={value} must be 0 or more, at most 1")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:

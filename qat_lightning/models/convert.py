@@ -111,7 +111,7 @@ def quantize(
     for rule in rules:
         if not rule.optional and not any(winner is rule for winner in winners.values()):
             raise ValueError(
-                f"rule {rule.target_modules!r} matches no part of {type(model).__name__} that an earlier rule has left;"
+                f"target_modules={rule.target_modules!r} matches no part of {type(model).__name__} that an earlier rule has left;"
                 f" parts: {_brief(parts)}"
             )
     widths = _widths(bits or {}, [part for part, rule in winners.items() if rule.weight])

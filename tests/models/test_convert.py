@@ -163,7 +163,7 @@ def test_each_part_gets_its_own_quantizer() -> None:
 
 
 def test_a_rule_that_matches_nothing_names_the_parts() -> None:
-    message = r"rule 'layers\.\*\.ffn' matches no part of BertForSequenceClassification.*; parts: .*layers\.\*\.feedforward\.in"
+    message = r"target_modules='layers\.\*\.ffn' matches no part of Bert.*; parts: .*layers\.\*\.feedforward\.in"
     model = tiny_model("bert")
     with pytest.raises(ValueError, match=message):
         quantize(model, [LINEAR, QuantizationRule("layers.*.ffn", weight=TernaryQuantizer)])
