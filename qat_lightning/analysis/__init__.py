@@ -1,4 +1,4 @@
-"""What a run did, in numbers and pictures. `analysis.plots` needs matplotlib and is imported by name only."""
+"""Measures of models: attention, layer errors, dynamic range, Hessian, loss landscape."""
 
 from qat_lightning.analysis.attention_comparison import compare_maps, describe_maps
 from qat_lightning.analysis.attention_maps import attention_distance, column_mass, map_divergence

@@ -1,4 +1,4 @@
-"""The measures of attention maps, layer by layer, of a whole model. Shapes: B batch, H heads, N queries, M keys."""
+"""Measures of the attention maps of a model, layer by layer. Shapes: B batch, H heads, N queries, M keys."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAPS = "attention.probs"
 
 
 def compare_maps(student: Signals, teacher: Signals, batch: Batch, k: int = 5) -> dict[str, Layers]:
-    """`ranking_loss`, `cover_length_ratio`, `map_divergence` → one number for each layer, mean over samples and heads.
+    """Return `ranking_loss`, `cover_length_ratio`, `map_divergence` → one number for each layer, mean over samples and heads.
 
-    Where the teacher is deeper, each layer of the student is compared with the one that `sites.layer_pairs` says.
+    If the teacher is deeper, each layer of the student is compared with the one of `module_paths.layer_pairs`.
 
     Raises:
-        ValueError: a teacher whose depth is no multiple of the student's, or maps of different shapes.
+        ValueError: a teacher whose depth is not a multiple of the student's, or maps of different shapes.
     """
     own, other = student[MAPS], teacher[MAPS]
     pairs = [(own[layer], other[partner]) for layer, partner in layer_pairs(MAPS, len(own), len(other))]
@@ -34,12 +34,12 @@ def compare_maps(student: Signals, teacher: Signals, batch: Batch, k: int = 5) -
 
 
 def describe_maps(signals: Signals, batch: Batch, columns: Mapping[str, Tensor] | None = None) -> dict[str, Layers]:
-    """`attention_distance`, `cls_mass` and the mass of each of `columns` → one number for each layer.
+    """Return `attention_distance`, `cls_mass` and the mass of each of `columns` → one number for each layer.
 
     The first token counts as [CLS], in a text and in an image.
 
     Args:
-        columns: name → keys, boolean (B, M), as of `tokens.token_classes`.
+        columns: name → keys, boolean (B, M), see `token_classes`.
     """
     maps = signals[MAPS]
     described = {
@@ -52,5 +52,5 @@ def describe_maps(signals: Signals, batch: Batch, columns: Mapping[str, Tensor] 
 
 
 def mean(layers: Sequence[float]) -> float:
-    """Over the layers."""
+    """Average over the layers."""
     return sum(layers) / len(layers)

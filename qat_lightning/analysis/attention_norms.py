@@ -1,4 +1,4 @@
-"""Attention weighed by the vectors it carries (Kobayashi et al., Attention is Not Only a Weight, arXiv:2004.10102).
+"""Norm-based attention (Kobayashi et al., Attention is Not Only a Weight, arXiv:2004.10102).
 
 Head h adds Σ_j α_ij f(x_j) to the output of token i, with f(x_j) = W_O[:, h] (W_V[h] x_j + b_V[h]).
 
@@ -32,8 +32,10 @@ class Norms:
 
 @torch.no_grad()
 def projection_weights(model: nn.Module) -> list[Tensor]:
-    """W_O of each layer (E, E) as it acts: quantized where the model quantizes it (the released code of arXiv:2211.11014
-    takes the latent weight even of a ternary student)."""
+    """Return W_O of each layer (E, E), quantized if the model quantizes it.
+
+    The released code of arXiv:2211.11014 uses the latent weight even of a ternary student.
+    """
     weights = []
     for path in site_paths(model, "attention.projection"):
         module = model.get_submodule(path)
@@ -45,10 +47,10 @@ def projection_weights(model: nn.Module) -> list[Tensor]:
 
 
 def transformed_values(value: Tensor, projection: Tensor, heads: int) -> Tensor:
-    """f(x) (B, H, M, E): each head's slice of the value (B, M, E) through its slice of W_O (E, E).
+    """Compute f(x) (B, H, M, E): each head's slice of the value (B, M, E) times its slice of W_O (E, E).
 
     Raises:
-        ValueError: a value whose width is not that of W_O's input, or cannot be shared out among the heads.
+        ValueError: a value whose width is not that of W_O's input, or not a multiple of the heads.
     """
     width = value.shape[-1]
     if width != projection.shape[1] or width % heads:
@@ -63,9 +65,9 @@ def transformed_values(value: Tensor, projection: Tensor, heads: int) -> Tensor:
 
 
 def norm_analysis(maps: Tensor, value: Tensor, projection: Tensor) -> Norms:
-    """α, ‖f(x)‖, ‖αf(x)‖ and ‖Σ_h αf(x)‖ of one layer.
+    """Compute α, ‖f(x)‖, ‖αf(x)‖ and ‖Σ_h αf(x)‖ of one layer.
 
-    ‖Σ_h α_h f_h‖² = Σ_{g,h} α_g α_h ⟨f_g, f_h⟩, in float64: the sum itself would take B·N·M·E numbers.
+    ‖Σ_h α_h f_h‖² = Σ_{g,h} α_g α_h ⟨f_g, f_h⟩, in float64: the sum of vectors would take B·N·M·E numbers.
 
     Args:
         maps: `attention.probs` (B, H, N, M).
@@ -86,12 +88,12 @@ def norm_analysis(maps: Tensor, value: Tensor, projection: Tensor) -> Norms:
 
 
 def class_means(norms: Norms, classes: Mapping[str, Tensor], batch: Batch) -> dict[str, dict[str, Tensor]]:
-    """Quantity → class → mean over the keys of that class and all queries, of each head (H,); `summed` has one (1,).
+    """Return quantity → class → mean over the keys of that class and all queries, for each head (H,); (1,) for `summed`.
 
-    A class that the batch does not hold is left out.
+    A class without tokens in the batch is left out.
 
     Args:
-        classes: class → its keys, boolean (B, M), without padding; see `tokens.token_classes`.
+        classes: class → its keys, boolean (B, M), without padding; see `token_classes`.
     """
     device = norms.weight.device
     mask = batch.get("attention_mask")
@@ -113,7 +115,7 @@ def class_means(norms: Norms, classes: Mapping[str, Tensor], batch: Batch) -> di
 def norm_differences(
     teacher: Sequence[Norms], student: Sequence[Norms], classes: Mapping[str, Tensor], batch: Batch
 ) -> dict[str, dict[str, Tensor]]:
-    """Quantity → class → |mean of the teacher − mean of the student|, of each layer and head (L, H); `summed` (L, 1).
+    """Return quantity → class → |mean of the teacher − mean of the student| for each layer and head (L, H); `summed` (L, 1).
 
     Source: arXiv:2211.11014 Fig. 6.
 
@@ -136,6 +138,6 @@ def norm_differences(
 
 
 def _class_mean(values: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
-    """values (B, H, N, M), keys (B, M), queries (B, N) → (H,), over what both count."""
+    """Average values (B, H, N, M) over the keys (B, M) and queries (B, N) that count → (H,)."""
     counts = queries[:, None, :, None] * keys[:, None, None, :]
     return ((values.double() * counts).sum((0, 2, 3)) / counts.sum((0, 2, 3))).float()

@@ -1,4 +1,4 @@
-"""Does the student rank the keys as the teacher does? Shapes: B batch, H heads, N queries, M keys.
+"""Measures of the order of the keys, the student's against the teacher's. Shapes: B batch, H heads, N queries, M keys.
 
 Maps are (B, H, N, M) attention probabilities of one layer, or (…, N, M) of samples without padding.
 """
@@ -23,17 +23,17 @@ def ranking_loss(
     count: Count = "pairs",
     normalise: bool = False,
 ) -> Tensor:
-    """Σ_rows Σ_{i<j} max(0, −(P^S_i − P^S_j)·sign(P^T_i − P^T_j)), of each sample and head (B, H); padding does not count.
+    """Compute Σ_rows Σ_{i<j} max(0, −(P^S_i − P^S_j)·sign(P^T_i − P^T_j)) for each sample and head (B, H), without padding.
 
     With the student's values s sorted upwards and ρ the order of the teacher's (ties in the student's order), a row's
-    sum is Σ_k k·(s_k − s_ρ(k)): n log n operations instead of n² pairs. Maps that rank alike give exactly 0.
+    sum is Σ_k k·(s_k − s_ρ(k)): n log n operations instead of n² pairs. Maps with the same order give exactly 0.
 
     Source: arXiv:2211.11014 §3, after Liu et al., Post-Training Quantization for Vision Transformer (2021).
 
     Args:
-        count: "pairs" counts each pair once; "reference" as the released code does: those without the first and the
+        count: "pairs" counts each pair once; "reference", as the released code does, counts pairs without the first and the
             last key twice.
-        normalise: divide by the number of pairs counted, so that texts of different lengths compare.
+        normalise: divide by the number of pairs counted, so that texts of different lengths can be compared.
 
     Raises:
         ValueError: maps of different shapes, or an unknown `count`.
@@ -57,10 +57,10 @@ def ranking_loss(
 
 
 def cover_length_ratio(student_map: Tensor, teacher_map: Tensor, batch: Batch | None = None, k: int = 5) -> Tensor:
-    """How far down the student's order one must go to meet the teacher's k largest keys, of each sample and head (B, H).
+    """Compute the share of the student's keys, best first, that includes the teacher's k best, for each sample and head (B, H).
 
     mean over rows of (largest 0-based rank, in the student's descending order, of any of the teacher's top k keys) ÷ n.
-    At best (k − 1)/n. A text of fewer than k tokens takes all of them. Ties are broken by position.
+    The best value is (k − 1)/n. A text of fewer than k tokens uses all of them. Ties are broken by position.
 
     Source: arXiv:2211.11014 §3 (k = 5 in the released notebook).
 
@@ -82,7 +82,7 @@ def cover_length_ratio(student_map: Tensor, teacher_map: Tensor, batch: Batch | 
 
 
 def _rows(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
-    """The loss of each row (…, N) over the pairs of keys that count, (B, M) or (M,)."""
+    """Compute the loss of each row (…, N) over the pairs of keys that count, (B, M) or (M,)."""
     hidden = ~_of_keys(counts)
     values, own = student.masked_fill(hidden, torch.inf).sort(dim=-1, stable=True)
     order = teacher.masked_fill(hidden, torch.inf).gather(-1, own).argsort(dim=-1, stable=True)
@@ -92,12 +92,12 @@ def _rows(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
 
 
 def _of_keys(tokens: Tensor) -> Tensor:
-    """(B, M) → (B, 1, 1, M); (M,) stays."""
+    """Reshape (B, M) to (B, 1, 1, M); (M,) stays."""
     return tokens[:, None, None, :] if tokens.dim() > 1 else tokens
 
 
 def _doubles(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks multiply the rounding of the values: float64."""
+    """Convert both maps to float64: ranks multiply the rounding errors of the values."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"attention maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)} cannot be compared: student and"

@@ -10,7 +10,7 @@ from qat_lightning.models.sites import AXES, check_site
 
 
 def dynamic_range(signals: Signals, batch: Batch, site: str = "attention.output") -> list[Tensor]:
-    """The smallest and the largest hidden unit of each token that is not padding: (T, 2) for each signal of the site.
+    """Return the smallest and the largest hidden unit of each token that is not padding, (T, 2) for each signal of the site.
 
     Source: arXiv:2211.11014 Fig. 5, where Y is `attention.output`.
 
@@ -18,7 +18,9 @@ def dynamic_range(signals: Signals, batch: Batch, site: str = "attention.output"
         ValueError: an unknown site, or one whose signals are not (B, N, E).
     """
     if AXES[check_site(site)] != "BNE":
-        raise ValueError(f"{site} has no hidden units of a token: choose hidden, attention.output or another (B, N, E)")
+        raise ValueError(
+            f"site={site!r} has no hidden units: choose hidden, attention.output or another site of shape (B, N, E)"
+        )
     counts = what_counts(site, batch)
     found = []
     for signal in signals[site]:

@@ -1,4 +1,4 @@
-"""The largest eigenvalues of a loss's Hessian, by Hessian-vector products: the matrix itself is never made."""
+"""The largest eigenvalues of a loss's Hessian by Hessian-vector products, without the matrix."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def top_eigenvalues(
     restarts: int = 100,
     seed: int = 0,
 ) -> list[float]:
-    """The `top` eigenvalues of ∂²loss/∂parameters², largest first, by Lanczos' method (ARPACK).
+    """Compute the `top` eigenvalues of ∂²loss/∂parameters², largest first, by Lanczos' method (ARPACK).
 
-    The loss is computed once and its graph kept; each product is a double backward through it. Straight-through
-    estimators are taken as given: their derivative is what their backward says (a learned step size is to be left out: its
-    estimated gradient is of no function, so it has no symmetric Hessian). The model must be in evaluation mode and
-    its attention opened (`open_attention`) or eager: fused attention kernels have no second derivative. Memory: the
-    graph, and `vectors` numbers for each parameter (5 GB for BERT-base).
+    The loss is computed once; each product is a double backward pass through its graph. The derivative of a
+    straight-through estimator is that of its backward pass. Leave out learned step sizes, whose estimated gradient does
+    not belong to a function, so that the Hessian is not symmetric. The model must be in evaluation mode and its attention
+    opened (`open_attention`) or eager: fused kernels have no second derivative. Memory: the graph, and `vectors` numbers
+    per parameter (5 GB for BERT-base).
 
-    Source: arXiv:2211.11014 §3 and 2302.11812 §4, which take power iteration with deflation, so the largest magnitudes.
+    Source: arXiv:2211.11014 §3 and 2302.11812 §4, by power iteration with deflation, which finds the largest magnitudes.
 
     Args:
-        loss: a scalar of the parameters; the same whenever it is called.
-        parameters: those that need no gradient are left out.
+        loss: a deterministic scalar function of the parameters.
+        parameters: parameters without a gradient are left out.
         largest: "magnitude" pools positive and negative eigenvalues, as the papers do; "algebraic" takes the most
             positive ones.
         tolerance: relative, of the eigenvalues.
-        vectors: Lanczos vectors held at a time; more than 2·top converge well.
-        restarts: at most so many; what has not converged by then is left out, with a warning.
-        seed: of the start vector.
+        vectors: Lanczos vectors in memory; more than 2·top converge well.
+        restarts: largest number of restarts; eigenvalues that have not converged are left out, with a warning.
+        seed: seed of the start vector.
 
     Raises:
         ValueError: an unknown `largest`; no parameter that needs a gradient; not more parameters than `top`; a loss that
@@ -64,7 +64,7 @@ def top_eigenvalues(
     first = product(start)
     if not np.isfinite(first).all():
         raise ValueError("the Hessian is not finite: the loss, or a derivative of it, is inf or nan at these weights")
-    if not first.any():  # ARPACK needs something to start from
+    if not first.any():  # ARPACK needs a start vector that is not 0
         return [0.0] * top
     found = _lanczos(product, start, top, largest, tolerance, min(size, max(vectors, top + 2)), restarts)
     order = (lambda value: -abs(value)) if largest == "magnitude" else (lambda value: -value)
@@ -74,10 +74,10 @@ def top_eigenvalues(
 def hessian_spectrum(
     loss: Callable[[Batch], Tensor], parameters: Sequence[Tensor], batches: Iterable[Batch], **settings: object
 ) -> list[list[float]]:
-    """The top eigenvalues of each mini-batch; pooled, they are the papers' spectrum (arXiv:2211.11014, 2302.11812).
+    """Compute the top eigenvalues of each mini-batch, which the papers pool to a spectrum (arXiv:2211.11014, 2302.11812).
 
     Args:
-        settings: of `top_eigenvalues`.
+        settings: arguments of `top_eigenvalues`.
     """
     return [top_eigenvalues(lambda batch=batch: loss(batch), parameters, **settings) for batch in batches]  # type: ignore[misc, arg-type]
 
@@ -85,10 +85,10 @@ def hessian_spectrum(
 def with_norms(
     loss: Callable[[Batch], Tensor], parameters: Sequence[Tensor], weight: float = NORM_WEIGHT
 ) -> Callable[[Batch], Tensor]:
-    """loss + weight·Σ_p ‖p‖₂, the norms themselves and not their squares, as the released code of arXiv:2211.11014 has it.
+    """Return loss + weight·Σ_p ‖p‖₂ (norms, not their squares), as in the released code of arXiv:2211.11014.
 
-    It adds eigenvalues weight/‖p‖, which a tensor of small norm makes large. One of zeros is left out: its norm has no
-    derivative.
+    It adds eigenvalues weight/‖p‖, which are large for a tensor of small norm. A tensor of zeros is left out: its norm has
+    no derivative.
     """
 
     def penalised(batch: Batch) -> Tensor:
@@ -99,21 +99,21 @@ def with_norms(
 
 
 def _hessian_product(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Product, np.dtype]:
-    """vector → Hessian · vector, and the precision it has."""
+    """Return the function vector → Hessian · vector, and its precision."""
     kind = torch.float64 if any(parameter.dtype == torch.float64 for parameter in parameters) else torch.float32
     with torch.enable_grad():
         first = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True, materialize_grads=True)
-    bent = [index for index, gradient in enumerate(first) if gradient.requires_grad]  # the others are constant
+    curved = [index for index, gradient in enumerate(first) if gradient.requires_grad]  # the others are constant
     sizes = [parameter.numel() for parameter in parameters]
 
     def product(vector: np.ndarray) -> np.ndarray:
-        if not bent:
+        if not curved:
             return np.zeros_like(vector)
         pieces = torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).split(sizes)
         second = torch.autograd.grad(
-            [first[index] for index in bent],
+            [first[index] for index in curved],
             parameters,
-            [pieces[index].view_as(first[index]).to(first[index]) for index in bent],
+            [pieces[index].view_as(first[index]).to(first[index]) for index in curved],
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
@@ -126,17 +126,17 @@ def _hessian_product(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -
 def _lanczos(
     product: Product, start: np.ndarray, top: int, largest: Largest, tolerance: float, vectors: int, restarts: int
 ) -> np.ndarray:
-    """Those eigenvalues that converge."""
+    """Return the eigenvalues that converge."""
     operator = LinearOperator((len(start), len(start)), matvec=product, dtype=start.dtype)
     which = "LM" if largest == "magnitude" else "LA"
     try:
         return eigsh(operator, top, None, None, which, start, vectors, restarts, tolerance, return_eigenvectors=False)
     except ArpackNoConvergence as stopped:
         warnings.warn(
-            f"{len(stopped.eigenvalues)} of {top} eigenvalues converged in {restarts} restarts: give more restarts or"
-            " vectors, or a larger tolerance",
+            f"{len(stopped.eigenvalues)} of {top} eigenvalues converged in {restarts} restarts: set more restarts=… or"
+            " vectors=…, or a larger tolerance=…",
             stacklevel=3,
         )
         return stopped.eigenvalues
     except ArpackError as failed:
-        raise ValueError(f"no eigenvalue was found ({failed}): give another seed or more vectors") from failed
+        raise ValueError(f"no eigenvalue was found ({failed}): set another seed=… or more vectors=…") from failed

@@ -1,4 +1,4 @@
-"""How far the student's signals are from the teacher's, layer by layer.
+"""The error of the student's signals against the teacher's, layer by layer.
 
 Shapes: B batch, H heads, N queries, M keys, D head width, E hidden width.
 """
@@ -13,12 +13,12 @@ from qat_lightning.models.sites import check_site
 
 
 def layer_errors(student: Signals, teacher: Signals, batch: Batch, site: str = "hidden") -> list[float]:
-    """MSE(X_l^S, X_l^T) for each signal of the site; padding does not count (arXiv:2302.11812 Fig. 2b: layer outputs).
+    """Compute MSE(X_l^S, X_l^T) for each signal of the site, without padding (arXiv:2302.11812 Fig. 2b: layer outputs).
 
-    `hidden` has one more signal than there are layers: its first is the embeddings' output.
+    `hidden` starts with the output of the embeddings.
 
     Raises:
-        ValueError: an unknown site; models of different depth or width, which have no layer-by-layer error.
+        ValueError: an unknown site; models of different depth or width.
     """
     own, other = student[check_site(site)], teacher[site]
     if [tensor.shape for tensor in own] != [tensor.shape for tensor in other]:
@@ -42,13 +42,13 @@ def _shapes(signals: list[Tensor]) -> str:
 
 
 def valid_tokens(batch: Batch, sample: int = 0) -> Tensor | None:
-    """The positions of one sample that are not padding; None where nothing is padded."""
+    """Return the positions of one sample that are not padding; None without padding."""
     mask = batch.get("attention_mask")
     return None if mask is None else torch.nonzero(mask[sample].cpu()).flatten()
 
 
 def sample_map(maps: Tensor, batch: Batch, sample: int = 0) -> Tensor:
-    """(B, H, N, M) attention maps of a batch → (H, n, m) of one sample, without its padding."""
+    """Select one sample of attention maps (B, H, N, M), without its padding: (H, n, m)."""
     own = maps[sample].detach().float().cpu()
     valid = valid_tokens(batch, sample)
     return own if valid is None else own[:, valid][:, :, valid]

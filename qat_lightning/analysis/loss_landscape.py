@@ -19,15 +19,15 @@ class Landscape:
 
     @property
     def centre(self) -> float:
-        """The loss of the weights themselves. Raises ValueError for a grid without a centre."""
+        """The loss of the weights; ValueError for a grid without a center."""
         if len(self.steps) % 2 == 0:
-            raise ValueError(f"a grid of {len(self.steps)} points a side does not hold the weights: take an odd number")
+            raise ValueError(f"a grid of points={len(self.steps)} has no center: set an odd number")
         middle = len(self.steps) // 2
         return self.losses[middle][middle]
 
 
 def random_direction(parameters: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Normal numbers, each column (over dim 0) rescaled to the norm of the weight's; 0 for biases and normalization.
+    """Draw normal numbers, scale each column (over dim 0) to the norm of the weight's; 0 for biases and normalization.
 
     Source: arXiv:2211.11014, released code.
     """
@@ -47,15 +47,17 @@ def random_direction(parameters: Sequence[Tensor], generator: torch.Generator) -
 def loss_landscape(
     loss: Callable[[], Tensor | float], parameters: Iterable[Tensor], points: int = 21, span: float = 1.0, seed: int = 0
 ) -> Landscape:
-    """The loss on a grid over [−span, span]² around the weights, in two random directions (`random_direction`).
+    """Compute the loss on a grid over [−span, span]² around the weights, in two random directions (`random_direction`).
 
-    Calls the loss points² times, without gradients; the model should be in evaluation mode. The weights are changed in
-    place and bit for bit what they were afterwards, also after an error. Memory: three times the parameters.
+    The loss is called points² times without gradients; the model should be in evaluation mode. The weights are changed in
+    place and restored exactly, also after an error. Memory: three times the parameters.
 
     Source: arXiv:2211.11014, released code (21 × 21 points on [−1, 1]²), and 2302.11812 Fig. 2 (±0.5).
 
     Args:
-        seed: of the directions; the same for any device.
+        points: number of points on each side.
+        span: largest step.
+        seed: seed of the directions, which do not depend on the device.
 
     Raises:
         ValueError: fewer than 2 points, or a span that is not positive.
@@ -65,25 +67,25 @@ def loss_landscape(
     moved = list(parameters)
     generator = torch.Generator().manual_seed(seed)
     first, second = random_direction(moved, generator), random_direction(moved, generator)
-    # Symmetric to the last bit, and 0 in the middle: linspace does not promise it.
+    # exactly symmetric with 0 in the middle, which linspace does not guarantee
     steps = [span * (2 * index - (points - 1)) / (points - 1) for index in range(points)]
     losses: list[list[float]] = []
-    with _put_back(moved) as kept:
+    with _restored(moved) as values:
         for up in steps:
             losses.append([])
             for across in steps:
-                for parameter, weight, one, other in zip(moved, kept, first, second, strict=True):
+                for parameter, weight, one, other in zip(moved, values, first, second, strict=True):
                     parameter.copy_(weight + across * one + up * other)
                 losses[-1].append(float(loss()))
     return Landscape(steps, losses)
 
 
 @contextmanager
-def _put_back(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters' values; they take them again at the end, whatever happens."""
-    kept = [parameter.detach().clone() for parameter in parameters]
+def _restored(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the values of the parameters, and restore them at the end of the block."""
+    values = [parameter.detach().clone() for parameter in parameters]
     try:
-        yield kept
+        yield values
     finally:
-        for parameter, value in zip(parameters, kept, strict=True):
+        for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)

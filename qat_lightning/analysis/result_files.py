@@ -1,4 +1,4 @@
-"""`analysis/*.json` of a run folder: written while it trains, read by its report."""
+"""`analysis/*.json` of a run folder, which callbacks write and the report reads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from qat_lightning.io.documents import read_json
 from qat_lightning.io.files import write_json
 
 SPECTRA, LANDSCAPES = Path("analysis/hessian.json"), Path("analysis/landscape.json")
-"""Below the run folder."""
+"""Places below the run folder."""
 
 Spectra = Mapping[str, Sequence[Sequence[float]]]
-"""Model → for each mini-batch its top eigenvalues."""
+"""Model → the top eigenvalues of each mini-batch."""
 
 
 def write_spectra(folder: Path, spectra: Spectra, about: str) -> Path:
-    """Args: about: how they were made, for the reader."""
+    """Write eigenvalues and a description of how they were computed; return the file."""
     write_json(folder / SPECTRA, {"about": about, "eigenvalues": spectra})
     return folder / SPECTRA
 
 
 def read_spectra(folder: Path) -> tuple[dict[str, list[list[float]]], str] | None:
-    """(spectra, about); None where the run wrote none. Eigenvalues that are not finite numbers are left out.
+    """Read (spectra, about) without eigenvalues that are not finite; None if the run wrote none.
 
     Raises:
         ValueError: the file is damaged.
@@ -44,14 +44,14 @@ def read_spectra(folder: Path) -> tuple[dict[str, list[list[float]]], str] | Non
 
 
 def write_landscapes(folder: Path, landscapes: Mapping[str, Landscape], about: str) -> Path:
-    """A loss that is not finite is written as null."""
+    """Write landscapes, with null for a loss that is not finite; return the file."""
     models = {name: {"steps": given.steps, "losses": given.losses} for name, given in landscapes.items()}
     write_json(folder / LANDSCAPES, {"about": about, "landscapes": models})
     return folder / LANDSCAPES
 
 
 def read_landscapes(folder: Path) -> tuple[dict[str, Landscape], str] | None:
-    """(landscapes, about); None where the run wrote none.
+    """Read (landscapes, about); None if the run wrote none.
 
     Raises:
         ValueError: the file is damaged.
@@ -90,7 +90,7 @@ _SPECTRA, _LANDSCAPES = TypeAdapter(_Spectra), TypeAdapter(_Landscapes)
 
 
 def _read(path: Path, kind: TypeAdapter[Any]) -> Any:
-    """The content of a file of that kind; None where there is none."""
+    """Read a file and check its types; None if it is missing."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Which tokens count, and of which class they are. Shapes: B batch, N tokens."""
+"""Masks of valid tokens and of token classes. Shapes: B batch, N tokens."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from qat_lightning.models.capture import Batch
 
 CLS, SEP = "[CLS]", "[SEP]"
 CLASSES = {CLS: ("[CLS]", "<s>"), SEP: ("[SEP]", "</s>"), "punctuation": (",", ".")}
-"""Class → what tokenizers call its tokens. Punctuation is comma and period, as in arXiv:2211.11014 Fig. 6."""
+"""Class → names of its tokens in tokenizers. Punctuation is comma and period, as in arXiv:2211.11014 Fig. 6."""
 
 WORD_MARKS = "Ġ▁"
-"""What RoBERTa's and SentencePiece's tokenizers write for the space before a word."""
+"""The marks of RoBERTa's and SentencePiece's tokenizers for the space before a word."""
 
 
 def token_mask(batch: Batch | None, like: Tensor) -> Tensor:
-    """What is not padding, boolean (B, N), or (N,) where nothing is padded; on the device of `like`, with its last axis."""
+    """Return the mask of valid tokens, boolean (B, N), or (N,) without padding, on the device of `like`."""
     mask = None if batch is None else batch.get("attention_mask")
     if mask is None:
         return torch.ones(like.shape[-1], dtype=torch.bool, device=like.device)
@@ -26,26 +26,30 @@ def token_mask(batch: Batch | None, like: Tensor) -> Tensor:
 
 
 def first_token(tokens: Tensor) -> Tensor:
-    """The first position of each sample that is not padding, boolean like `tokens` (…, N): [CLS], wherever there is one."""
+    """Return the first valid token of each sample, boolean like `tokens` (…, N).
+
+    >>> first_token(torch.tensor([[False, True, True]]))
+    tensor([[False,  True, False]])
+    """
     return tokens & (tokens.cumsum(-1) == 1)
 
 
 def class_ids(names: Sequence[str], ids: Collection[int]) -> dict[str, list[int]]:
-    """Class → the ids of its tokens: of one text, or of the vocabulary.
+    """Return class → the ids of its tokens, for the tokens of a text or of the vocabulary.
 
-    For all of it: `class_ids(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), range(len(tokenizer)))`.
+    For the vocabulary: `class_ids(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), range(len(tokenizer)))`.
 
     Raises:
-        ValueError: not as many names as ids.
+        ValueError: the number of names differs from the number of ids.
     """
     if len(names) != len(ids):
-        raise ValueError(f"{len(names)} names of tokens for {len(ids)} ids: give one name for each id")
+        raise ValueError(f"{len(names)} names of tokens for {len(ids)} ids: pass one name for each id")
     pairs = [(name.lstrip(WORD_MARKS), int(number)) for name, number in zip(names, ids, strict=True)]
     return {kind: sorted({number for name, number in pairs if name in known}) for kind, known in CLASSES.items()}
 
 
 def token_classes(batch: Batch, ids: Mapping[str, Collection[int]]) -> dict[str, Tensor]:
-    """Class → where its tokens are, boolean (B, N), without padding; then "other" (in no class) and "all".
+    """Return class → mask of its valid tokens, boolean (B, N); then "other" (in no class) and "all".
 
     Args:
         ids: class → the ids of its tokens, see `class_ids`.
@@ -54,7 +58,7 @@ def token_classes(batch: Batch, ids: Mapping[str, Collection[int]]) -> dict[str,
         ValueError: a batch without `input_ids`.
     """
     if "input_ids" not in batch:
-        raise ValueError("the batch has no input_ids, so its tokens have no classes: an image's must be given by hand")
+        raise ValueError("the batch has no input_ids, so its tokens have no classes: pass the classes of an image")
     tokens = batch["input_ids"]
     every = token_mask(batch, tokens).expand_as(tokens)
     classes = {kind: torch.isin(tokens, torch.tensor(list(of), dtype=tokens.dtype, device=tokens.device)) & every

@@ -1,4 +1,4 @@
-"""What Lightning's CSVLogger wrote during the stages of a run, read back."""
+"""Read the metrics that Lightning's CSVLogger wrote during the stages of a run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from qat_lightning.io.documents import DocumentError, read_bytes
 Row = dict[str, float]
 
 STEP_SIZES = "step_sizes"
-"""The columns `step_sizes/<kind>/<layer>` hold what quantizers learn."""
-
+"""Prefix of the columns `step_sizes/<kind>/<layer>`."""
 
 LARGEST = 3.5e38
-"""No number of float32, which is what is logged, is larger; pictures of much larger ones overflow."""
+"""Larger numbers are ignored: logged values are float32, and plots of much larger ones overflow."""
 
 LONGEST = 2**28
-"""Bytes of one log that are read; 100,000 rows of 100 columns have 200 MB."""
+"""Largest log in bytes; 100,000 rows of 100 columns have 200 MB."""
 
 
 @dataclass(frozen=True)
 class StageHistory:
-    """What one stage logged.
+    """The log of one stage.
 
     Args:
         steps: optimizer steps of the stage.
@@ -39,7 +38,7 @@ class StageHistory:
     rows: list[Row]
 
     def series(self, column: str) -> tuple[list[float], list[float]]:
-        """(steps inside the stage, values) where the column was logged and can be drawn."""
+        """Return (steps inside the stage, values) of a column that can be drawn."""
         logged = [(row["step"], row[column]) for row in self.rows if abs(row.get(column, math.nan)) <= LARGEST]
         return [step for step, _ in logged], [value for _, value in logged]
 
@@ -47,7 +46,7 @@ class StageHistory:
 def read_history(folder: Path, stages: Mapping[str, int]) -> list[StageHistory]:
     """Read `logs/<stage>/metrics.csv` of each stage, and `logs/<stage>.1`, `.2`, … of its resumptions.
 
-    A later file wins where it logged the same column at the same step: a resumed run repeats the steps since its
+    If two files have the same column at the same step, the later one counts: a resumed run repeats the steps since its
     checkpoint. A stage without a log has no rows.
 
     Args:
@@ -58,7 +57,7 @@ def read_history(folder: Path, stages: Mapping[str, int]) -> list[StageHistory]:
 
 
 def _logs(folder: Path, stage: str) -> list[Path]:
-    """The stage's files, oldest first. `train.10` comes after `train.2`, and `train_more` is another stage."""
+    """Return the stage's files, oldest first: `train.10` after `train.2`, and without the stage `train_more`."""
     numbered = {0: folder / stage}
     for path in folder.glob(f"{stage}.*"):
         if (number := path.name.removeprefix(f"{stage}.")).isdecimal():
@@ -78,11 +77,11 @@ def _merged(files: Iterable[Path]) -> list[Row]:
 
 
 def _read(file: Path) -> list[dict[str | None, object]]:
-    """The rows of a log; lines of zero bytes, which a loss of power can leave, are left out with a warning."""
+    """Return the rows of a log without lines of zero bytes, which a power failure can leave; warn about them."""
     try:
         lines = read_bytes(file, LONGEST).decode(errors="replace").splitlines()
     except DocumentError as error:
-        warnings.warn(f"{error}: report.md shows no curves of it", stacklevel=2)
+        warnings.warn(f"{error}: report.md shows no curves of this file", stacklevel=2)
         return []
     sound = [line for line in lines if "\0" not in line]
     rows: list[dict[str | None, object]] = []
@@ -96,7 +95,7 @@ def _read(file: Path) -> list[dict[str | None, object]]:
 
 
 def _numbers(cells: Mapping[str | None, object]) -> Row:
-    """The cells that hold a number; a run killed while it wrote leaves a torn last line."""
+    """Return the cells that are numbers: a killed run may leave an incomplete last line."""
     row: Row = {}
     for column, text in cells.items():
         if column and isinstance(text, str):

@@ -1,4 +1,4 @@
-"""JSON and YAML that somebody else may have written, read within limits of size, nesting and number of values."""
+"""Read untrusted JSON and YAML within limits of size, nesting and number of values."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Any
 
 import yaml
 
-LARGEST_YAML, MOST = 2**20, 20_000
-"""Bytes of a YAML file, and its values once every alias is written out; a run's configuration has some 20 kB and 500
-values."""
+LARGEST_YAML, MOST_VALUES = 2**20, 20_000
+"""Largest YAML file in bytes, and in values with all aliases expanded; a run's configuration has 20 kB and 500 values."""
 
 LARGEST_JSON = 8 * 2**20
-"""Bytes of a JSON file; a run's records and a model's config.json have some kB, an index of shards less than 1 MB."""
+"""Largest JSON file in bytes; a model's config.json has some kB, an index of shards less than 1 MB."""
 
 DEEPEST = 50
-"""Lists and dictionaries within each other; a run's configuration has 6."""
+"""Deepest nesting of lists and dictionaries; a run's configuration has 6."""
 
 LONGEST_NUMBER = 1_000
-"""Characters of a YAML number; one in base 60 (`1:0:0`) takes time that grows with the square of them."""
+"""Longest YAML number in characters; the time for a number in base 60 (`1:0:0`) grows with their square."""
 
 PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null"))
-"""The tags of plain values; the tag of a merge key (`<<`), which multiplies what it merges, is not one of them."""
+"""The tags of plain values, without that of a merge key (`<<`), which can multiply its content."""
 
 TEXT = "tag:yaml.org,2002:str"
 
@@ -33,10 +32,10 @@ class DocumentError(ValueError):
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        DocumentError: not JSON, larger than so many bytes, or nested too deeply.
+        DocumentError: not JSON, larger than `largest` bytes, or nested too deeply.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -48,34 +47,34 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, see `read_yaml_text`."""
+    """Read a YAML file, see `read_yaml_text`."""
     return read_yaml_text(path)[1]
 
 
 def read_yaml_text(path: Path) -> tuple[str, Any]:
-    """The text and the content of a YAML file that holds plain values only: no tags, no merge keys.
+    """Read text and content of a YAML file with plain values only: no tags, no merge keys.
 
     Raises:
-        DocumentError: not such YAML, or more of it than the limits allow.
+        DocumentError: not such YAML, or beyond the limits.
         FileNotFoundError: there is no such file.
     """
     try:
         text = read_bytes(path, LARGEST_YAML).decode()
         _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))
-        content = yaml.safe_load(text)  # what a value of a plain tag holds can still be wrong, as in `!!int x`
+        content = yaml.safe_load(text)  # fails for a wrong value of a plain tag, as in `!!int x`
     except (ValueError, ArithmeticError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise DocumentError(f"{path} cannot be read as YAML: {_line(error)}") from error
     return text, content
 
 
 def read_bytes(path: Path, largest: int) -> bytes:
-    """The content of a plain file, see `check_size`."""
+    """Read a plain file, see `check_size`."""
     check_size(path, largest)
     return path.read_bytes()
 
 
 def check_size(path: Path, largest: int | None = None) -> None:
-    """Raise DocumentError for what is not a plain file, or larger than so many bytes; it is not opened."""
+    """Raise DocumentError if a path is not a plain file or larger than `largest` bytes, without opening it."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -89,7 +88,7 @@ def check_size(path: Path, largest: int | None = None) -> None:
 
 
 def check_nesting(content: Any, name: object) -> None:
-    """Raise DocumentError where lists and dictionaries are nested deeper than any reader needs."""
+    """Raise DocumentError if lists and dictionaries are nested deeper than `DEEPEST`."""
     level = [content]
     for _ in range(DEEPEST):
         level = [child for node in level for child in _children(node)]
@@ -104,12 +103,12 @@ def _children(node: Any) -> list[Any]:
 
 
 def _check_nodes(root: yaml.Node | None) -> None:
-    """Every node is plain, aliases written out; without recursion, so that no depth is too much."""
+    """Check every node with all aliases expanded, without recursion."""
     left, seen = [(root, 1)] if root else [], 0
     while left:
         (node, depth), seen = left.pop(), seen + 1
-        if seen > MOST:
-            raise ValueError(f"it holds more than {MOST} values")
+        if seen > MOST_VALUES:
+            raise ValueError(f"it holds more than {MOST_VALUES} values")
         if depth > DEEPEST:
             raise ValueError(f"it has more than {DEEPEST} lists and dictionaries within each other")
         if node.tag not in PLAIN:

@@ -1,4 +1,4 @@
-"""Files of a run folder: each one is written whole or not at all, and the folder holds plain files and folders only."""
+"""Write files of a run folder atomically, and refuse a folder with links or special files."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ KINDS = {
 
 
 class SpecialFileError(ValueError):
-    """A run folder that holds a link or a special file, through which files outside of it could be changed."""
+    """A link or a special file in a run folder, through which files outside of it could be changed."""
 
 
 @contextmanager
 def atomic_write(path: Path, previous: Path | None = None, durable: bool = True) -> Iterator[Path]:
     """Yield an empty temporary file in the same folder, and rename it to `path` when the block ends without an error.
 
-    The temporary file is created exclusively, under a name that nobody can predict, so nothing that lies in the folder
-    is written through. Renaming replaces what is at `path`, also a link, and not what a link points to.
+    The temporary file is created exclusively under an unpredictable name, so that no link in the folder is followed.
+    Renaming replaces the entry at `path`, also a link, and not the target of a link.
 
     Args:
-        previous: the file that is at `path` is kept under this name.
-        durable: the content reaches the disk before the name does, so that a process that is killed or a machine that
-            loses power leaves the old file or the new one.
+        previous: a new name for the file that is at `path`.
+        durable: flush the content to the disk before renaming, so that a killed process or a power failure leaves the old
+            file or the new one.
     """
     temporary, mode = _temporary(path)
     try:
@@ -51,7 +51,7 @@ def atomic_write(path: Path, previous: Path | None = None, durable: bool = True)
         temporary.unlink(missing_ok=True)
         raise
     if durable:
-        with suppress(OSError):  # some network disks, and Windows, cannot flush a folder's names
+        with suppress(OSError):  # some network disks cannot flush a folder's names
             _flush(path.parent)
 
 
@@ -67,7 +67,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_once(path: Path, text: str) -> None:
-    """Write UTF-8 unless there is a file of that name, which another process may write at the same time."""
+    """Write UTF-8 unless the file exists; several processes may do so at the same time."""
     temporary, _ = _temporary(path)
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -81,7 +81,11 @@ def write_once(path: Path, text: str) -> None:
 
 
 def finite(content: Any) -> Any:
-    """Replace numbers that are not finite by None, in dictionaries and lists of any depth."""
+    """Replace numbers that are not finite by None, in dictionaries and lists of any depth.
+
+    >>> finite({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
     if isinstance(content, Mapping):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -90,13 +94,13 @@ def finite(content: Any) -> Any:
 
 
 def check_plain(folder: Path) -> None:
-    """Refuse a folder that holds anything but plain files and folders, at any depth. The folder itself may be a link.
+    """Refuse a folder with anything but plain files and folders, at any depth. The folder itself may be a link.
 
     Hard links are allowed: backups make them, and `atomic_write` never changes the content of an existing file. So are
-    the links that Weights & Biases makes to its own logs, below `wandb/`, where this package writes nothing.
+    the links of Weights & Biases to its own logs below `wandb/`, where this package writes no file.
 
     Raises:
-        SpecialFileError: with the first link or special file.
+        SpecialFileError: the first link or special file.
     """
     for path, mode in _entries(folder):
         if stat.S_ISLNK(mode) and folder / "wandb" in path.parents:
@@ -110,14 +114,14 @@ def check_plain(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what writers that were killed have left. Call it only while no other process writes to the folder."""
+    """Remove the temporary files of killed writers. Call it only while no other process writes to the folder."""
     for path, mode in list(_entries(folder)):
         if stat.S_ISREG(mode) and PART.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Path and mode of everything below the folder; links are not followed."""
+    """Yield path and mode of all entries below the folder; links are not followed."""
     left = [folder] if folder.is_dir() else []
     while left:
         with os.scandir(left.pop()) as entries:
@@ -129,7 +133,7 @@ def _entries(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _temporary(path: Path) -> tuple[Path, int]:
-    """A new empty file beside `path`, and the permissions that a new file gets."""
+    """Create an empty file beside `path`; return it with the permissions of a new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

@@ -72,7 +72,7 @@ cases = given(
 
 
 @cases
-def test_ranking_loss_is_that_of_the_loops(seed: int, length: int, levels: int | None, side: str) -> None:
+def test_ranking_loss_matches_loops(seed: int, length: int, levels: int | None, side: str) -> None:
     student, teacher = random_maps(seed, length, levels), random_maps(seed + 1, length, levels)
     mask = random_mask(seed, length, side)
     for count in ("pairs", "reference"):
@@ -85,7 +85,7 @@ def test_ranking_loss_is_that_of_the_loops(seed: int, length: int, levels: int |
 
 
 @cases
-def test_cover_length_is_that_of_the_loops(seed: int, length: int, levels: int | None, side: str) -> None:
+def test_cover_length_matches_loops(seed: int, length: int, levels: int | None, side: str) -> None:
     student, teacher = random_maps(seed, length, levels), random_maps(seed + 1, length, levels)
     mask = random_mask(seed, length, side)
     for k in (1, 3, 5):
@@ -107,25 +107,6 @@ def test_by_hand() -> None:
     assert ranking_loss(*one_inner_pair, count="reference").item() == pytest.approx(0.8)
 
 
-@cases
-def test_identical_maps_are_at_the_ideal(seed: int, length: int, levels: int | None, side: str) -> None:
-    maps, batch = random_maps(seed, length, levels), {"attention_mask": random_mask(seed, length, side)}
-    for count in ("pairs", "reference"):
-        assert bool((ranking_loss(maps, maps.clone(), batch, count=count) == 0).all())
-    sizes = batch["attention_mask"].sum(-1, keepdim=True)
-    ideal = (sizes.clamp(max=5) - 1) / sizes
-    assert torch.allclose(cover_length_ratio(maps, maps.clone(), batch, k=5), ideal.expand(-1, HEADS))
-
-
-@cases
-def test_only_the_order_of_the_teacher_counts(seed: int, length: int, levels: int | None, side: str) -> None:
-    student, teacher = random_maps(seed, length), random_maps(seed + 1, length)
-    sharper = teacher**3  # the same order
-    assert torch.equal(ranking_loss(student, teacher), ranking_loss(student, sharper))
-    assert torch.equal(cover_length_ratio(student, teacher), cover_length_ratio(student, sharper))
-    assert bool((ranking_loss(sharper, teacher) == 0).all())
-
-
 def test_long_maps_keep_their_digits_and_fit_into_memory() -> None:
     """1,024 tokens would take 8 GiB of pairs; the reversed order has a closed form."""
     length = 1024
@@ -136,13 +117,7 @@ def test_long_maps_keep_their_digits_and_fit_into_memory() -> None:
     assert ranking_loss(student, student.flip(-1)).tolist() == pytest.approx([expected] * 2, rel=1e-5)
 
 
-def test_half_precision_maps_are_measured_wide() -> None:
-    student, teacher = random_maps(0, 9).half(), random_maps(1, 9).half()
-    assert torch.equal(ranking_loss(student, teacher), ranking_loss(student.float(), teacher.float()))
-    assert ranking_loss(student, teacher).dtype == torch.float32
-
-
-def test_refuses_in_words() -> None:
+def test_refused_arguments() -> None:
     maps = random_maps(0, 4)
     with pytest.raises(ValueError, match="count='twice' is unknown: choose one of pairs, reference"):
         ranking_loss(maps, maps, count="twice")

@@ -47,12 +47,6 @@ def test_a_quadratic_has_its_own(kind: torch.dtype) -> None:
     assert top_eigenvalues(loss, parameters, top=3, largest="algebraic") == pytest.approx([9, 5, 3], rel=1e-4)
 
 
-def test_all_negative_eigenvalues_keep_their_sign() -> None:
-    loss, parameters = quadratic([-float(value) for value in range(1, 16)])
-    assert top_eigenvalues(loss, parameters, top=2) == pytest.approx([-15, -14], rel=1e-3)
-    assert top_eigenvalues(loss, parameters, top=2, largest="algebraic") == pytest.approx([-1, -2], rel=1e-3)
-
-
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 def test_a_small_network_is_within_one_per_cent_of_its_dense_hessian(kind: torch.dtype) -> None:
     network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(kind)
@@ -108,15 +102,6 @@ def test_a_ternary_bert_has_the_hessian_that_its_estimators_give() -> None:
     assert hessian_spectrum(loss, parameters, [batch], top=3) == [found]
 
 
-def test_nothing_random_is_drawn_and_no_grad_does_not_matter() -> None:
-    loss, parameters = quadratic([3.0, 2.0, 1.0, 0.5, 0.2])
-    before = torch.get_rng_state()
-    with torch.no_grad():
-        found = top_eigenvalues(loss, parameters, top=2)
-    assert torch.equal(before, torch.get_rng_state())
-    assert found == top_eigenvalues(loss, parameters, top=2)
-
-
 def test_frozen_and_unused_parameters() -> None:
     loss, (point,) = quadratic([3.0, 2.0, 1.0])
     frozen, unused = torch.ones(4), torch.ones(4, requires_grad=True)
@@ -133,7 +118,7 @@ def test_the_norms_are_plain_and_zeros_are_left_out() -> None:
     assert top_eigenvalues(lambda: penalised({}), [weight, zeros], top=1) == pytest.approx([0.01 / 5], rel=1e-3)
 
 
-def test_refuses_in_words() -> None:
+def test_refused_arguments() -> None:
     loss, parameters = quadratic([2.0, 1.0])
     with pytest.raises(ValueError, match="top=2 eigenvalues of 2 trainable parameters"):
         top_eigenvalues(loss, parameters, top=2)
@@ -145,8 +130,8 @@ def test_refuses_in_words() -> None:
         top_eigenvalues(lambda: parameters[0].sum().square() / 0, parameters, top=1)
 
 
-def test_what_has_not_converged_is_left_out_with_a_warning() -> None:
+def test_unconverged_eigenvalues_are_left_out_with_a_warning() -> None:
     loss, parameters = quadratic([float(value) for value in range(1, 60)])
-    with pytest.warns(UserWarning, match=r"of 3 eigenvalues converged in 1 restarts: give more"):
+    with pytest.warns(UserWarning, match=r"of 3 eigenvalues converged in 1 restarts: set more"):
         found = top_eigenvalues(loss, parameters, top=3, vectors=5, restarts=1, tolerance=1e-12)
     assert len(found) < 3

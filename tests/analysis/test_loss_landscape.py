@@ -50,7 +50,7 @@ def test_the_grid_is_the_loss_along_the_directions() -> None:
 
 
 @torch.no_grad()
-def test_a_ternary_model_is_what_it_was() -> None:
+def test_ternary_model_is_restored() -> None:
     model, batch = (
         quantize(tiny_model("bert"), [QuantizationRule("layers.*", weight=TernaryQuantizer)]).eval(),
         tiny_batch("bert"),
@@ -65,7 +65,7 @@ def test_a_ternary_model_is_what_it_was() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_weights_are_what_they_were_after_an_error_too() -> None:
+def test_weights_are_restored_after_an_error() -> None:
     weight = nn.Parameter(torch.tensor([[1e-3, 3e30], [-0.0, 7.0]]))
     kept, calls = weight.detach().clone(), []
 
@@ -81,16 +81,16 @@ def test_weights_are_what_they_were_after_an_error_too() -> None:
     assert torch.equal(weight.detach().view(torch.int32), kept.view(torch.int32))
 
 
-def test_refuses_in_words() -> None:
+def test_refused_arguments() -> None:
     with pytest.raises(ValueError, match=r"points=1 must be 2 or more and span=1\.0 positive"):
         loss_landscape(lambda: 0.0, [], points=1)
     with pytest.raises(ValueError, match="span=-1"):
         loss_landscape(lambda: 0.0, [], span=-1)
-    with pytest.raises(ValueError, match="take an odd number"):
+    with pytest.raises(ValueError, match="set an odd number"):
         _ = Landscape([-1.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]).centre
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_files_round_trip(tmp_path: Path) -> None:
     assert read_landscapes(tmp_path) is None
     assert read_spectra(tmp_path) is None
     given = {"student": Landscape([-1.0, 0.0, 1.0], [[1.0, 2.0, 0.1], [3.0, 4.0, 0.2], [5.0, math.inf, math.nan]])}

@@ -55,14 +55,6 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     assert stage.rows[1] == {"epoch": 0, "step": 1}
 
 
-def test_series_leaves_out_what_is_not_finite() -> None:
-    stage = StageHistory(
-        "train", 3, [{"step": 0, "a": float("nan")}, {"step": 1, "a": float("inf")}, {"step": 2, "a": 1}]
-    )
-    assert stage.series("a") == ([2], [1])
-    assert stage.series("b") == ([], [])
-
-
 @pytest.mark.parametrize(
     ("damaged", "left"),
     [
@@ -90,13 +82,7 @@ def test_a_damaged_log_gives_what_is_left(tmp_path: Path, damaged: str, left: li
     assert stage.series("train/loss")[1] == [*left, 8]
 
 
-def test_a_damaged_log_is_said(tmp_path: Path) -> None:
-    write(tmp_path, "train", "step,train/loss\n0,1\n\0\0\0")
-    with pytest.warns(UserWarning, match=r"metrics\.csv is damaged: the curves"):
-        read_history(tmp_path, {"train": 1})
-
-
-def test_a_log_without_an_end_is_said_and_left_out(tmp_path: Path) -> None:
+def test_endless_log_is_left_out_with_a_warning(tmp_path: Path) -> None:
     write(tmp_path, "train", "step,train/loss\n0,1\n")
     with (tmp_path / "logs" / "train" / "metrics.csv").open("r+b") as file:
         file.truncate(2**34)

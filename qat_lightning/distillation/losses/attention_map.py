@@ -14,14 +14,11 @@ from qat_lightning.distillation.losses.base import (
     check_temperature,
     check_weight,
     match_layers,
-    to_float32,
 )
 from qat_lightning.models.capture import Batch, Signals, what_counts
+from qat_lightning.models.map_divergence import SMALLEST, map_divergence_sums, to_float32
 from qat_lightning.models.sites import FACTORS
 from qat_lightning.quantization.quantizers.base import check_choice
-
-SMALLEST = 1e-8
-"""Probabilities are clamped below at this (arXiv:2211.11014, released code)."""
 
 Implementation = Literal["dense", "blockwise"]
 
@@ -78,12 +75,9 @@ class AttentionMapLoss:
         return divergence(student, teacher, Settings(weights, self.temperature, SMALLEST, ELEMENTS))
 
     def _divergence(self, student: Tensor, teacher: Tensor, counts: Tensor | None) -> Tensor:
-        student, teacher = (self._cooled(to_float32(maps)).clamp(min=SMALLEST) for maps in (student, teacher))
-        terms = teacher * (teacher / student).log()
-        if counts is None:
-            return terms.sum((-2, -1)).mean() / terms.shape[-2]
-        queries = counts.any(-1).sum(-1).clamp(min=1)  # (B, 1)
-        return ((terms * counts).sum((-2, -1)) / queries).mean()
+        student, teacher = (self._cooled(to_float32(maps)) for maps in (student, teacher))
+        sums, queries = map_divergence_sums(student, teacher, counts)
+        return sums.mean() / queries if counts is None else (sums / queries).mean()
 
     def _cooled(self, maps: Tensor) -> Tensor:
         """softmax(scores / τ) from softmax(scores)."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from qat_lightning.models.capture import Batch, Signals
@@ -31,11 +30,6 @@ class Loss(Protocol):
     def sites(self) -> Sequence[str]: ...
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor: ...
-
-
-def to_float32(x: Tensor) -> Tensor:
-    """Convert x to float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_weight(weight: float) -> float:

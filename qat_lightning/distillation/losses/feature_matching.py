@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qat_lightning.distillation.losses.base import check_pairs, check_weight, match_layers, to_float32
+from qat_lightning.distillation.losses.base import check_pairs, check_weight, match_layers
 from qat_lightning.models.capture import Batch, Signals, what_counts
+from qat_lightning.models.map_divergence import to_float32
 from qat_lightning.models.sites import check_site
 from qat_lightning.quantization.quantizers.base import check_choice
 

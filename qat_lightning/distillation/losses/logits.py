@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qat_lightning.distillation.losses.base import check_temperature, check_weight, to_float32
+from qat_lightning.distillation.losses.base import check_temperature, check_weight
 from qat_lightning.models.capture import Batch, Signals
+from qat_lightning.models.map_divergence import to_float32
 from qat_lightning.quantization.quantizers.base import check_choice
 
 IGNORED = -100
