@@ -20,12 +20,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from qat_lightning.commands.train.preflight import rehearse
+from qat_lightning.commands.train.preflight import preflight
 from qat_lightning.config.builders.models import build_model, load_data
 from tests.cases.case import Case, composed, loaded
 from tests.cases.inputs import lines, sentences, write_images, write_rows
 from tests.cases.reading import TEXT, rows, tokenized
 from tests.cases.teachers import accuracy, taught
+from tests.training.runs import planned
 
 LETTERS = ["<|endoftext|>", "<pad>", *string.ascii_lowercase, *string.digits, " "]
 TWELVE = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=12")
@@ -116,8 +117,8 @@ def roberta(**changed: int) -> Callable[[Path], None]:
 def rehearsed(folder: Path) -> str:
     words = (f"model.path={folder / 'tokenizer'}", "data=text", "data.max_length=16")
     config = composed(folder, *words, *RUN)
-    data = load_data(config)
-    rehearse(config, data, build_model(config, data))
+    run = planned(config)
+    preflight(run, build_model(config, run.data))
     return "rehearsed"
 
 

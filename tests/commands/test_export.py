@@ -115,7 +115,7 @@ def test_an_unfinished_run_is_not_exported(folder, monkeypatch, missing):
 
 
 def test_an_export_makes_no_callback_and_no_logger(folder, monkeypatch):
-    for maker in ("build_callbacks", "_loggers"):
+    for maker in ("build_callbacks", "build_loggers"):
         monkeypatch.setattr(f"qat_lightning.config.builders.training.{maker}", lambda *_: pytest.fail("made"))
     config = read_run(folder, ["export.packed=false", "export.onnx=false"])
     run_config(config, folder, [], in_one_process(config))

@@ -18,7 +18,7 @@ from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.commands.train.run_directory import check_own, lock_folder
 from qat_lightning.config.allowed_targets import allowing
 from qat_lightning.config.builders.models import build_data, build_model
-from qat_lightning.config.builders.training import _loggers, build_callbacks, build_trainer
+from qat_lightning.config.builders.training import build_callbacks, build_loggers, build_trainer
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.run_config import read_run
 from qat_lightning.config.schema import ModelConfig, resolve
@@ -74,7 +74,7 @@ def callbacks_of(node: dict[str, Any]) -> Any:
 
 
 def loggers_of(node: dict[str, Any]) -> Any:
-    return _loggers(replace(composed(), logger={"evil": node}), "train", Path(os.devnull))
+    return build_loggers(replace(composed(), logger={"evil": node}), "train", Path(os.devnull))
 
 
 def model_of(folder: Path | str, **settings: Any) -> Any:

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.commands.train.run import run
+from qat_lightning.config.builders.models import build_data
 from qat_lightning.config.schema import CONF, RunConfig, resolve
 from qat_lightning.config.validation import check
+from qat_lightning.io.screen import console
 
 SMALL = (
     "model=tiny",
@@ -38,6 +41,15 @@ def composed(*overrides: str) -> RunConfig:
 
 def small_run(folder: Path, *overrides: str) -> dict[str, Any]:
     return run(composed(*overrides), folder, list(overrides))
+
+
+def planned(config: RunConfig, folder: Path = Path("never_made")) -> Run:
+    """A run with its data read and its stages planned: what preflight checks."""
+    data = build_data(config)
+    data.load()
+    made = Run(config, folder, data, console(quiet=True), config)
+    made.plan()
+    return made
 
 
 def saved_tiny(folder: Path, **changes: Any) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qat_lightning.commands.train.preflight import rehearse
+from qat_lightning.commands.train.preflight import preflight
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import build_module, build_trainer
 from qat_lightning.config.instantiate import create_all
@@ -17,7 +17,7 @@ from qat_lightning.config.schema import ConfigError
 from qat_lightning.models.sites import FACTORS
 from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.training.module import QATModule
-from tests.training.runs import composed
+from tests.training.runs import composed, planned
 
 
 def made(*overrides: str, stage: str = "train") -> tuple[QATModule, Any, Any]:
@@ -90,10 +90,9 @@ def test_replaced_scores_are_refused_in_words_before_anything_is_trained() -> No
     with pytest.raises(ValueError, match=refused):
         made(*words, BLOCKWISE, stage="intervene")
     config = composed("losses=attention_map", *words, BLOCKWISE)
-    data = build_data(config)
-    data.load()
+    run = planned(config)
     with pytest.raises(ValueError, match=refused):
-        rehearse(config, data, build_model(config, data))
+        preflight(run, build_model(config, run.data))
     made(*words, stage="intervene")
     made(*words, BLOCKWISE, "losses.map.weight=0", stage="intervene")
 

@@ -6,23 +6,27 @@ import logging
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import datasets
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from qat_lightning.commands.train.error_origin import key_in_errors
 from qat_lightning.commands.train.process_rank import count_devices, first_process
 from qat_lightning.commands.train.teacher_cache import check_disk_space, find_cache, teacher_facts
 from qat_lightning.config.builders.models import build_model, build_student, load_data
 from qat_lightning.config.builders.training import (
-    all_callbacks,
+    Objective,
+    StageParts,
+    build_loggers,
     build_module,
+    build_objective,
+    build_parts,
     build_trainer,
     stage_names,
     stage_settings,
@@ -51,6 +55,7 @@ class Run:
     scoring: RunConfig  # for reading data and scoring models
     outcomes: dict[str, StageResult] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
+    parts: dict[str, StageParts] = field(default_factory=dict)
     cache: TeacherCache | None = None
     content: str = ""
 
@@ -72,9 +77,28 @@ class Run:
                 f" {self._budget('train')} (stages.train.includes_intervene=true)",
             )
 
-    def take_precision(self, precision: str) -> None:
+    @cached_property
+    def scorer(self) -> Trainer:
+        """Return the trainer that scores models and trains none."""
+        return build_trainer(self.scoring, "teacher", 0, self.folder, record=False)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """Return the losses and interventions of the run."""
+        return build_objective(self.config)
+
+    def build_parts(self) -> None:
+        """Build what trains the stages that are not finished."""
+        for name, stage in self.stages.items():
+            if stage.outcome is None:
+                every = self.config.stage(name).validate_every
+                accumulate = self.config.trainer.accumulate_grad_batches
+                batches = self.batches_per_epoch if every is None else every * accumulate
+                self.parts[name] = build_parts(self.config, stage, self.steps(name), batches, self.data, self.objective)
+
+    def take_precision(self) -> None:
         """Record the precision that the trainer computes in: Lightning computes 16-mixed on a CPU in bf16-mixed."""
-        asked = self.config.trainer.precision
+        precision, asked = str(self.scorer.precision), self.config.trainer.precision
         self.config.trainer.precision = precision
         if precision not in (asked, f"{asked}-true", f"{asked}-mixed"):
             self.say(
@@ -88,11 +112,13 @@ class Run:
         Raises:
             ValueError: it is another teacher's, the data never comes again, or the disk has too little room.
         """
-        trainer = build_trainer(self.config, "teacher", 0, self.folder, record=False)
-        self.cache = find_cache(self.config, self.data, self.content, teacher, trainer.strategy.root_device)
+        device = self.scorer.strategy.root_device
+        self.cache = find_cache(self.config, self.data, self.content, teacher, device)
         if self.cache is not None:
             counts = {name: self._different_batches(name) for name in self.stages if name != "teacher"}
-            self.say("teacher's cache", check_disk_space(self.config, self.data, teacher, self.cache, counts))
+            self.say(
+                "teacher's cache", check_disk_space(self.config, self.data, teacher, self.cache, counts, self.objective)
+            )
 
     def _different_batches(self, stage: str) -> int:
         """Of all processes."""
@@ -147,8 +173,9 @@ class Run:
 
     def scores(self, model: nn.Module) -> dict[str, float]:
         """The validation metrics of a model as it stands."""
-        trainer = build_trainer(self.scoring, "teacher", 0, self.folder, record=False)
-        return own_scores(trainer, build_module(self.scoring, "teacher", 0, model, self.data), self.data)
+        objective = Objective({}, {}).of("teacher")
+        module = build_module(self.scoring, "teacher", 0, model, self.data, objective=objective)
+        return own_scores(self.scorer, module, self.data)
 
     def restored(self, stage: str) -> nn.Module:
         """The teacher or the student with the weights that a finished stage has handed on.
@@ -173,20 +200,17 @@ class Run:
         self.console.print(Text.assemble((subject, "bold"), ": ", words), soft_wrap=True)
 
     def _fit(self, stage: Stage, steps: int, student: nn.Module, teacher: nn.Module | None) -> None:
-        settings = self.config.stage(stage.name)
-        module = build_module(self.config, stage.name, steps, student, self.data, teacher, self.cache)
-        callbacks = all_callbacks(self.config, stage, self.data)
-        every = settings.validate_every
-        batches = self.batches_per_epoch if every is None else every * self.config.trainer.accumulate_grad_batches
-        trainer = build_trainer(self.config, stage.name, steps, self.folder, callbacks, batches)
+        settings, parts = self.config.stage(stage.name), self.parts[stage.name]
+        module = build_module(self.config, stage.name, steps, student, self.data, teacher, self.cache, parts.objective)
+        trainer = parts.trainer
+        trainer.loggers = build_loggers(self.config, stage.name, self.folder)
         if self.cache is not None and module.teacher is not None:
             self.cache.claim(teacher_facts(self.config, self.content, module.teacher, trainer.strategy.root_device))
         switch_on(student, getattr(settings, "target_modules", None))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and first_process():
-                with key_in_errors(self.config):
-                    begin(logger, self.say)
-        with key_in_errors(self.config), module.distillation.compiled() if self.config.compile else nullcontext():
+                begin(logger, self.say)
+        with module.distillation.compiled() if self.config.compile else nullcontext():
             outcome = stage.fit(trainer, module, self.data, settings.keep is Keep.best)
         switch_on(student)
         for logger in trainer.loggers:

@@ -1,82 +1,151 @@
-"""Two rows through the whole method before anything is trained: what cannot work is told in seconds, not after a teacher."""
+"""Checks before anything is trained or written, in order of cost: libraries, data against model, two rows through all."""
 
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from qat_lightning.commands.train.trainer_checks import check_stages
+from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.config.builders.exports import unsupported_formats
 from qat_lightning.config.builders.models import build_quantized
-from qat_lightning.config.instantiate import create_all
-from qat_lightning.config.schema import ConfigError, RunConfig
+from qat_lightning.config.builders.pretrained import as_data
+from qat_lightning.config.builders.training import build_logger
+from qat_lightning.config.instantiate import suggest
+from qat_lightning.config.schema import ConfigError, ModelConfig, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.tokenizers import read_tokenizer
 from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.step import check_visible
-from qat_lightning.models.capture import SignalCapture
+from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention_for
 from qat_lightning.models.module_paths import part_paths
 from qat_lightning.models.quantized_model import switch_on
 from qat_lightning.training.compatibility import label_names, other_order
 
+REFUSED = (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError)
+"""What Lightning raises for arguments that do not go together."""
 
-@torch.no_grad()
-def rehearse(config: RunConfig, data: TaskData, model: nn.Module) -> dict[str, str]:
-    """Quantize a copy of `model`, and work out every loss under every intervention.
+LOGGED_BY = {"AttentionAnalysis": "analysis/", "StepSizeHistory": "step_sizes/", "LearningRateMonitor": "lr-"}
+"""Callbacks that log values of their own, which others can watch → how their names begin."""
 
-    Returns the export formats that cannot write the student, each with the reason.
+ACTIVATIONS = {"hidden_act", "hidden_activation", "activation", "activation_function"}
+"""What transformers' families call the name of their activation function."""
+
+TUNING = {"LearningRateFinder": "optimizer.lr", "BatchSizeFinder": "data.batch_size"}
+"""Callbacks that would decide what the configuration decides → by which key."""
+
+
+def check_libraries(run: Run) -> None:
+    """Check the model's family and the trainer (accelerator, strategy, devices), and record the trainer's precision.
 
     Raises:
-        ValueError: in words, for a site or an intervention that the family does not have, layers that do not fit, a part
-            that does not exist, tokens or lengths that are beyond the model, classes or tokens that it numbers otherwise,
-            callbacks that do not go together, or watch what is not logged, metrics that are not for such answers.
+        ConfigError: with the key.
     """
-    check_tokens(data, model)
-    _check_pixels(data, model)
-    _check_labels(data, model)
-    _check_tokenizer(config, data, model)
-    check_stages(config, data)
-    losses = {name: loss for name, loss in create_all(config.losses, "losses").items() if loss.weight != 0}
-    interventions = create_all(config.intervention, "intervention")
-    batch, copied = data.calibration_batches(2)[0], copy.deepcopy(model).eval()
-    check_visible({site for one in interventions.values() for site in one.sites}, losses)
-    _check_metrics(data, copied)
-    for intervention in interventions.values():
-        intervention.check(copied)
-    read = {site for loss in losses.values() for site in loss.sites}
-    given = {site for intervention in interventions.values() for site in intervention.sites}
-    taught = SignalCapture(open_attention_for(copied, read | given), sorted(read | given))(batch)
-    student = build_quantized(config, copied)
-    unsupported = unsupported_formats(config, student)
-    switch_on(student, config.stages.intervene.target_modules)
-    for intervention in [Intervention(), *interventions.values()]:
-        with intervention.apply(student, taught):
-            own = SignalCapture(student, sorted(read))(batch)
-        for name, loss in losses.items():
+    _check_family(run.scoring.model)
+    try:
+        run.take_precision()
+    except REFUSED as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def preflight(run: Run, teacher: nn.Module) -> None:
+    """Run all `CHECKS` in order. Nothing is written, no random number is drawn, and `teacher` stays as it is.
+
+    Args:
+        run: planned; `run.parts` are built here.
+        teacher: not fine-tuned yet.
+
+    Raises:
+        ValueError: the first problem, with the key to change.
+    """
+    for check in CHECKS.values():
+        check(run, teacher)
+
+
+def _check_parts(run: Run, teacher: nn.Module) -> None:
+    """Build the trainer and the callbacks of each stage."""
+    try:
+        run.build_parts()
+    except ConfigError:
+        raise
+    except (*REFUSED, InstantiationException) as error:
+        reason = error.__cause__ if isinstance(error, InstantiationException) else error
+        names = ", ".join(f"callbacks.{name}" for name, node in run.config.callbacks.items() if node is not None)
+        raise ConfigError(f"{names or 'trainer'}: {' '.join(str(reason).split())}") from error
+
+
+def _check_loggers(run: Run, teacher: nn.Module) -> None:
+    """Make the loggers that open nothing when they are made, and let those that only write files write one line.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    config = run.config
+    for name, node in config.logger.items():
+        if node is None or node["_target_"].endswith(".CometLogger"):  # begins an experiment when it is made
+            continue
+        with TemporaryDirectory() as folder:
+            made = build_logger(config, name, "teacher", Path(folder))
+            if not node.get("_partial_") or not isinstance(made, CSVLogger | TensorBoardLogger):
+                continue
             try:
-                value = float(loss(own, taught, batch))
-            except ValueError as error:
-                raise ConfigError(f"losses.{name}: {error}") from error
-            if not math.isfinite(value):
-                raise ConfigError(
-                    f"losses.{name} is {value} for two rows of the data: look at its arguments, and at the model's weights"
-                )
-    return unsupported
+                made.log_metrics({"train/loss": 0.0}, 0)
+                made.finalize("success")
+            except Exception as error:  # any error of a logger's library
+                raise ConfigError(f"logger.{name}: {' '.join(str(error).split())}") from error
 
 
-def _check_metrics(data: TaskData, model: nn.Module) -> None:
-    """Each metric takes what the model answers, and makes one number of it."""
+def _check_all_monitors(run: Run, teacher: nn.Module) -> None:
+    for stage in run.stages:
+        _check_monitors(run.config, stage, run.data)
+
+
+def _check_processes(run: Run, teacher: nn.Module) -> None:
+    """Check that each process has rows, and that `limit_val_batches` leaves a batch."""
+    data, share = run.data, run.config.trainer.limit_val_batches
+    for split, count in (("training", len(data.train_rows)), ("validation", len(data.validation_rows))):
+        if count < run.processes:
+            raise ConfigError(
+                f"trainer.devices and trainer.num_nodes make {run.processes} processes, and the {split} rows are {count}:"
+                " give fewer processes, or more rows"
+            )
+    batches = math.ceil(len(data.validation_rows) // run.processes / data.evaluation_batch_size)
+    if isinstance(share, float) and int(batches * share) == 0:
+        raise ConfigError(
+            f"trainer.limit_val_batches={share} of {batches} validation batches is none: give 1 for one batch, 1.0 for all"
+        )
+
+
+def _check_data(run: Run, teacher: nn.Module) -> None:
+    """Check tokens, pixels, classes and tokenizer of the data against the model."""
+    check_tokens(run.data, teacher)
+    _check_pixels(run.data, teacher)
+    _check_labels(run.data, teacher)
+    _check_tokenizer(run.config, run.data, teacher)
+
+
+def _check_metrics(run: Run, teacher: nn.Module) -> None:
+    """Check that each metric takes the model's predictions and returns one number."""
+    data, model = run.data, copy.deepcopy(teacher).eval()
     batch = data.example_batch(8)
-    answers = data.predict([logits.float() for logits in SignalCapture(model)(batch)["logits"]], batch)
+    with torch.no_grad():
+        logits = [each.float() for each in SignalCapture(model)(batch)["logits"]]
+    answers = data.predict(logits, batch)
     for name, metric in copy.deepcopy(data.metrics).items():
         try:
-            with warnings.catch_warnings(action="ignore"):  # of so few rows
+            with warnings.catch_warnings(action="ignore"):  # metrics warn of so few rows
                 metric.update(*answers)
                 score = metric.compute()
         except (ValueError, RuntimeError, TypeError) as error:
@@ -85,6 +154,126 @@ def _check_metrics(data: TaskData, model: nn.Module) -> None:
             raise ConfigError(
                 f"data.metrics.{name} gives {score} and must give one number: where it has an average, give macro or micro"
             )
+
+
+def _check_two_rows(run: Run, teacher: nn.Module) -> None:
+    """Quantize a copy of the teacher; compute every loss, and its gradients, on two rows under every intervention.
+
+    This finds sites and interventions that the family does not have, layers that do not match, and losses that cannot be
+    computed or differentiated.
+    """
+    losses = {name: loss for name, loss in run.objective.losses.items() if loss.weight != 0}
+    interventions = list(run.objective.interventions.values())
+    check_visible({site for intervention in interventions for site in intervention.sites}, losses)
+    batch, copied = run.data.calibration_batches(2)[0], copy.deepcopy(teacher).eval()
+    for intervention in interventions:
+        intervention.check(copied)
+    with torch.no_grad():
+        sites = run.objective.sites
+        teacher_signals = SignalCapture(open_attention_for(copied, sites), sorted(sites))(batch)
+    student = build_quantized(run.config, copied)
+    switch_on(student, run.config.stages.intervene.target_modules)
+    capture = SignalCapture(student, sorted({site for loss in losses.values() for site in loss.sites}))
+    for intervention in [Intervention(), *interventions]:
+        with torch.enable_grad(), intervention.apply(student, teacher_signals):
+            signals = capture(batch)
+            terms = [_term(name, loss, signals, teacher_signals, batch) for name, loss in losses.items()]
+            torch.stack(terms).sum().backward()
+
+
+def _term(name: str, loss: Any, student: Signals, teacher: Signals, batch: Any) -> Tensor:
+    try:
+        term: Tensor = loss.weight * loss(student, teacher, batch)
+    except ValueError as error:
+        raise ConfigError(f"losses.{name}: {error}") from error
+    if not math.isfinite(float(term)):
+        raise ConfigError(
+            f"losses.{name} is {float(term)} for two rows of the data: check its arguments, and the model's weights"
+        )
+    return term
+
+
+def _check_exports(run: Run, teacher: nn.Module) -> None:
+    """Ask each chosen format whether it can write the student; what it cannot write is named and the run continues."""
+    for name, reason in unsupported_formats(run.config, build_quantized(run.config, copy.deepcopy(teacher))).items():
+        run.say(f"export.{name}", f"will not be written: {reason}")
+
+
+def _check_cache(run: Run, teacher: nn.Module) -> None:
+    run.find_cache(teacher)
+
+
+CHECKS: dict[str, Callable[[Run, nn.Module], None]] = {
+    "loggers": _check_loggers,
+    "monitored values": _check_all_monitors,
+    "trainers and callbacks": _check_parts,
+    "processes and rows": _check_processes,
+    "data and model": _check_data,
+    "metrics": _check_metrics,
+    "two rows": _check_two_rows,
+    "export formats": _check_exports,
+    "teacher cache": _check_cache,
+}
+"""Name → check, in order of cost. Configuration, files and the hub are checked before data and models are read."""
+
+
+def _check_monitors(config: RunConfig, stage: str, data: TaskData) -> None:
+    """Refuse a callback whose `monitor` is not logged in this stage, and callbacks that tune what is configured."""
+    if config.stage(stage).empty:
+        return
+    nodes = {name: node for name, node in config.callbacks.items() if node is not None}
+    kinds = {node["_target_"].rpartition(".")[2] for node in nodes.values()}
+    begin = tuple(start for kind, start in LOGGED_BY.items() if kind in kinds)
+    logged = sorted(_logged(config, stage, data))
+    for name, node in nodes.items():
+        if key := TUNING.get(node["_target_"].rpartition(".")[2]):
+            raise ConfigError(
+                f"callbacks.{name} would change what the configuration decides: leave it out, and give {key}=…"
+            )
+        monitor = node.get("monitor")
+        if monitor is None or not node.get("strict", True) or monitor in logged or monitor.startswith(begin):
+            continue
+        choices = suggest(monitor, [*logged, *(f"{start}…" for start in begin)])
+        raise ConfigError(f"callbacks.{name}.monitor={monitor!r} is not logged in the {stage} stage: {choices}")
+
+
+def _logged(config: RunConfig, stage: str, data: TaskData) -> Iterator[str]:
+    """Yield the names that `QATModule` logs until a stage's first validation."""
+    losses = {"task": {}} if stage == "teacher" else config.losses
+    yield from ("lr", "train/loss")
+    yield from (
+        f"train/loss_{name}" for name, node in losses.items() if node is not None and node.get("weight", 1) != 0
+    )
+    yield from (f"val/{name}" for name in data.metrics)
+    if stage == "intervene":
+        yield from (f"val_assisted/{name}" for name in data.metrics)
+
+
+def _check_family(model: ModelConfig) -> None:
+    """Check that transformers knows the family of a configured architecture and accepts its fields."""
+    if model.pretrained or (model.path and (Path(model.path) / "config.json").is_file()):
+        return
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+    from transformers.activations import ACT2FN
+
+    families, kind = sorted(CONFIG_MAPPING.keys()), model.architecture.get("model_type")
+    if kind not in families:
+        near = difflib.get_close_matches(str(kind), families, n=3) or ["bert", "gpt2", "llama", "vit"]
+        raise ConfigError(
+            f"model.architecture.model_type={kind!r} is no family that transformers knows: give {', '.join(near)} or"
+            f" another of its {len(families)}"
+        )
+    for field in ACTIVATIONS & model.architecture.keys():
+        if (named := model.architecture[field]) not in ACT2FN:
+            raise ConfigError(f"model.architecture.{field}={named!r} is unknown: {suggest(str(named), ACT2FN)}")
+    try:
+        architecture = as_data(AutoConfig.for_model(**model.architecture, num_labels=2), "model.architecture")
+        with torch.device("meta"):
+            AutoModel.from_config(architecture, trust_remote_code=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # a family's own check of a field
+        raise ConfigError(f"model.architecture: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def check_tokens(data: TaskData, model: nn.Module) -> None:

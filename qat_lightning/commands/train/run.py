@@ -10,11 +10,10 @@ import yaml
 from torch import nn
 
 from qat_lightning.commands.train.pipeline import Run, opened
-from qat_lightning.commands.train.preflight import rehearse
+from qat_lightning.commands.train.preflight import check_libraries, preflight
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
 from qat_lightning.commands.train.results import check_recorded, classes, results_of, watch
 from qat_lightning.commands.train.run_directory import check_own, lock_folder
-from qat_lightning.commands.train.trainer_checks import check_libraries
 from qat_lightning.config.builders.models import build_model, build_student
 from qat_lightning.config.builders.training import stage_names
 from qat_lightning.config.schema import Plain, RunConfig, Teacher, as_plain
@@ -56,14 +55,12 @@ def prepared(config: RunConfig, folder: Path, scoring: RunConfig | None = None) 
         ValueError: in words with the remedy, for all that is wrong with input.
     """
     run = opened(config, folder, scoring)
-    run.take_precision(check_libraries(run.scoring, folder))
+    check_libraries(run)
     refuse_other_stages(folder, stage_names(config))
     run.plan()
     teacher = build_model(config, run.data, lambda line: run.say("model", line))
     if scoring is None:
-        for name, reason in rehearse(config, run.data, teacher).items():
-            run.say(f"export.{name}", f"will not be written: {reason}")
-        run.find_cache(teacher)
+        preflight(run, teacher)
     return run, teacher
 
 

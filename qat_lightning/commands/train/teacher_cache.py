@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qat_lightning.config.builders.models import in_teacher_precision
-from qat_lightning.config.instantiate import create_all
+from qat_lightning.config.builders.training import Objective
 from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.padding_stats import widths
@@ -88,7 +88,12 @@ def find_cache(
 
 
 def check_disk_space(
-    config: RunConfig, data: TaskData, model: nn.Module, cache: TeacherCache, batches: Mapping[str, int]
+    config: RunConfig,
+    data: TaskData,
+    model: nn.Module,
+    cache: TeacherCache,
+    batches: Mapping[str, int],
+    objective: Objective,
 ) -> str:
     """Return one line with the bytes that the cache will take, estimated from a few rows.
 
@@ -99,7 +104,7 @@ def check_disk_space(
     Raises:
         ConfigError: the disk has less space.
     """
-    needed, present = _estimated_bytes(config, data, model, batches), cache.bytes
+    needed, present = _estimated_bytes(config, data, model, batches, objective), cache.bytes
     free = shutil.disk_usage(_existing(cache.folder)).free
     if needed - present > free:
         raise ConfigError(
@@ -116,12 +121,14 @@ def _existing(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def _estimated_bytes(config: RunConfig, data: TaskData, model: nn.Module, batches: Mapping[str, int]) -> int:
+def _estimated_bytes(
+    config: RunConfig, data: TaskData, model: nn.Module, batches: Mapping[str, int], objective: Objective
+) -> int:
     """Return the bytes of all batches' signals; signals that two stages share count once."""
     batch = data.calibration_batches(min(data.batch_size, 32))[0]
     needed: dict[tuple[Any, ...], float] = {}
     for stage, count in batches.items():
-        sites, rows = sites_of(config, stage), {"training": count * data.batch_size}
+        sites, rows = objective.of(stage).sites, {"training": count * data.batch_size}
         if stage == "intervene":  # its validation uses the teacher as well
             rows["validation"] = len(data.validation_rows)
         copied = open_attention_for(in_teacher_precision(config, copy.deepcopy(model)).eval(), sites)
@@ -141,16 +148,6 @@ def _estimated_bytes(config: RunConfig, data: TaskData, model: nn.Module, batche
 def _token_axes(site: str) -> int:
     """Return the power with which a signal grows with the number of tokens: 2 for attention maps."""
     return sum(axis in "NM" for axis in AXES.get(site, "BHND"))
-
-
-def sites_of(config: RunConfig, stage: str) -> set[str]:
-    """Return the sites of the teacher's signals that a stage reads."""
-    losses = create_all(config.losses, "losses")
-    sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
-    if stage == "intervene":
-        interventions = create_all(config.intervention, "intervention")
-        sites |= {site for intervention in interventions.values() for site in intervention.sites}
-    return sites
 
 
 def _device_name(device: torch.device) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from qat_lightning.config.builders.monitored_value import with_mode
 from qat_lightning.config.instantiate import check_targets, create, create_all
 from qat_lightning.config.schema import ConfigError, RunConfig, StepSizeConfig, as_plain
 from qat_lightning.data.base import TaskData
-from qat_lightning.distillation.losses.logits import TaskLoss
+from qat_lightning.distillation.intervention import Intervention
+from qat_lightning.distillation.losses import Loss, TaskLoss
 from qat_lightning.models.convert import checkpoint_activations, open_attention_for
 from qat_lightning.training.callbacks import InterventionSchedule, SeedEachBatch, StageBar, StoppingReport
 from qat_lightning.training.module import QATModule
@@ -53,6 +55,53 @@ def stage_names(config: RunConfig) -> list[str]:
     return ["teacher", *(["intervene"] if intervening else []), "train"]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """The losses and the interventions of a run or of a stage, by name; built once and shared by all that read them."""
+
+    losses: Mapping[str, Loss]
+    interventions: Mapping[str, Intervention]
+
+    def of(self, stage: str) -> Objective:
+        """Return those that a stage trains with."""
+        losses = {"task": TaskLoss()} if stage == "teacher" else self.losses
+        return Objective(losses, self.interventions if stage == "intervene" else {})
+
+    @property
+    def sites(self) -> set[str]:
+        """Return the sites that the teacher is captured at."""
+        read = {site for loss in self.losses.values() if loss.weight != 0 for site in loss.sites}
+        return read | {site for intervention in self.interventions.values() for site in intervention.sites}
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """Build the losses and the interventions of a run."""
+    return Objective(create_all(config.losses, "losses"), create_all(config.intervention, "intervention"))
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """What trains a stage, without its models: preflight builds it, and the stage is trained with the same objects."""
+
+    objective: Objective
+    callbacks: list[Callback]
+    trainer: Trainer
+
+
+def build_parts(
+    config: RunConfig, stage: Stage, steps: int, validate_every: int, data: TaskData, objective: Objective
+) -> StageParts:
+    """Build the trainer of a stage and its callbacks; the stage's own come last, so that checkpoints hold the others' state.
+
+    Loggers are added when the stage begins, since some of them open a log when they are made.
+    """
+    settings, own = config.stage(stage.name), objective.of(stage.name)
+    callbacks = build_callbacks(config, stage.name, data, own)
+    callbacks += stage.callbacks(data, settings.checkpoint_every, settings.checkpoint_minutes)
+    trainer = build_trainer(config, stage.name, steps, stage.folder, callbacks, validate_every, loggers=())
+    return StageParts(own, callbacks, trainer)
+
+
 def build_module(
     config: RunConfig,
     stage: str,
@@ -61,22 +110,20 @@ def build_module(
     data: TaskData,
     teacher: nn.Module | None = None,
     cache: TeacherCache | None = None,
+    objective: Objective | None = None,
 ) -> QATModule:
     """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it.
 
     Args:
         teacher: as it was fine-tuned; what teaches is a copy where `teacher_precision` says so.
         cache: of that copy's signals.
+        objective: the stage's losses and interventions; None builds them.
     """
     taught_by = None if teacher is None else in_teacher_precision(config, teacher)
-    fine_tuning = stage == "teacher"
-    losses = {"task": TaskLoss()} if fine_tuning else create_all(config.losses, "losses")
-    interventions = create_all(config.intervention, "intervention") if stage == "intervene" else {}
-    sites = {site for loss in losses.values() if loss.weight != 0 for site in loss.sites}
-    replaced = {site for intervention in interventions.values() for site in intervention.sites}
+    objective = objective or build_objective(config).of(stage)
     for model in (student, taught_by):
         if model is not None:
-            open_attention_for(model, sites | replaced)
+            open_attention_for(model, objective.sites)
     if config.activation_checkpointing:
         checkpoint_activations(student)
     lr = config.stage(stage).lr
@@ -85,7 +132,7 @@ def build_module(
         optimizer["fused"] = True  # it can leave out a step by itself, so the host never waits (`NonFiniteCheck`)
     return QATModule(
         student=student,
-        losses=losses,
+        losses=objective.losses,
         metrics=data.metrics,
         predict=data.predict,
         optimizer=create(optimizer, "optimizer"),
@@ -93,7 +140,7 @@ def build_module(
         steps=steps,
         stage=stage,
         teacher=taught_by,
-        interventions=list(interventions.values()),
+        interventions=list(objective.interventions.values()),
         weight_decay=config.optimizer.get("weight_decay", 0.0),
         step_size={kind: _rates(given) for kind, given in vars(config.quantization.step_size).items()},
         cache=cache,
@@ -109,10 +156,13 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
     validate_every: int = 1,
     record: bool = True,
+    loggers: Sequence[Logger] | None = None,
 ) -> Trainer:
     """Lightning's trainer for one stage, validating every so many batches.
 
-    Without `record` it only scores: no bar, no log, no callback.
+    Args:
+        record: False for a trainer that only scores: no bar, no log, no callback.
+        loggers: None for those of the configuration.
     """
     trainer = dict(vars(config.trainer))
     bar = trainer.pop("enable_progress_bar") and record
@@ -130,19 +180,21 @@ def build_trainer(
         enable_progress_bar=bar,
         enable_checkpointing=record,
         callbacks=[*callbacks, *([StageBar(stage)] if bar else [])],
-        logger=_loggers(config, stage, folder) if record else False,
+        logger=(build_loggers(config, stage, folder) if loggers is None else list(loggers)) if record else False,
         profiler=PROFILERS[profiler.name](filename=profiler.name) if record and profiler else None,
         default_root_dir=folder,
     )
     return without_signal_handlers(made)
 
 
-def build_callbacks(config: RunConfig, stage: str, data: TaskData) -> list[Callback]:
+def build_callbacks(
+    config: RunConfig, stage: str, data: TaskData, objective: Objective | None = None
+) -> list[Callback]:
     """What turns knobs in this stage, and the configured callbacks, with the direction of what they watch (`with_mode`)."""
     callbacks: list[Callback] = [SeedEachBatch(config.seed)]
     if stage == "intervene":
         schedule = create(config.intervention_schedule, "intervention_schedule")
-        callbacks.append(InterventionSchedule(create_all(config.intervention, "intervention"), schedule))
+        callbacks.append(InterventionSchedule((objective or build_objective(config)).interventions, schedule))
     chosen = {name: node for name, node in config.callbacks.items() if node is not None}
     check_targets(chosen, "callbacks")
     directed = {name: with_mode(node, f"callbacks.{name}", data) for name, node in chosen.items()}
@@ -154,13 +206,6 @@ def build_callbacks(config: RunConfig, stage: str, data: TaskData) -> list[Callb
     if any(isinstance(callback, EarlyStopping) for callback in callbacks):
         callbacks.append(StoppingReport())
     return callbacks
-
-
-def all_callbacks(config: RunConfig, stage: Stage, data: TaskData) -> list[Callback]:
-    """Those of `build_callbacks`, then the stage's own, which keep the state of all before them."""
-    settings = config.stage(stage.name)
-    own = stage.callbacks(data, settings.checkpoint_every, settings.checkpoint_minutes)
-    return [*build_callbacks(config, stage.name, data), *own]
 
 
 def stage_settings(
@@ -215,7 +260,7 @@ def _strategy(name: str, devices: Any) -> Any:
     return name
 
 
-def _loggers(config: RunConfig, stage: str, folder: Path) -> list[Logger]:
+def build_loggers(config: RunConfig, stage: str, folder: Path) -> list[Logger]:
     """The CSV that the report reads (a resumed stage goes on in a file of its own), and the configured ones."""
     logs, version, part = folder / "logs", stage, 0
     while (logs / version / "metrics.csv").exists():

@@ -1,15 +1,18 @@
 """What cannot work is told before anything is trained, with the remedy."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import tensorboard
 
-from qat_lightning.commands.train import trainer_checks
-from qat_lightning.commands.train.trainer_checks import check_stages
+from qat_lightning.commands.train.preflight import CHECKS, _logged, preflight
+from qat_lightning.commands.train.run import run
 from qat_lightning.config.builders import training
-from qat_lightning.config.builders.models import build_data
+from qat_lightning.config.builders.models import build_data, build_model
 from qat_lightning.config.schema import ConfigError
-from tests.training.runs import composed, saved_tiny, small_run
+from tests.training.runs import composed, planned, saved_tiny, small_run
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +57,10 @@ def test_sequence_longer_than_the_models_positions(tmp_path):
 
 def test_a_rehearsal_leaves_no_trace(tmp_path):
     """The run goes the same way with it: nothing is drawn, the model's attention stays as it was."""
-    from qat_lightning.commands.train.preflight import rehearse
-    from qat_lightning.config.builders.models import build_model
-
-    config = composed()
-    data = build_data(config)
-    data.load()
-    model = build_model(config, data)
+    run = planned(composed())
+    model = build_model(run.config, run.data)
     before, drawn = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    rehearse(config, data, model)
+    preflight(run, model)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert model.config._attn_implementation != "qat_core"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -86,7 +84,7 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
         (("callbacks=analysis", "callbacks.analysis.k=0"), r"callbacks\.analysis\.k=0 must be 1 or more"),
         (
             ("+callbacks.odd={_target_:qat_lightning.quantization.quantizers.LSQQuantizer}",),
-            r"callbacks\.odd is a LSQQuantizer, which is",
+            r"callbacks\.odd",
         ),
         (("data=random_tokens", "losses=logits"), "a bert model reads in both directions and predicts no next token"),
         (("model=tiny_vit", "data=random_images", "data.size=16", "data.channels=1"), "give data.channels=3"),
@@ -184,9 +182,9 @@ def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, tiny, 
 def test_what_is_logged_can_be_watched(tiny, overrides):
     """Each stage of a whole run gives its callbacks these names: `test_names_that_can_be_watched_are_those_logged`."""
     config = composed(f"model.path={tiny}", *overrides)
-    data = build_data(config)
-    data.load()
-    check_stages(config, data)
+    run = planned(config)
+    for name in ("monitored values", "trainers and callbacks"):
+        CHECKS[name](run, None)
 
 
 def test_names_that_can_be_watched_are_those_logged(tmp_path, monkeypatch):
@@ -205,7 +203,7 @@ def test_names_that_can_be_watched_are_those_logged(tmp_path, monkeypatch):
     small_run(tmp_path, "stages.teacher.validate_every=1", "stages.train.validate_every=1")
     data = build_data(config)
     for stage in ("teacher", "intervene", "train"):
-        names[stage] = set(trainer_checks._logged(config, stage, data))
+        names[stage] = set(_logged(config, stage, data))
     assert seen == names
 
 
@@ -239,3 +237,29 @@ def test_a_refused_command_leaves_a_finished_folder_as_it_was(tmp_path):
     with pytest.raises(ValueError, match=r"made with other settings .*losses\.hidden\.weight"):
         small_run(tmp_path, "losses.hidden.weight=0.5")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_builds_one_trainer_a_stage_and_its_losses_once(tmp_path, monkeypatch):
+    config, made = composed(), []
+    build_trainer, build_all = training.Trainer, training.create_all
+    monkeypatch.setattr(training, "Trainer", lambda **given: made.append("trainer") or build_trainer(**given))
+    monkeypatch.setattr(training, "create_all", lambda nodes, key: made.append(key) or build_all(nodes, key))
+    run(config, tmp_path, [])
+    assert made.count("trainer") == 4, "one that scores, and one for each of three stages"
+    assert (made.count("losses"), made.count("intervention")) == (1, 1)
+
+
+def test_a_partial_logger_gets_what_it_takes_and_a_typed_argument_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "_TENSORBOARD_AVAILABLE", True)  # only writing needs it
+    node = "+logger.new={_target_: lightning.pytorch.loggers.%s, _partial_: true%s}"
+    made = training.build_logger(composed(node % ("TensorBoardLogger", "")), "new", "train", tmp_path)
+    assert (made.root_dir, made.name) == (str(tmp_path / "run-train"), "run-train")
+    made = training.build_logger(composed(node % ("CSVLogger", ", name: mine")), "new", "train", tmp_path)
+    assert Path(made.log_dir) == tmp_path / "mine/version_0"
+
+
+def test_a_logger_whose_library_is_missing_is_refused_with_its_key(monkeypatch):
+    monkeypatch.setattr(tensorboard, "_TENSORBOARD_AVAILABLE", False)
+    node = "+logger.new={_target_: lightning.pytorch.loggers.TensorBoardLogger, _partial_: true}"
+    with pytest.raises(ConfigError, match=r"logger\.new: .*tensorboard"):
+        CHECKS["loggers"](planned(composed(node)), None)
