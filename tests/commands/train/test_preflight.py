@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.loggers import tensorboard
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import tensorboard
 
 from qat_lightning.commands.train.preflight import CHECKS, _logged, preflight
 from qat_lightning.commands.train.run import run
