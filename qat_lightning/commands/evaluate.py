@@ -1,4 +1,4 @@
-"""A finished run scored again: its student, its teacher, or what it exported."""
+"""Score the student, the teacher or an export of a finished run again."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from qat_lightning.reports.summary import score
 
 
 def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
-    """Score `model` on the validation rows, by the very code that scored it during the run. No other split is read.
+    """Score `model` on the validation rows with the code that scored it during the run. No other split is read.
 
-    Returns what `evaluation/<model>.json` holds: the metrics, and the figure that the run recorded (of an exported model
-    the student's, which it must reach). For other rows than the run's own the file is `evaluation/<model>-<split>.json`,
-    and there is no figure to compare with.
+    Returns the content of `evaluation/<model>.json`: the metrics, and the score that the run recorded (for an export that of
+    the student). For other rows than those of the run the file is `evaluation/<model>-<split>.json`, without a recorded
+    score.
 
     Args:
-        config: of the run, with overrides.
+        config: the run's configuration with the overrides of the command line.
         folder: the run folder.
-        model: "student", "teacher", or the name of an export format, as "packed" or "onnx".
+        model: "student", "teacher", or the name of an export format such as "packed" or "onnx".
 
     Raises:
-        ValueError: in words, for a model that the folder does not hold, or that is damaged.
+        ValueError: the folder does not hold the model, or a file of it is damaged.
     """
     formats = build_formats(config)
     if model not in (names := ("student", "teacher", *formats)):
@@ -65,14 +65,14 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
         "rows": len(run.data.validation_rows),
     }
     if first_process():
-        name = model if own else _name(result, config, recorded)
+        name = model if own else _file_name(result, config, recorded)
         write_json(folder / "evaluation" / f"{name}.json", result)
-    run.console.print(_shown(result, own))
+    run.console.print(_table(result, own))
     return result
 
 
 def _one_split(data: Plain, recorded: Plain) -> Plain:
-    """The data's settings with the validation split as the only one, its classes numbered as in the run."""
+    """Return the data's settings with only the validation split, and with the classes in the order of the run."""
     names, chosen = recorded.get("label_names"), {"train_limit": None}
     if "train_split" in data:
         chosen["train_split"] = data["validation_split"]
@@ -81,8 +81,8 @@ def _one_split(data: Plain, recorded: Plain) -> Plain:
     return data | chosen
 
 
-def _name(result: Plain, config: RunConfig, recorded: Plain) -> str:
-    """Of the file for other rows than the run's own: the model, the data where they are others, the split, the limit."""
+def _file_name(result: Plain, config: RunConfig, recorded: Plain) -> str:
+    """Return model, data (if not those of the run), split and limit, for rows that are not those of the run."""
     task = [] if result["task"] == recorded.get("task", result["task"]) else [result["task"]]
     limit = config.data.get("validation_limit")
     parts = [result["model"], *task, result["split"], *([] if limit is None else [str(limit)])]
@@ -100,15 +100,15 @@ def _model(run: Run, model: str, formats: Mapping[str, ExportFormat]) -> nn.Modu
 
 
 def _scores(run: Run, scored: nn.Module, model: str) -> dict[str, float]:
-    """Raises ConfigError where data and model do not fit, whoever finds that out: torch, Lightning, onnxruntime."""
+    """Raise ConfigError if torch, Lightning or onnxruntime cannot run the model on the data."""
     try:
         return run.scores(scored)
     except (ValueError, OSError):
         raise
     except Exception as error:
         raise ConfigError(
-            f"model={model} cannot be scored so: {_first_line(error)}; give overrides that fit the model and this machine"
-            " (trainer.accelerator=cpu)"
+            f"model={model} cannot run on these data: {_first_line(error)}. Set overrides that fit the model and this machine"
+            " (such as trainer.accelerator=cpu)"
         ) from error
 
 
@@ -118,7 +118,7 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(config=ConfigDict(extra="ignore"))
 class _Recorded:
-    """What `metrics.json` says of the scores, and of the rows that they are for."""
+    """The scores in `metrics.json`, and the rows that they belong to."""
 
     task: str
     teacher: float | None
@@ -128,7 +128,7 @@ class _Recorded:
 
 
 def _recorded(folder: Path) -> Plain:
-    """Empty where the stages are not finished.
+    """Read the recorded scores; empty if the stages are not finished.
 
     Raises:
         ConfigError: the file is damaged.
@@ -143,10 +143,12 @@ def _recorded(folder: Path) -> Plain:
         raise ConfigError(f"{place} is damaged: {again}") from error
 
 
-def _shown(result: Plain, own: bool) -> Group:
+def _table(result: Plain, own: bool) -> Group:
     title = Text(f"{result['model']} · {result['task']} · {result['rows']} {result['split']} rows", style="bold")
     shown = Table("metric", "now", "recorded", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in result["scores"].items():
         shown.add_row(name, score(value), score(result["recorded"]) if own and name == result["metric"] else "–")
-    note = [] if own else [Text("Nothing to compare with: the run's own figure is for other rows, or not recorded.")]
+    note = (
+        [] if own else [Text("No score to compare with: the recorded one belongs to other rows, or none is recorded.")]
+    )
     return Group(title, shown, *note)

@@ -7,8 +7,13 @@ import os
 import signal
 import threading
 import time
-from multiprocessing.context import BaseContext, ForkContext, ForkProcess
+from multiprocessing import context
+from typing import Any
 from weakref import WeakSet
+
+FORK_PROCESS: Any = getattr(context, "ForkProcess", context.Process)
+FORK_CONTEXT: Any = getattr(context, "ForkContext", context.BaseContext)
+"""Windows cannot fork; its loaders have the default context."""
 
 _STARTED: WeakSet[LoadingProcess] = WeakSet()
 """Processes that a loader still refers to."""
@@ -19,7 +24,7 @@ WATCH = 5.0
 """Seconds between two checks of the parent process."""
 
 
-class LoadingProcess(ForkProcess):
+class LoadingProcess(FORK_PROCESS):
     """A process that loads data and ends some seconds after its parent.
 
     torch's own worker looks up its parent when it starts: if the parent was killed before, the worker never ends.
@@ -44,13 +49,13 @@ def _end_with_parent(starter: int) -> None:
     os._exit(1)
 
 
-class LoadingContext(ForkContext):
+class LoadingContext(FORK_CONTEXT):
     """A fork context whose processes are `LoadingProcess`."""
 
     Process = LoadingProcess
 
 
-def loading_context(workers: int) -> BaseContext | None:
+def loading_context(workers: int) -> context.BaseContext | None:
     """Return the context of a loader with `workers` processes; None for the default context, without fork or workers."""
     return LoadingContext() if workers and multiprocessing.get_start_method() == "fork" else None
 

@@ -173,7 +173,7 @@ def test_evaluate_reads_one_split_from_anywhere_and_compares_only_what_is_the_sa
     assert strict(folder / "evaluation" / "packed.json")["split"] == "validation", "not written over"
     said = capsys.readouterr().out
     assert "packed · other · 3 test rows" in said
-    assert "Nothing to compare with" in said.split("3 test rows")[1]
+    assert "No score to compare with" in said.split("3 test rows")[1]
 
 
 def test_relative_folders_of_a_run_are_found_where_it_was_started(tmp_path, monkeypatch):
