@@ -246,7 +246,7 @@ class TaskData(LightningDataModule):
         batches, start = None, 0
         if self.trainer is not None:
             if self.trainer.max_steps < 0:
-                raise ValueError("the Trainer needs max_steps: one pass over the training loader is a whole stage")
+                raise ValueError("the Trainer needs max_steps: one pass over the training loader is a complete stage")
             batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
             start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         return self.train_batches(batches, start, rank, world_size)

@@ -72,8 +72,8 @@ def by_configuration(bits: int) -> tuple[list[QuantizationRule], AttentionQuanti
         "quantization.activation.initialization=percentile",
         "losses=kdlsq",
     ).quantization
-    rules = list(create_all(chosen["rules"], "quantization.rules").values())
-    return rules, create(chosen["attention"], "quantization.attention")
+    rules = list(create_all(chosen.rules, "quantization.rules").values())
+    return rules, create(chosen.attention, "quantization.attention")
 
 
 SOURCES = {"by hand": by_hand, "by configuration": by_configuration}

@@ -90,7 +90,7 @@ def _name_tokens(grid: Any, tokens: Sequence[str]) -> None:
     room = PANEL * 0.9 * POINTS_PER_INCH / len(tokens)
     every = max(1, math.ceil(SMALLEST_FONT / room))
     places, names = range(0, len(tokens), every), [printable(token) for token in tokens[::every]]
-    # parse_math=False: a text's dollar signs are no formulas
+    # parse_math=False: dollar signs of a text do not start a formula
     form: dict[str, Any] = {"fontsize": min(SMALL, room * every * 0.95), "parse_math": False}
     for axes in grid[-1]:
         axes.set_xticks(places, names, rotation=90, **form)
