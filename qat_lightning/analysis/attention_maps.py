@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qat_lightning.analysis.token_masks import token_mask
 from qat_lightning.models.capture import Batch, what_counts
-from qat_lightning.models.map_divergence import map_divergence_sums, to_float32
+from qat_lightning.models.map_divergence import map_divergence_sums
+from qat_lightning.quantization.quantizers.base import to_float32
 
 
 def map_divergence(student_map: Tensor, teacher_map: Tensor, batch: Batch | None = None) -> Tensor:

@@ -73,7 +73,7 @@ class Intervention:
         """Whether `student`'s family can do this; attention need not be open.
 
         Raises:
-            ValueError: in words, if not.
+            ValueError: it cannot.
         """
         depth = len(layer_paths(student))
         self._layers(depth)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 SMALLEST = 1e-8
@@ -26,12 +25,3 @@ def map_divergence_sums(student: Tensor, teacher: Tensor, counts: Tensor | None)
     if counts is None:
         return terms.sum((-2, -1)), terms.shape[-2]
     return (terms * counts).sum((-2, -1)), counts.any(-1).sum(-1).clamp(min=1)
-
-
-def to_float32(x: Tensor) -> Tensor:
-    """Convert x to float32; float64 stays.
-
-    >>> to_float32(torch.zeros(1, dtype=torch.float16)).dtype
-    torch.float32
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))

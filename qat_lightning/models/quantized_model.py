@@ -1,4 +1,4 @@
-"""What can be done with a model that has quantizers: calibrate them, switch parts of them off, find what they learn."""
+"""Operations on a quantized model: calibrate, cache weights, switch quantizers off, find learned step sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qat_lightning.quantization.quantizers.reuse import evaluation
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
-    """Show each quantizer its weight, or what passes it on these batches; in evaluation mode, earlier ones already on."""
+    """Calibrate each quantizer on its weight, or on its inputs for these batches, in evaluation mode."""
     observe = SignalCapture(model)
     with ExitStack() as hooks:
         hooks.callback(model.train, model.training)
@@ -36,21 +36,23 @@ def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
 
 
 @contextmanager
-def weights_held(model: nn.Module) -> Iterator[None]:
-    """Within, each weight is quantized once, however many batches pass, and what several layers read as well: for evaluation,
-    where no weight changes. One that does change is quantized anew."""
+def cached_weights(model: nn.Module) -> Iterator[None]:
+    """Within the context, for evaluation, each weight is quantized once, and so is an input that several layers read.
+
+    A weight that changes is quantized again.
+    """
     quantized = (
         module for module in model.modules() if isinstance(getattr(module, "weight_quantizer", None), Quantizer)
     )
     layers = [layer for layer in quantized if not getattr(layer, "by_rows", False)]
     try:
         for layer in layers:
-            layer.weight_quantizer.keep(layer.quantized_weight)  # type: ignore[operator, union-attr]
+            layer.weight_quantizer.cache(layer.quantized_weight)  # type: ignore[operator, union-attr]
         with evaluation():
             yield
     finally:
         for layer in layers:
-            layer.weight_quantizer.release()  # type: ignore[operator, union-attr]
+            layer.weight_quantizer.clear_cache()  # type: ignore[operator, union-attr]
 
 
 def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.losses.base import Loss
 from qat_lightning.distillation.step import DistillationStep
 from qat_lightning.models.capture import Batch, SignalCapture, Signals
-from qat_lightning.models.quantized_model import step_sizes, weights_held
+from qat_lightning.models.quantized_model import cached_weights, step_sizes
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.training.compatibility import check_teacher
 from qat_lightning.training.guards.callbacks import FrozenTeacherCheck, NonFiniteCheck
@@ -101,7 +101,7 @@ class QATModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._reused_weights.close()  # of a validation that an error has ended
-        self._reused_weights.enter_context(weights_held(self.student))
+        self._reused_weights.enter_context(cached_weights(self.student))
 
     def on_validation_epoch_end(self) -> None:
         self._reused_weights.close()

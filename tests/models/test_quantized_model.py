@@ -8,7 +8,7 @@ import torch
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import AttentionQuantization, QuantizationRule, keep_layers, quantize
 from qat_lightning.models.module_paths import layer_paths
-from qat_lightning.models.quantized_model import calibrate, step_sizes, switch_on, weights_held
+from qat_lightning.models.quantized_model import cached_weights, calibrate, step_sizes, switch_on
 from qat_lightning.models.size import bits, quantized_weights, size
 from qat_lightning.quantization.quantizers.base import Quantizer
 from qat_lightning.quantization.quantizers.binary import BinaryQuantizer
@@ -193,7 +193,7 @@ def test_a_validation_quantizes_each_weight_once_to_the_same_answers(family, rul
         expected = [SignalCapture(student)(batch)["logits"][0] for batch in batches]
         every_time = len(seen)
         seen.clear()
-        with weights_held(student):
+        with cached_weights(student):
             own = [SignalCapture(student)(batch)["logits"][0] for batch in batches]
             assert list(student.state_dict()) == names
     assert all(torch.equal(*both) for both in zip(own, expected, strict=True))
@@ -212,7 +212,7 @@ def _noting(codes, seen):
 
 def test_a_weight_that_changes_within_a_validation_is_quantized_anew():
     student, batch = quantize(tiny_model("bert"), RULES).eval(), tiny_batch("bert")
-    with torch.no_grad(), weights_held(student):
+    with torch.no_grad(), cached_weights(student):
         before = SignalCapture(student)(batch)["logits"][0]
         for parameter in student.parameters():
             parameter.mul_(1.5)
@@ -226,7 +226,7 @@ def test_an_error_in_a_validation_leaves_a_student_that_learns():
     student, batch = quantize(tiny_model("bert"), LEARNED), tiny_batch("bert")
     calibrate(student, [batch])
     names = list(student.state_dict())
-    held = weights_held(student)
+    held = cached_weights(student)
     held.__enter__()  # and nobody leaves it
     assert list(student.state_dict()) == names
     SignalCapture(student.train())(batch)["logits"][0].sum().backward()

@@ -23,7 +23,7 @@ from qat_lightning.config.builders.training import build_callbacks, build_module
 from qat_lightning.config.schema import RunConfig, Teacher
 from qat_lightning.models.capture import Batch, SignalCapture
 from qat_lightning.models.convert import keep_layers
-from qat_lightning.models.quantized_model import calibrate, weights_held
+from qat_lightning.models.quantized_model import cached_weights, calibrate
 from qat_lightning.training.guards.callbacks import FrozenTeacherCheck, NonFiniteCheck
 from qat_lightning.training.module import QATModule
 
@@ -123,7 +123,7 @@ class CaseBuilder:
             partial(step_of_run.forward, batch),
             step,
             self._evaluation(evaluated, batch),
-            partial(weights_held, evaluated),
+            partial(cached_weights, evaluated),
             partial(_persistent, models, optimizer, batch),
         )
 

@@ -16,9 +16,9 @@ from qat_lightning.distillation.losses.base import (
     match_layers,
 )
 from qat_lightning.models.capture import Batch, Signals, what_counts
-from qat_lightning.models.map_divergence import SMALLEST, map_divergence_sums, to_float32
+from qat_lightning.models.map_divergence import SMALLEST, map_divergence_sums
 from qat_lightning.models.sites import FACTORS
-from qat_lightning.quantization.quantizers.base import check_choice
+from qat_lightning.quantization.quantizers.base import check_choice, to_float32
 
 Implementation = Literal["dense", "blockwise"]
 
@@ -34,7 +34,7 @@ class AttentionMapLoss:
         layers: (student layer, teacher layer) pairs; None takes all, as
             `qat_lightning.models.module_paths.layer_pairs` matches them.
         temperature: τ, by which the scores of both are divided; 1 in the released code.
-        implementation: "dense" reads the maps; "blockwise" makes them anew from queries, keys and masks, some rows at a
+        implementation: "dense" reads the maps; "blockwise" computes them from queries, keys and masks, some rows at a
             time, so that its memory is linear in the length. Both give the same loss and gradient but for rounding; a
             second derivative has the dense one alone.
 

@@ -15,9 +15,8 @@ from torch.nn import functional
 
 from qat_lightning.distillation.losses.base import check_pairs, check_weight, match_layers
 from qat_lightning.models.capture import Batch, Signals, what_counts
-from qat_lightning.models.map_divergence import to_float32
 from qat_lightning.models.sites import check_site
-from qat_lightning.quantization.quantizers.base import check_choice
+from qat_lightning.quantization.quantizers.base import check_choice, to_float32
 
 Padding = Literal["ignore", "include"]
 Distance = Callable[[Tensor, Tensor, Tensor | None], Tensor]

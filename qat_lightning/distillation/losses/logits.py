@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from qat_lightning.distillation.losses.base import check_temperature, check_weight
 from qat_lightning.models.capture import Batch, Signals
-from qat_lightning.models.map_divergence import to_float32
-from qat_lightning.quantization.quantizers.base import check_choice
+from qat_lightning.quantization.quantizers.base import check_choice, to_float32
 
 IGNORED = -100
 """The label of a token that has no next one."""

@@ -129,14 +129,14 @@ def _forget_sources(model: Any) -> None:
     """
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    kept = {id(value) for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values())}
+    interface = {id(value) for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values())}
     for node in model.graph:
         node.metadata_props.clear()
         node.name = None
         for value in (*node.inputs, *node.outputs):
             if value is not None:
                 value.metadata_props.clear()
-                if id(value) not in kept:
+                if id(value) not in interface:
                     value.shape = value.type = None
 
 

@@ -107,7 +107,7 @@ def replace_layers(model: nn.Module) -> nn.Module:
         if isinstance(module, QuantLinear):
             model.set_submodule(path, _linear(module))
         elif isinstance(module, QuantEmbedding) and at_work(module.weight_quantizer):
-            model.set_submodule(path, PackedEmbedding(FloatWeight(_kept(module))))
+            model.set_submodule(path, PackedEmbedding(FloatWeight(_stored(module))))
         elif isinstance(module, InstrumentedAttention):
             model.set_submodule(path, PackedCore(module))
     return model
@@ -116,10 +116,10 @@ def replace_layers(model: nn.Module) -> nn.Module:
 def _linear(layer: QuantLinear) -> nn.Module:
     if not at_work(layer.weight_quantizer):
         return FloatLinear(float_input(layer.input_quantizer), _Given(_passed(layer)), layer.bias)
-    kept, whole = _kept(layer), integer_input(layer.input_quantizer)
-    if whole is not None and is_integer(kept):
-        return IntegerLinear(whole, IntegerWeight(kept), layer.bias)
-    return FloatLinear(float_input(layer.input_quantizer), FloatWeight(kept), layer.bias)
+    weight, inputs = _stored(layer), integer_input(layer.input_quantizer)
+    if inputs is not None and is_integer(weight):
+        return IntegerLinear(inputs, IntegerWeight(weight), layer.bias)
+    return FloatLinear(float_input(layer.input_quantizer), FloatWeight(weight), layer.bias)
 
 
 def _passed(layer: QuantLinear) -> nn.Parameter:
@@ -127,5 +127,5 @@ def _passed(layer: QuantLinear) -> nn.Parameter:
         return nn.Parameter(layer.weight_quantizer(layer.weight).detach(), requires_grad=False)
 
 
-def _kept(layer: nn.Module) -> Stored:
+def _stored(layer: nn.Module) -> Stored:
     return stored(layer.quantized_weight, layer.weight_quantizer)  # type: ignore[arg-type]

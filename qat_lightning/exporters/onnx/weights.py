@@ -60,17 +60,17 @@ class IntegerWeight(nn.Module):
     zero: Tensor
     scale: Tensor
 
-    def __init__(self, kept: Stored) -> None:
+    def __init__(self, stored: Stored) -> None:
         super().__init__()
-        if not is_integer(kept):
-            raise ValueError("codes with a zero point of their own, or a scale for each group, are no whole numbers")
-        whole, times = _whole(kept)
-        signed = _largest(whole, kept.codes) <= SAFE
-        within = whole.clamp(-128, 127)  # what lies beyond belongs to codes that are not in use
+        if not is_integer(stored):
+            raise ValueError("codes with a zero point of their own, or a scale for each group, are not whole numbers")
+        integers, times = _integer_values(stored)
+        signed = _largest(integers, stored.codes) <= SAFE
+        within = integers.clamp(-128, 127)  # what lies beyond belongs to codes that are not in use
         values = within.to(torch.int8) if signed else (within + 128).to(torch.uint8)
         self.register_buffer("zero", torch.tensor(0 if signed else 128, dtype=values.dtype))
-        self.register_buffer("scale", (kept.scale / times).reshape(-1 if kept.scale.numel() > 1 else ()))
-        self.rows = PackedRows(kept.codes.t().contiguous(), kept.bits, values)
+        self.register_buffer("scale", (stored.scale / times).reshape(-1 if stored.scale.numel() > 1 else ()))
+        self.rows = PackedRows(stored.codes.t().contiguous(), stored.bits, values)
 
     def forward(self) -> Tensor:
         return self.rows()
@@ -82,19 +82,19 @@ class FloatWeight(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, kept: Stored) -> None:
+    def __init__(self, stored: Stored) -> None:
         super().__init__()
-        values = torch.arange(2.0**kept.bits)
-        self.single, self.moved = kept.scale.numel() == 1, isinstance(kept.zero_point, Tensor)
-        if isinstance(kept.zero_point, Tensor):
-            self.register_buffer("zero_point", kept.zero_point.expand(kept.scale.shape).flatten(1))
+        values = torch.arange(2.0**stored.bits)
+        self.single, self.moved = stored.scale.numel() == 1, isinstance(stored.zero_point, Tensor)
+        if isinstance(stored.zero_point, Tensor):
+            self.register_buffer("zero_point", stored.zero_point.expand(stored.scale.shape).flatten(1))
         else:
-            values = values - kept.zero_point
+            values = values - stored.zero_point
         if self.single:
-            values = values * kept.scale.reshape(())
+            values = values * stored.scale.reshape(())
         else:
-            self.register_buffer("scale", kept.scale.flatten(1))
-        self.rows = PackedRows(kept.codes.flatten(1), kept.bits, values)
+            self.register_buffer("scale", stored.scale.flatten(1))
+        self.rows = PackedRows(stored.codes.flatten(1), stored.bits, values)
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         values = self.rows(rows)
@@ -111,23 +111,23 @@ class FloatWeight(nn.Module):
         return (table if rows is None else functional.embedding(rows, table)).unsqueeze(-1)
 
 
-def is_integer(kept: Stored) -> bool:
+def is_integer(stored: Stored) -> bool:
     """Whether codes − zero_point, or twice that, are whole numbers of 8 bits with a scale for each output at most."""
-    if isinstance(kept.zero_point, Tensor) or kept.codes.dim() != 2:
+    if isinstance(stored.zero_point, Tensor) or stored.codes.dim() != 2:
         return False
-    whole, _ = _whole(kept)
-    low, high = (float(whole[int(end)]) for end in kept.codes.aminmax())
+    integers, _ = _integer_values(stored)
+    low, high = (float(integers[int(end)]) for end in stored.codes.aminmax())
     return low.is_integer() and low >= -128 and high <= 127
 
 
-def _whole(kept: Stored) -> tuple[Tensor, int]:
+def _integer_values(stored: Stored) -> tuple[Tensor, int]:
     """What each code stands for, and what that was multiplied by: 2 for ±½, ±1½, …"""
-    assert isinstance(kept.zero_point, float)
-    times = 1 if kept.zero_point.is_integer() else 2
-    return (torch.arange(2.0**kept.bits) - kept.zero_point) * times, times
+    assert isinstance(stored.zero_point, float)
+    times = 1 if stored.zero_point.is_integer() else 2
+    return (torch.arange(2.0**stored.bits) - stored.zero_point) * times, times
 
 
-def _largest(whole: Tensor, codes: Tensor) -> float:
+def _largest(integers: Tensor, codes: Tensor) -> float:
     """Of the codes in use: three ternary values leave a fourth code unused."""
     low, high = codes.aminmax()
-    return float(torch.stack([whole[int(low)], whole[int(high)]]).abs().max())
+    return float(torch.stack([integers[int(low)], integers[int(high)]]).abs().max())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qat_lightning.quantization.modules.fused_attention import additive_mask, fused_attention
+from qat_lightning.quantization.quantizers.base import to_float32
 
 IMPLEMENTATION = "qat_core"
 """The name under which transformers knows the opened attention."""
@@ -78,20 +79,20 @@ class InstrumentedAttention(nn.Module):
         if probs is None:
             context = fused_attention(query, for_heads(key, query), for_heads(value, query), mask, scaling, dropout)
         else:
-            kept = self.probs_quantizer(functional.dropout(probs, p=dropout))
-            context = torch.matmul(kept.to(value.dtype), for_heads(value, query))
+            weights = self.probs_quantizer(functional.dropout(probs, p=dropout))
+            context = torch.matmul(weights.to(value.dtype), for_heads(value, query))
         return self.context(context).transpose(1, 2).contiguous(), probs
 
     def _map(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """The probabilities (B, H, N, M)."""
         scores = torch.matmul(query, for_heads(key, query).transpose(2, 3)) * scaling
         scores = self.scores(scores if mask is None else scores + mask)
-        # Wide until the product, whatever autocast says: a map in bfloat16 has 3 digits, too few to compare or quantize.
-        return self.probs(functional.softmax(scores, dim=-1, dtype=wide(scores)))
+        # float32 until the product, also under autocast: a map in bfloat16 has 3 digits, too few to compare or quantize.
+        return self.probs(functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)))
 
     def _show_factors(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         if has_hooks(self.query_factor):
-            self.query_factor(query.to(wide(query)) * scaling)
+            self.query_factor(to_float32(query) * scaling)
         if has_hooks(self.key_factor):
             self.key_factor(key)
         if has_hooks(self.mask):
@@ -107,13 +108,8 @@ def for_heads(x: Tensor, query: Tensor) -> Tensor:
     return x.repeat_interleave(shared, dim=1) if shared > 1 else x
 
 
-def wide(x: Tensor) -> torch.dtype:
-    """float32 at least."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def has_hooks(port: nn.Module) -> bool:
-    """Whether anybody watches or replaces what passes."""
+    """Whether a hook watches or replaces the port's signal."""
     return bool(port._forward_hooks or port._forward_pre_hooks)
 
 
@@ -127,7 +123,7 @@ def attend(
     dropout: float = 0.0,
     **keywords: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What transformers calls; hands over to `module.core`.
+    """The attention function that transformers calls; it calls `module.core`.
 
     Raises:
         ValueError: a keyword that would change the result and that the core does not know (softcap, s_aux, …).
@@ -147,7 +143,7 @@ def register() -> str:
     """Make the opened attention known to transformers; returns its name. Idempotent.
 
     A function and not an effect of importing: transformers takes seconds to import, and a mistake in a configuration
-    must be told before.
+    must be found before.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 

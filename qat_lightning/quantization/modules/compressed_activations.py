@@ -1,4 +1,4 @@
-"""What autograd saves of a quantized tensor: its codes, a byte an element, in place of its floats."""
+"""Let autograd save the codes of a quantized tensor, one byte an element, instead of its floats."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qat_lightning.quantization.modules.activation_checkpointing import in_check
 
 @contextmanager
 def saved_as_codes(*tensors: Tensor) -> Iterator[None]:
-    """Within, what autograd saves of these tensors, or of views of all they hold, are the `codes` that came with them.
+    """Within the context, autograd saves the `codes` of these tensors, or of views of all their elements.
 
-    `tensor.codes.restored()` makes the tensor anew in the backward pass, equal in each element. Tensors without codes are
-    saved as ever, and so is all of a layer that runs again in the backward pass: it keeps nothing of its inside.
+    `tensor.codes.restored()` computes the tensor in the backward pass, equal in each element. Tensors without codes are saved
+    as usual, and so are those of a checkpointed layer, which saves nothing of its inside.
     """
     known = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors if _codes(tensor) is not None}
     if not known or not torch.is_grad_enabled() or in_checkpointed_layer():
@@ -28,18 +28,18 @@ def saved_as_codes(*tensors: Tensor) -> Iterator[None]:
         return
 
     def pack(saved: Tensor) -> Any:
-        whole = known.get(saved.untyped_storage().data_ptr())
-        if whole is None or saved.numel() != whole.numel() or saved.dtype != whole.dtype:
+        source = known.get(saved.untyped_storage().data_ptr())
+        if source is None or saved.numel() != source.numel() or saved.dtype != source.dtype:
             return saved
-        return _codes(whole), saved.size(), saved.stride(), saved.storage_offset()
+        return _codes(source), saved.size(), saved.stride(), saved.storage_offset()
 
     with saved_tensors_hooks(pack, _unpack):
         yield
-    known.clear()  # the graph holds on to `pack`
+    known.clear()  # the graph refers to `pack`
 
 
 def as_autocast(x: Tensor) -> Tensor:
-    """x in the type in which autocast multiplies, its codes with it: autocast itself would leave them behind."""
+    """x in the type in which autocast multiplies, with its codes, which autocast itself would lose."""
     kind = x.device.type
     codes, dtype = _codes(x), torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if codes is None or x.dtype in (dtype, torch.float64):  # which autocast leaves as it is
@@ -49,15 +49,15 @@ def as_autocast(x: Tensor) -> Tensor:
     return cast
 
 
-def asked_for(*quantizers: nn.Module) -> None:
-    """Codes are made where somebody keeps them."""
+def keep_codes_of(*quantizers: nn.Module) -> None:
+    """Let these quantizers make codes in bytes, which a layer saves."""
     for quantizer in quantizers:
         if hasattr(quantizer, "keep_codes"):
             quantizer.keep_codes = True  # type: ignore[assignment]
 
 
 def _codes(x: Tensor) -> Any:
-    """What came with x, where x is still what was made; within torch.func's transformations tensors have no memory to know by."""
+    """The codes of x if x is unchanged; within torch.func's transformations tensors have no memory to identify them."""
     codes = getattr(x, "codes", None)
     return None if codes is None or codes.version != x._version or is_functorch_wrapped_tensor(x) else codes
 

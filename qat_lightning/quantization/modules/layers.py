@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qat_lightning.quantization.modules.compressed_activations import as_autocast, asked_for, saved_as_codes
+from qat_lightning.quantization.modules.compressed_activations import as_autocast, keep_codes_of, saved_as_codes
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x · weightᵀ + bias; what is quantized is saved for the backward pass as codes."""
+    """x · weightᵀ + bias; quantized operands are saved for the backward pass as codes."""
     if torch.compiler.is_compiling():  # a compiler decides itself what is saved
         return functional.linear(x, weight, bias)
     x, weight = as_autocast(x), as_autocast(weight)
@@ -22,7 +22,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class QuantLinear(nn.Linear):
-    """y = Q_input(x) · Q_weight(W)ᵀ + b, over the very parameters of `linear`.
+    """y = Q_input(x) · Q_weight(W)ᵀ + b, over the same parameters as `linear`.
 
     Args:
         linear: the layer to take over; its parameters are shared, not copied.
@@ -36,7 +36,7 @@ class QuantLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.weight_quantizer = weight_quantizer or nn.Identity()
         self.input_quantizer = input_quantizer or nn.Identity()
-        asked_for(self.weight_quantizer, self.input_quantizer)
+        keep_codes_of(self.weight_quantizer, self.input_quantizer)
         self.train(linear.training)
 
     @property
@@ -61,7 +61,7 @@ class QuantConv1D(nn.Module):
         self.weight, self.bias, self.nf = conv.weight, conv.bias, conv.nf
         self.weight_quantizer = weight_quantizer or nn.Identity()
         self.input_quantizer = input_quantizer or nn.Identity()
-        asked_for(self.weight_quantizer, self.input_quantizer)
+        keep_codes_of(self.weight_quantizer, self.input_quantizer)
         self.train(conv.training)
 
     @property
@@ -74,9 +74,9 @@ class QuantConv1D(nn.Module):
 
 
 class QuantEmbedding(nn.Embedding):
-    """Rows of a quantized table, over the very parameters of `embedding`.
+    """Rows of a quantized table, over the same parameters as `embedding`.
 
-    A quantizer to which each row is a world of its own sees only the rows of the batch: the same result as quantizing
+    A quantizer whose rows are independent quantizes only the rows of the batch: the same result as quantizing
     the whole table (BERT's has 30,522 rows) and then looking up.
     """
 
@@ -94,7 +94,7 @@ class QuantEmbedding(nn.Embedding):
 
     @property
     def by_rows(self) -> bool:
-        """Whether the quantizer sees the batch's rows alone."""
+        """Whether only the batch's rows are quantized."""
         quantizer = self.weight_quantizer
         return getattr(quantizer, "rows_are_independent", False) and quantizer.granularity != "per_tensor"
 

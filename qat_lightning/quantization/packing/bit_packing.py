@@ -13,7 +13,7 @@ TRITS = 5
 """Base-3 digits a byte: 3⁵ = 243 ≤ 256, so 1.6 bits a digit where log₂3 = 1.585 would be the least."""
 
 CHUNK = 2**20
-"""Groups of codes worked on at once, so that their 64-bit words stay in the cache."""
+"""Groups of codes in one step, so that their 64-bit words stay in the cache."""
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -25,7 +25,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Whole numbers 0 … 2^bits − 1 of any shape → uint8 (⌈count·bits/8⌉,); the last byte is filled up with zeros.
 
     Raises:
-        ValueError: bits outside 1…8; codes that are no whole numbers or do not fit.
+        ValueError: bits outside 1…8; codes that are not whole numbers or do not fit.
     """
     _check_width(bits)
     flat = _flat(codes, 2**bits - 1, f"{bits} bits")
@@ -56,7 +56,7 @@ def pack_base3(codes: Tensor) -> Tensor:
     """Whole numbers 0, 1, 2 of any shape → uint8 (⌈count/5⌉,), Σ code_k·3^k; the last byte is filled up with zeros.
 
     Raises:
-        ValueError: codes that are no whole numbers or do not fit.
+        ValueError: codes that are not whole numbers or do not fit.
     """
     flat = _flat(codes, 2, "a base-3 digit")
     columns = _padded(flat, TRITS).unbind(1)
@@ -90,14 +90,14 @@ def _check_length(packed: Tensor, count: int, expected: int, width: str) -> None
         )
 
 
-def _flat(codes: Tensor, largest: int, room: str) -> Tensor:
+def _flat(codes: Tensor, largest: int, width: str) -> Tensor:
     """uint8, one dimension; all are checked to lie in 0 … largest."""
     if codes.is_floating_point() or codes.is_complex():
         raise ValueError(f"codes of {codes.dtype} are not whole numbers: round them and make them torch.uint8")
     if codes.numel():
         low, high = (int(end) for end in codes.aminmax()) if codes.dtype != torch.bool else (0, 1)
         if low < 0 or high > largest:
-            raise ValueError(f"codes from {low} to {high} do not fit into {room}: they must lie in 0 to {largest}")
+            raise ValueError(f"codes from {low} to {high} do not fit into {width}: they must lie in 0 to {largest}")
     return codes.detach().to(torch.uint8).reshape(-1)
 
 
@@ -136,6 +136,6 @@ def _digits(base: int, places: int) -> Tensor:
 
 def _look_up(packed: Tensor, table: Tensor) -> Tensor:
     """The row of each byte, in one dimension; a row of 2, 4 or 8 bytes is looked up as one number, which is far faster."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(table.shape[1])
-    rows = table.to(packed.device) if whole is None else table.to(packed.device).view(whole)[:, 0]
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(table.shape[1])
+    rows = table.to(packed.device) if integers is None else table.to(packed.device).view(integers)[:, 0]
     return rows.index_select(0, packed.int()).view(torch.uint8).view(-1)

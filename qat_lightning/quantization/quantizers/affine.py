@@ -42,7 +42,7 @@ class AffineQuantizer(Quantizer):
         super().__init__(bits, granularity, clip, group_size)
         self.scale = scale
         self.static, self.calibrated = is_static(scale, granularity, clip), False
-        self.alike = not self.static
+        self.is_deterministic = not self.static
         if self.static and clip is not None:
             self.register_buffer("ends", torch.tensor([-float(clip), float(clip)]))
         self.range = check_choice(range, Range, "range")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, 
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.quantization.quantizers.reuse import LATEST, Codes, may_come_again, place, with_codes
+from qat_lightning.quantization.quantizers.reuse import LATEST, Codes, attach_codes, is_shareable, memory_key
 from qat_lightning.quantization.quantizers.straight_through import straight_through
 
 Granularity = Literal["per_tensor", "per_channel", "per_token", "per_group"]
@@ -65,11 +65,11 @@ class Quantizer(nn.Module):
     has_zero_point = True
     """Whether `codes` ever returns a zero point other than 0."""
     code_type: torch.dtype | None = None
-    """Of one byte, int8 or uint8, which holds every code; None: codes are not kept in bytes."""
-    alike = False
-    """Whether two of equal public attributes make the same of the same tensor: nothing is learned, measured or drawn."""
+    """int8 or uint8, if every code fits into it; None: codes are not saved in bytes."""
+    is_deterministic = False
+    """Whether equal public attributes give equal results for equal tensors: nothing is learned, measured or random."""
     rows_are_independent = True
-    """Whether each row, where rows do not share a scale, can be quantized without the others at hand."""
+    """Whether a row can be quantized without the other rows, if rows do not share a scale."""
 
     def __init__(
         self,
@@ -91,9 +91,9 @@ class Quantizer(nn.Module):
                 " and no other takes one"
             )
         self.bits, self.granularity, self.clip, self.group_size = bits, granularity, clip, group_size
-        self.enabled = True  # a knob: switched off, x passes as it is
-        self.keep_codes = False  # a knob of the layer that this is part of: `held` is asked for
-        self._kept: tuple[tuple[object, ...], Tensor] | None = None
+        self.enabled = True  # False: x passes unchanged
+        self.keep_codes = False  # set by a layer that saves codes in bytes
+        self._cached: tuple[tuple[object, ...], Tensor] | None = None
 
     @property
     def kind(self) -> str:
@@ -132,7 +132,7 @@ class Quantizer(nn.Module):
         return None
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Integers (held in a floating dtype), scale and zero_point, broadcastable: `forward(x) == (codes - zero_point) * scale`.
+        """Integers (in a floating dtype), scale and zero_point, broadcastable: `forward(x) == (codes - zero_point) * scale`.
 
         With granularity "per_group" the last dimension is split in two, (groups, group_size). The codes are new memory, which
         the caller may write to.
@@ -140,66 +140,66 @@ class Quantizer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define codes(x)")
 
     def calibrate(self, x: Tensor) -> None:
-        """Learn what is static from data; nothing to learn here. Called again, it joins what it has seen."""
+        """Measure static scales on x, joined with earlier calls; a quantizer without static scales ignores it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
-        if (kept := self.kept(x)) is not None:
-            return kept
-        shared = self.alike and may_come_again(x)
-        if shared and (known := LATEST.find(x, self._settings)) is not None:
-            return known
-        keeping = torch.is_grad_enabled()
+        if (cached := self.find_cached(x)) is not None:
+            return cached
+        shared = self.is_deterministic and is_shareable(x)
+        if shared and (latest := LATEST.find(x, self._settings)) is not None:
+            return latest
+        with_gradient = torch.is_grad_enabled()
         with torch.no_grad():
             codes, scale, zero_point = self.codes(x)
-            held = self.held(codes, scale, zero_point, x) if keeping else None
-            # In place: on a CPU most of the time is spent on memory that is new, not on the arithmetic.
+            in_bytes = self.codes_in_bytes(codes, scale, zero_point, x) if with_gradient else None
+            # In place: on a CPU new memory costs more than the arithmetic.
             quantized = (codes.sub_(zero_point) if self.has_zero_point else codes).mul_(scale).reshape(x.shape)
-        result = with_codes(straight_through(x, quantized.to(x.dtype), self.clip), held)
+        result = attach_codes(straight_through(x, quantized.to(x.dtype), self.clip), in_bytes)
         if shared:
-            LATEST.keep(x, self._settings, result)
+            LATEST.store(x, self._settings, result)
         return result
 
     @torch.no_grad()
-    def keep(self, weight: Tensor) -> None:
-        """Until `release`, this weight is quantized no more where no gradient is asked for, unless it changes."""
-        self.release()
-        self._kept = place(weight), self(weight)
+    def cache(self, weight: Tensor) -> None:
+        """Quantize the weight once; until `clear_cache`, calls without gradients reuse the result while it is unchanged."""
+        self.clear_cache()
+        self._cached = memory_key(weight), self(weight)
 
-    def release(self) -> None:
-        self._kept = None
+    def clear_cache(self) -> None:
+        self._cached = None
 
-    def kept(self, x: Tensor) -> Tensor | None:
-        """What was made of x by `keep`."""
-        if self._kept is None or torch.is_grad_enabled():
+    def find_cached(self, x: Tensor) -> Tensor | None:
+        """The cached result for x, if x is the unchanged weight of `cache`."""
+        if self._cached is None or torch.is_grad_enabled():
             return None
-        where, quantized = self._kept
-        # A compiler's tensors have no place; but there the rows of a table are told from the table.
-        same = x.shape == quantized.shape if torch.compiler.is_compiling() else where == place(x)
+        key, quantized = self._cached
+        # Under a compiler tensors have no memory address, but rows of a table differ from the table in shape.
+        same = x.shape == quantized.shape if torch.compiler.is_compiling() else key == memory_key(x)
         return quantized if same else None
 
-    def held(self, codes: Tensor, scale: Tensor, zero_point: Tensor, x: Tensor) -> Codes | None:
-        """The same in bytes, where a layer will keep them until its backward pass and no compiler decides what is kept."""
+    def codes_in_bytes(self, codes: Tensor, scale: Tensor, zero_point: Tensor, x: Tensor) -> Codes | None:
+        """The codes in bytes, if a layer saves them for its backward pass and no compiler decides what is saved."""
         if not self.keep_codes or self.code_type is None or torch.compiler.is_compiling():
             return None
         return Codes(codes.to(self.code_type), scale, zero_point if self.has_zero_point else None, x.shape, x.dtype)
 
     @property
     def _settings(self) -> tuple[object, ...]:
-        """All that decides the result of a quantizer that is `alike`."""
+        """All that determines the result of a deterministic quantizer."""
         return type(self), *(
             item for item in vars(self).items() if item[0] != "training" and not item[0].startswith("_")
         )
 
     def prepared(self, x: Tensor) -> Tensor:
         """x in float32 (float64 stays), clamped to ±clip, its last dimension split into groups where there are any."""
-        x = self.wide(x)
+        x = self.widened(x)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
-    def wide(self, x: Tensor) -> Tensor:
+    def widened(self, x: Tensor) -> Tensor:
         """x in float32 (float64 stays), its last dimension split into groups where there are any; perhaps x itself."""
-        return self.grouped(x.detach().to(torch.promote_types(x.dtype, torch.float32)))
+        return self.grouped(to_float32(x.detach()))
 
     def grouped(self, x: Tensor) -> Tensor:
         """(…, E) → (…, groups, group_size) with granularity "per_group", else x itself."""
@@ -261,11 +261,16 @@ def _fits(value: object, hint: Any) -> bool:
     return type(value) is (NoneType if hint is None else hint)
 
 
+def to_float32(x: Tensor) -> Tensor:
+    """Convert x to float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def is_static(scale: str, granularity: Granularity, clip: float | None) -> bool:
-    """Whether a scale is learned from data once ("static") or taken from the tensor at hand ("dynamic").
+    """Whether a scale is measured once ("static") and not on each tensor ("dynamic").
 
     Raises:
-        ValueError: another word; a static scale of rows, or without a clip to begin from.
+        ValueError: another value; a static scale of rows, or without a clip as its first value.
     """
     check_choice(scale, Scale, "scale")
     if scale == "static" and (granularity != "per_tensor" or clip is None):

@@ -20,7 +20,7 @@ class BinaryQuantizer(Quantizer):
     """
 
     kind, source = "binary", "arXiv:1603.05279"
-    bits_range, code_type, alike = (1, 1), torch.uint8, True
+    bits_range, code_type, is_deterministic = (1, 1), torch.uint8, True
 
     def __init__(
         self, granularity: Granularity = "per_channel", clip: float | None = 2.5, group_size: int | None = None

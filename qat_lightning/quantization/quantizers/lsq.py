@@ -1,4 +1,4 @@
-"""Learned step sizes."""
+"""Learned step size quantization."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.quantization.quantizers.base import Granularity, IntegerGrid, Quantizer, arguments, check_choice
+from qat_lightning.quantization.quantizers.base import (
+    Granularity,
+    IntegerGrid,
+    Quantizer,
+    arguments,
+    check_choice,
+    to_float32,
+)
 from qat_lightning.quantization.quantizers.initialization import INITIALIZATIONS, Initialization
-from qat_lightning.quantization.quantizers.reuse import with_codes
+from qat_lightning.quantization.quantizers.reuse import attach_codes
 from qat_lightning.quantization.quantizers.straight_through import learned_step
 
 Parametrization = Literal["clip_threshold", "step_size"]
@@ -40,8 +47,8 @@ class LSQQuantizer(Quantizer):
     Attributes:
         step_size: the learned parameter, one for the tensor, a row or a group; always positive and finite. It is s, or with
             parametrization="clip_threshold" the threshold α = s·Q.
-        following: a knob; in training, `step_size` is measured anew on each tensor and gets no gradient.
-        join: a knob; (a tensor of this process) → all processes' values, before they are measured.
+        following: if True, `step_size` is measured on each tensor of the training and gets no gradient.
+        join: (a tensor of this process) → the values of all processes, which are measured.
 
     Raises:
         ValueError: bits outside 2…8; an unknown option; a tensor with another number of rows than the first one.
@@ -79,7 +86,7 @@ class LSQQuantizer(Quantizer):
         self.step_size = nn.Parameter(torch.tensor(1.0))
         self.measured = 0
         self.following = False
-        self.join: Callable[[Tensor], Tensor] = _alone
+        self.join: Callable[[Tensor], Tensor] = _of_this_process
 
     def levels(self) -> int:
         return int(self.high - self.low) + 1
@@ -98,18 +105,18 @@ class LSQQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
-        if (kept := self.kept(x)) is not None:
-            return kept
+        if (cached := self.find_cached(x)) is not None:
+            return cached
         if self.following and self.training:
             self._set(self.measure(self.join(x.detach())))
-        wide = self.grouped(x.to(torch.promote_types(x.dtype, torch.float32)))
-        step, keeping = (self.step.detach() if self.following else self.step).to(wide.dtype), torch.is_grad_enabled()
+        wide, with_gradient = self.grouped(to_float32(x)), torch.is_grad_enabled()
+        step = (self.step.detach() if self.following else self.step).to(wide.dtype)
         with torch.no_grad():
             codes, scale, zero_point = self.codes(x)
-            held = self.held(codes, scale, zero_point, x) if keeping else None
+            in_bytes = self.codes_in_bytes(codes, scale, zero_point, x) if with_gradient else None
             codes.mul_(scale)
         quantized = learned_step(wide, step, codes, self.low, self.high, self.clip_gradient, self._factor(x))
-        return with_codes(quantized.reshape(x.shape).to(x.dtype), held)
+        return attach_codes(quantized.reshape(x.shape).to(x.dtype), in_bytes)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, step = self.prepared(x), self.step.detach()
@@ -118,7 +125,7 @@ class LSQQuantizer(Quantizer):
 
     @torch.no_grad()
     def measure(self, x: Tensor) -> Tensor:
-        """`step_size` as the initialization takes it from x, in the shape of `step_size`."""
+        """Compute the initial `step_size` for x, in the shape of `step_size`."""
         x = self.prepared(x)
         rows = x.reshape(1, -1) if self.granularity == "per_tensor" else x.flatten(0, -2)
         threshold = INITIALIZATIONS[self.initialization](rows, self.bits, self.high, self.tail)
@@ -128,7 +135,7 @@ class LSQQuantizer(Quantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """The mean of what `measure` says of each tensor shown."""
+        """Set `step_size` to the mean of `measure` over the tensors of all calls."""
         measured, self.measured = self.measure(x), self.measured + 1
         if self.measured == 1:
             self._set(measured)
@@ -142,7 +149,7 @@ class LSQQuantizer(Quantizer):
 
     @torch.no_grad()
     def keep_positive(self) -> None:
-        """After an optimizer's step: SMALLEST … LARGEST; SMALLEST too where a momentum that has overflowed makes it no number."""
+        """Clamp the step size to SMALLEST … LARGEST after an optimizer step; NaN, from an overflow, becomes SMALLEST."""
         top = min(LARGEST, torch.finfo(self.step_size.dtype).max)
         self.step_size.nan_to_num_(nan=SMALLEST, posinf=top, neginf=SMALLEST).clamp_(SMALLEST, top)
 
@@ -165,5 +172,5 @@ class LSQQuantizer(Quantizer):
         return f"{super().extra_repr()}, parametrization={self.parametrization}, initialization={self.initialization}"
 
 
-def _alone(x: Tensor) -> Tensor:
+def _of_this_process(x: Tensor) -> Tensor:
     return x

@@ -1,4 +1,4 @@
-"""A quantized tensor in a byte an element, and quantized tensors that are asked for again."""
+"""Quantized tensors as codes of one byte, and the reuse of a tensor that was quantized just before."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Codes:
-    """What a quantized tensor of `shape` and `dtype` is made of; `restored()` is that tensor again, equal in each element (a zero
-    loses its sign).
+    """A quantized tensor in bytes; `restored()` returns the tensor, equal in each element (a zero loses its sign).
 
     Args:
-        values: int8, or uint8 where no code is negative; one an element, in groups where there are any.
+        values: int8, or uint8 if no code is negative; with groups (…, groups, group_size).
         scale, zero_point: broadcastable to `values`; zero_point None is 0.
-        version: the quantized tensor's, when it was made; one that has been written to since is something else.
+        shape, dtype: of the quantized tensor.
+        version: torch's version counter of the quantized tensor; after an in-place change it differs.
     """
 
     values: Tensor
@@ -31,14 +31,14 @@ class Codes:
     version: int = 0
 
     def restored(self) -> Tensor:
-        wide = self.values.to(self.scale.dtype)
+        values = self.values.to(self.scale.dtype)
         if self.zero_point is not None:
-            wide.sub_(self.zero_point)
-        return wide.mul_(self.scale).reshape(self.shape).to(self.dtype)
+            values.sub_(self.zero_point)
+        return values.mul_(self.scale).reshape(self.shape).to(self.dtype)
 
 
-def with_codes(quantized: Tensor, codes: Codes | None) -> Tensor:
-    """The tensor itself, its codes with it where there are any."""
+def attach_codes(quantized: Tensor, codes: Codes | None) -> Tensor:
+    """Return the tensor with its codes as the attribute `codes`, if there are any."""
     if codes is not None:
         quantized.codes = replace(codes, version=quantized._version)  # type: ignore[attr-defined]
     return quantized
@@ -49,55 +49,54 @@ _EVALUATION: ContextVar[bool] = ContextVar("evaluation", default=False)
 
 @contextmanager
 def evaluation() -> Iterator[None]:
-    """Within, and without gradients, an input that several layers read is quantized once as well.
+    """Within the context and without gradients, an input that several layers read is quantized once.
 
-    There it is for the caller to say that no tensor is written to behind torch's back; with gradients the graph says so.
+    The caller guarantees that no tensor is changed in a way that torch does not count; with gradients the graph guarantees it.
     """
     before = _EVALUATION.set(True)
     try:
         yield
     finally:
         _EVALUATION.reset(before)
-        LATEST.forget()
+        LATEST.clear()
 
 
-class Latest:
-    """The quantized tensor that was made last: query, key and value read one input, one after the other.
+class LatestQuantized:
+    """The tensor that was quantized last: query, key and value read one input, one after the other.
 
-    Only one, and only as long as what it was made of lives, so that memory holds nothing for it.
+    One tensor only, and only as long as its input lives, so no memory is held for it.
     """
 
     def __init__(self) -> None:
-        # One name, so that threads see all of it or nothing.
-        self._last: tuple[weakref.ref[Tensor], object, Tensor, int] | None = None
+        # One attribute, so that another thread sees all of it or nothing.
+        self._latest: tuple[weakref.ref[Tensor], object, Tensor, int] | None = None
 
     def find(self, x: Tensor, settings: object) -> Tensor | None:
-        """What a quantizer of these settings has just made of this very tensor, both unchanged since; else None."""
-        if self._last is None:
+        """Return x as quantized by a quantizer of these settings, if that was the last one and both are unchanged."""
+        if self._latest is None:
             return None
-        of, key, quantized, version = self._last
-        same = of() is x and key == _key(x, settings) and quantized._version == version
-        return quantized if same else None
+        source, key, quantized, version = self._latest
+        found = source() is x and key == _key(x, settings) and quantized._version == version
+        return quantized if found else None
 
-    def keep(self, x: Tensor, settings: object, quantized: Tensor) -> None:
-        self._last = (weakref.ref(x, self._forget), _key(x, settings), quantized, quantized._version)
+    def store(self, x: Tensor, settings: object, quantized: Tensor) -> None:
+        self._latest = (weakref.ref(x, self._forget), _key(x, settings), quantized, quantized._version)
 
-    def forget(self) -> None:
-        self._last = None
+    def clear(self) -> None:
+        self._latest = None
 
-    def _forget(self, of: weakref.ref[Tensor]) -> None:
-        if self._last is not None and self._last[0] is of:
-            self._last = None
-
-
-LATEST = Latest()
+    def _forget(self, source: weakref.ref[Tensor]) -> None:
+        if self._latest is not None and self._latest[0] is source:
+            self._latest = None
 
 
-def may_come_again(x: Tensor) -> bool:
-    """Whether what is made of x may be shared: it is the output of an operator in a graph, or a validation's.
+LATEST = LatestQuantized()
 
-    Not a tensor of the user's own or a parameter, which could change without a sign; nor a compiler's, which sees itself
-    what comes again.
+
+def is_shareable(x: Tensor) -> bool:
+    """Whether x as quantized may be reused: x is the output of an operator in a graph, or an input of a validation.
+
+    Neither a user's tensor nor a parameter, which could change unseen; nor under a compiler, which finds repetitions itself.
     """
     if torch.compiler.is_compiling() or isinstance(x, nn.Parameter) or x.is_inference():
         return False
@@ -106,8 +105,8 @@ def may_come_again(x: Tensor) -> bool:
     return x.grad_fn is not None if torch.is_grad_enabled() else _EVALUATION.get()
 
 
-def place(x: Tensor) -> tuple[object, ...]:
-    """Another one for another tensor, and after each change that torch sees."""
+def memory_key(x: Tensor) -> tuple[object, ...]:
+    """A key that differs between tensors, and after each change that torch counts."""
     return x.data_ptr(), x.shape, x.stride(), None if x.is_inference() else x._version
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _ClippedStraightThrough(torch.autograd.Function):
-    """Saves one byte an element, not the float input; of a parameter, which lives on anyway, nothing more.
+    """Saves one byte an element, not the float input; of a parameter, which exists anyway, nothing.
 
     Comparisons write floats, 0 and 1, and bytes are made of these: to booleans they take a CPU three times as long.
     """
@@ -30,7 +30,7 @@ class _ClippedStraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        # Asked for once: activation checkpointing hands each saved tensor out a single time.
+        # Read once: activation checkpointing returns each saved tensor a single time.
         (saved,) = ctx.saved_tensors or (None,)
         if saved is None:
             return gradient, None, None
@@ -46,12 +46,12 @@ def straight_through(x: Tensor, quantized: Tensor, clip: float | None) -> Tensor
     with the boundary as in the released code.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return quantized.detach()  # the mask would be made for nobody
+        return quantized.detach()  # no mask is needed
     return _ClippedStraightThrough.apply(x, quantized.detach(), float("inf") if clip is None else clip)
 
 
 class _LearnedStep(torch.autograd.Function):
-    """Saves its inputs, which live on anyway, and works the codes out again in the backward pass."""
+    """Saves its inputs, which exist anyway, and computes the codes again in the backward pass."""
 
     @staticmethod
     def forward(
@@ -69,7 +69,7 @@ class _LearnedStep(torch.autograd.Function):
         x, step = ctx.saved_tensors
         low, high, clip, factor = ctx.constants
         scaled = x / step
-        # A value that lies on the threshold, as the one does that set it, is inside, however x/(α/Q) rounds.
+        # A value on the threshold, as the largest one after minmax, is inside, however x/(α/Q) rounds.
         edge = 1 + 4 * torch.finfo(x.dtype).eps
         inside = (scaled >= low * edge).logical_and_(scaled <= high * edge)
         slope = scaled.round().clamp_(low, high).sub_(_where(inside, scaled))
@@ -94,5 +94,5 @@ def learned_step(
 
 
 def _where(inside: Tensor, x: Tensor) -> Tensor:
-    """x there and 0 elsewhere; by selection, as a product with booleans takes a CPU many times as long."""
+    """x where `inside`, else 0; a product with booleans would be many times slower on a CPU."""
     return x.where(inside, x.new_zeros(()))

@@ -39,7 +39,7 @@ class UniformQuantizer(Quantizer):
         super().__init__(bits, granularity, clip, group_size)
         self.scale = scale
         self.static, self.calibrated = is_static(scale, granularity, clip), False
-        self.alike = not self.static
+        self.is_deterministic = not self.static
         if self.static and clip is not None:
             self.register_buffer("maximum", torch.tensor(float(clip)))
 
@@ -62,7 +62,7 @@ class UniformQuantizer(Quantizer):
             self.calibrated = True
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, largest_code = self.wide(x), 2 ** (self.bits - 1) - 1
+        x, largest_code = self.widened(x), 2 ** (self.bits - 1) - 1
         maximum = self.maximum.to(x.dtype) if self.static else self._maximum(x)
         # The floor keeps Q/m finite; below it everything rounds to code 0, so zeros stay zeros.
         maximum = maximum.clamp(min=torch.finfo(x.dtype).tiny * largest_code)

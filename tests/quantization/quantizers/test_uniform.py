@@ -130,7 +130,7 @@ def test_bits_outside_the_range(bits: int) -> None:
 
 
 def test_refusals_say_why() -> None:
-    with pytest.raises(ValueError, match="scale='adaptive' is unknown: choose dynamic or static"):
+    with pytest.raises(ValueError, match="scale='adaptive' is unknown: choose one of dynamic, static"):
         UniformQuantizer(scale="adaptive")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs granularity=per_tensor and a clip"):
         UniformQuantizer(scale="static", granularity="per_channel")
