@@ -58,7 +58,10 @@ class Kind:
 
 
 LOSS = Kind(
-    "a loss", ("qat_lightning.distillation.losses.",), attributes=("weight", "sites", "__call__"), functions=True
+    "a loss",
+    ("qat_lightning.distillation.losses.",),
+    attributes=("weight", "sites", "needs_teacher", "__call__"),
+    functions=True,
 )
 QUANTIZER = Kind(
     "a Quantizer", ("qat_lightning.quantization.quantizers.",), "qat_lightning.quantization.quantizers.base.Quantizer"

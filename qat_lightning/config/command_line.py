@@ -1,4 +1,4 @@
-"""The words of a command line before Hydra composes: paths as they are typed, options of a group checked."""
+"""Prepare the words of a command line for Hydra: quote paths, check the options of groups."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from qat_lightning.config.schema import CONF, ConfigError
 MULTIRUN = ("-m", "--multirun")
 
 PATHS = ("data.path", "data.tokenizer", "model.path", "teacher_cache")
-"""Keys whose value is a folder, or a hub id."""
+"""Keys whose value is a folder or a hub id."""
 
 WRITTEN = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "output")
-"""Keys whose value is one folder or file that is written, also in a sweep; `output` is the bench's."""
+"""Keys whose value is one folder or file to write, also in a sweep; `output` belongs to the benchmark."""
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of a command line is `key=value` or `~key`, and no flag."""
+    """Tell whether a word of a command line is `key=value` or `~key`, and not a flag."""
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 def quote_paths(words: Sequence[str]) -> list[str]:
-    """Put quote marks around the paths of a command line, which Hydra's grammar would refuse, or take for a list.
+    """Quote the paths of a command line that Hydra's grammar would refuse or read as a list.
 
-    A path may hold spaces, `=`, commas, brackets, letters beyond ASCII; `~` becomes the home folder. What Hydra reads as
-    the text that was typed, as null or in quote marks stays as it is. In a sweep commas part the values of a key, unless
-    such a path exists.
+    A path can hold spaces, `=`, commas, brackets and letters beyond ASCII; `~` becomes the home folder. A value that Hydra
+    already reads as the typed text, as null or as quoted stays unchanged. In a sweep, commas separate the values of a key,
+    unless a path with commas exists.
 
     >>> quote_paths(["data.path=/data/a=b, c", "seed=1"])
     ["data.path='/data/a=b, c'", 'seed=1']
@@ -60,7 +60,7 @@ def _is_sweep(word: str) -> bool:
 
 
 def _quoted(value: str) -> str:
-    """Return a value that Hydra reads as the text that was typed."""
+    """Return a value that Hydra reads as the typed text."""
     path = os.path.expanduser(value)
     try:
         override = OverridesParser.create().parse_override(f"key={path}")
@@ -84,15 +84,15 @@ def put_debug_last(words: Sequence[str]) -> list[str]:
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Hydra looks for an option by whatever it is given, and fails at what is no name without saying where.
+    """Check the overrides of a command line for mistakes whose place Hydra does not name.
 
     Args:
-        words: of the command line, flags among them.
+        words: of the command line, including flags.
 
     Raises:
-        ConfigError: a group that is given anything but the name of an option, or a list of names; a key that is given
-            {}, which Hydra merges into what is there and so changes nothing.
-        OverrideParseException: a word that cannot be read.
+        ConfigError: a group's value is not the name of an option or a list of names, or a key's value is {}, which Hydra
+            merges into the present value without a change.
+        OverrideParseException: a word cannot be read.
     """
     for override in OverridesParser.create().parse_overrides([word for word in words if is_override(word)]):
         group = override.key_or_group
@@ -113,7 +113,7 @@ def check_words(words: Iterable[str]) -> None:
 
 
 def _options(override: Override) -> Iterator[Any]:
-    """What is chosen, by each job of a sweep; nothing for a deletion, a pattern, or keys as {key: value}."""
+    """Yield the options that an override chooses, for each job of a sweep; none for a deletion, a glob or a mapping."""
     value = override.value()
     if override.is_delete() or isinstance(value, Glob):
         return

@@ -1,7 +1,7 @@
-"""Hydra's own settings come from Hydra, this package and the command line; a stranger's configuration cannot change them.
+"""Protect Hydra's own settings: they come from Hydra, this package and the command line, not from other configuration folders.
 
-Hydra acts on them before it calls anything of this package: callbacks and the factories of logging run what they name,
-`job.env_set` changes the environment, a search path imports packages, a launcher or sweeper is an object of any class.
+Hydra applies them before it calls this package: callbacks and logging factories run the functions that they name,
+`job.env_set` changes the environment, a search path imports packages, and a launcher or sweeper can be of any class.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ FREE = (
     "sweeper.max_batch_size", "mode", "verbose", "help", "hydra_help", "searchpath",
     "runtime", "overrides", "job.config_name", "job.override_dirname",
 )  # fmt: skip
-"""Below `hydra`: what a configuration may say, and (last line) what Hydra itself records."""
+"""Keys below `hydra` that any configuration can set, and (last line) that Hydra itself records."""
 
 SWEPT = "sweeper.params"
-"""What each job of a sweep is given, as if it were typed; free as far as it is nothing of `hydra`."""
+"""Overrides of each job of a sweep, as if they were typed; keys of `hydra` are refused."""
 
 
 @contextmanager
 def guarded_hydra() -> Iterator[None]:
-    """Within the block, `hydra.main` composes with `GuardedLoader`."""
+    """Make `hydra.main` compose with `GuardedLoader` within the block."""
     before = hydra_internal.ConfigLoaderImpl
     hydra_internal.ConfigLoaderImpl = GuardedLoader  # type: ignore[misc]
     try:
@@ -45,19 +45,19 @@ def guarded_hydra() -> Iterator[None]:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Raise ConfigError for the flag of Hydra's that reads a pickle."""
+    """Raise ConfigError for the Hydra flag that reads a pickle."""
     given, _ = get_args_parser().parse_known_args(list(words))
     if given.experimental_rerun is not None:
         raise ConfigError(
-            f"--experimental-rerun={given.experimental_rerun} reads a pickle, which can run any command: give the run's own"
-            " command again, with hydra.run.dir=DIR to continue in its folder"
+            f"--experimental-rerun={given.experimental_rerun} reads a pickle, which can run any command: repeat the"
+            " run's command instead, with hydra.run.dir=DIR to continue in its folder"
         )
 
 
 class GuardedLoader(ConfigLoaderImpl):
-    """Hydra's loader; where other folders take part, what they say of Hydra's own settings is refused.
+    """Hydra's loader, which refuses settings of Hydra from other configuration folders.
 
-    A class, and not a check around one call, as a sweep composes each job, with some launchers in another process.
+    It is a class because a sweep composes each job, with some launchers in another process.
     """
 
     def load_configuration(
@@ -75,7 +75,7 @@ class GuardedLoader(ConfigLoaderImpl):
             self._check_search_path(config_name)
         config = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         if foreign:
-            given = config.hydra.overrides  # Hydra appends the command line to what is there
+            given = config.hydra.overrides  # Hydra appends the command line to it
             if list(given.hydra) != typed or list(given.task) != [word for word in overrides if word not in typed]:
                 raise _refused("overrides")
             trusted = list(_trusted(config_name, typed, run_mode))
@@ -89,25 +89,25 @@ class GuardedLoader(ConfigLoaderImpl):
         return given or any(Path(str(place).removeprefix("file://")).resolve() != CONF.resolve() for place in main)
 
     def _check_search_path(self, config_name: str | None) -> None:
-        """Before anything is composed: a search path can name a package, which is then imported."""
+        """Refuse a search path before composition, which would import a package that it names."""
         primary = self.repository.load_config(config_name) if config_name else None
         if primary is not None and OmegaConf.select(primary.config, "hydra.searchpath") is not None:
             raise _refused("searchpath")
 
 
 def _trusted(config_name: str | None, typed: list[str], run_mode: RunMode) -> Iterator[Any]:
-    """`hydra` as this package's configuration and the command line make it, and as Hydra and the command line do."""
+    """Yield `hydra` composed of the command line with this package's configuration, and with Hydra's defaults."""
     loader = ConfigLoaderImpl(create_config_search_path(f"file://{CONF}"))
     words = [word for word in typed if _key(word) != "hydra.searchpath"]
     own = config_name if config_name and (CONF / f"{config_name}.yaml").is_file() else "config"
     for name in (own, None):
-        with suppress(ConfigCompositionException):  # what is typed can be an option of the other folder
+        with suppress(ConfigCompositionException):  # a typed option can be one of the other folder
             composed = loader.load_configuration(name, words, run_mode, validate_sweep_overrides=False)
             yield OmegaConf.to_container(composed.hydra, resolve=False)
 
 
 def _compare(node: Any, trusted: list[Any], key: str) -> None:
-    """Every value below `hydra` that is not free is as one of the trusted compositions has it."""
+    """Check that every protected value below `hydra` equals the value of a trusted composition."""
     if key in FREE or any(node == other for other in trusted):
         return
     if key == SWEPT and isinstance(node, dict):
@@ -128,8 +128,8 @@ def _check_swept(words: Iterable[str]) -> None:
 
 def _refused(key: str) -> ConfigError:
     return ConfigError(
-        f"hydra.{key} is set by a configuration from --config-dir, --config-path or hydra.searchpath, and Hydra would act on"
-        " it before anything is checked: remove it there; if you want it, give it in this command"
+        f"hydra.{key} is set by a configuration from --config-dir, --config-path or hydra.searchpath, and Hydra would"
+        " apply it before any check: remove it there, or give it in this command"
     )
 
 

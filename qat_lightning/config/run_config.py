@@ -1,4 +1,4 @@
-"""The configuration of a run that was: what its folder holds, with overrides on top."""
+"""Read the configuration of a finished or interrupted run, with overrides."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ONE_PROCESS: Plain = {
     "trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto", "trainer.profiler": None,
     "data.num_workers": 0, "teacher_cache": None,
 }  # fmt: skip
-"""What scoring and exporting need. A folder's configuration cannot ask for more; who types the command can."""
+"""Values for scoring and exporting. The configuration of a folder cannot request more; a typed override can."""
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """`config.yaml` of a run folder, typed and checked as a new run's is; keys that are newer than it take their defaults.
+    """Read `config.yaml` of a run folder, typed and checked as for a new run; missing keys take their defaults.
 
     Args:
         overrides: key=value, as on the command line.
@@ -49,7 +49,7 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def located(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
-    """Make relative folders absolute that are not here, but in the directory where the run was started.
+    """Make folders absolute that exist only relative to the directory in which the run was started.
 
     Args:
         overrides: key=value; their folders are relative to the current directory.
@@ -66,10 +66,10 @@ def located(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def in_one_process(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a run folder without the processes, devices and workers that it asks for.
+    """Return the configuration of a run folder without the processes, devices and workers that it requests.
 
     Args:
-        overrides: key=value; what they give stays.
+        overrides: key=value; their values stay.
     """
     typed, limited = {override.split("=", 1)[0] for override in overrides}, copy.deepcopy(config)
     for key, value in ONE_PROCESS.items():
@@ -83,7 +83,7 @@ def in_one_process(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfi
 
 
 def needed_places(config: RunConfig) -> dict[str, str]:
-    """Return override → hub id or folder of all that must exist before anything begins."""
+    """Return key → hub id or folder of everything that must exist before a run begins."""
     needed = {"data.path": config.data.get("path")}
     if config.model.pretrained:
         needed["model.path"] = config.model.path
@@ -93,7 +93,7 @@ def needed_places(config: RunConfig) -> dict[str, str]:
 
 
 def _key(config: Any, override: Override) -> str:
-    """The key that is given another value, one that the run has."""
+    """Return the key of an override, which the run must have."""
     if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package is not None:
         raise ConfigError(f"{override.input_line!r}: give key=value, with a key that the run has")
     full = key = override.key_or_group
@@ -104,19 +104,19 @@ def _key(config: Any, override: Override) -> str:
         node = OmegaConf.select(config, parent) if parent else config
     if key.rpartition(".")[2] not in node:
         choices = [f"{parent}.{name!s}" if parent else str(name) for name in node]
-        raise ConfigError(f"{key} is no key of this run: {suggest(key, choices)}")
+        raise ConfigError(f"{key} is not a key of this run: {suggest(key, choices)}")
     if key != full:
-        raise ConfigError(f"{full} is no key of this run: {key} holds no keys, give {key}=… as a whole")
+        raise ConfigError(f"{full} is not a key of this run: {key} holds no keys, give {key}=… as a whole")
     return key
 
 
 def _check_trust(config: RunConfig, typed: set[str], place: Path) -> None:
-    """A flag that lets others' files be more than data counts where it is typed, not where a folder brings it along."""
+    """Refuse a flag that trusts files of others unless it is typed: the flag of a folder does not count."""
     needed = {"trust_remote_code": ("trust_remote_code", "revision"), "pickled_weights": ("pickled_weights",)}
     for flag, names in needed.items():
         if getattr(config.model, flag) and (missing := [name for name in names if f"model.{name}" not in typed]):
             again = " ".join(f"model.{name}={getattr(config.model, name)}" for name in missing)
             raise ConfigError(
-                f"{place} has model.{flag}=true for model.path={config.model.path!r}; whoever wrote the folder wrote"
-                f" that: if you trust both, say so in this command as well, {again}"
+                f"{place} has model.{flag}=true for model.path={config.model.path!r}; the author of the folder"
+                f" set it: if you trust both, add to this command {again}"
             )

@@ -1,4 +1,4 @@
-"""The typed schema: Hydra refuses a mistyped key or a wrong type while it composes."""
+"""The typed schema of a configuration: Hydra refuses unknown keys and wrong types while it composes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""The house's own configuration: inside an installed wheel; beside the package in a checkout."""
+"""The configuration of this package: in the package if installed from a wheel, beside it in a checkout."""
 
 Plain = dict[str, Any]
 """A resolved configuration: dictionaries, lists, strings, numbers."""
 
 
 class ConfigError(ValueError):
-    """A mistake in the configuration, told in one message with the remedy."""
+    """A mistake in the configuration; the message names the key and what to do."""
 
 
 LARGEST = 2**31 - 1
@@ -35,14 +35,14 @@ def bounded(default: Any, least: float, most: float = LARGEST) -> Any:
 
 
 class Teacher(Enum):
-    """Where the student's signals are matched against: the model it was quantized from, or nothing (plain QAT)."""
+    """The model that the student is distilled from: the one that it was quantized from, or none (plain QAT)."""
 
     full_precision = "full_precision"
     none = "none"
 
 
 class TeacherPrecision(Enum):
-    """Of the frozen teacher's parameters, where it is not the trainer's."""
+    """Precision of the frozen teacher's parameters, if it differs from the trainer's."""
 
     bf16 = "bf16"
 
@@ -52,7 +52,7 @@ Profiler = Enum("Profiler", {"simple": "simple", "advanced": "advanced", "pytorc
 
 
 class Keep(Enum):
-    """The weights that a stage hands on: best on the validation split, or last."""
+    """The weights that a stage passes to the next: the best on the validation split, or the last."""
 
     best = "best"
     last = "last"

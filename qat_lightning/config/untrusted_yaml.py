@@ -1,4 +1,4 @@
-"""The configuration of a run folder, which somebody else may have written: looked at before anything is made of it."""
+"""Read the configuration of a run folder, which another person may have written, before anything is made of it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from qat_lightning.io.documents import read_yaml_text
 
 
 def read_foreign(place: Path) -> DictConfig:
-    """The configuration in a file, as `run` writes it: keys of `RunConfig`, nothing that is still to be resolved.
+    """Read a configuration as `run` writes it: keys of `RunConfig`, no interpolations.
 
-    Interpolations are refused, since `${oc.env:…}` would read the environment of whoever opens the folder.
+    Interpolations are refused, since `${oc.env:…}` would read the environment of the user who opens the folder.
 
     Raises:
-        ConfigError: no such YAML; a tag, an interpolation, or a key that no run has; more than the limits allow.
+        ConfigError: the file is not such YAML, holds a tag, an interpolation or an unknown key, or exceeds the limits.
     """
     try:
         text, content = read_yaml_text(place)
         if not isinstance(content, dict):
-            raise ValueError("it holds no keys")
+            raise ValueError("it is not a mapping")
         if found := next((value for value in _texts(content) if "${" in value), None):
             raise ValueError(f"it holds the interpolation {found!r}: write its value")
         config = cast(DictConfig, OmegaConf.create(text))
@@ -42,7 +42,7 @@ def read_foreign(place: Path) -> DictConfig:
 
 
 def _texts(node: Any) -> Iterator[str]:
-    """Every text, also of keys."""
+    """Yield every text, keys included."""
     if isinstance(node, str):
         yield node
     if isinstance(node, list):

@@ -51,7 +51,9 @@ def check(config: RunConfig) -> None:
     schedule = create(config.intervention_schedule, "intervention_schedule") if config.intervention_schedule else None
     create(config.lr_scheduler, "lr_scheduler")
     for group in ("callbacks", "logger"):
-        _check_nodes(getattr(config, group), group)
+        for name, node in getattr(config, group).items():
+            if node is not None:
+                check_node(node, f"{group}.{name}")
     create_all(config.quantization.rules, "quantization.rules")
     if config.quantization.attention is not None:
         create(config.quantization.attention, "quantization.attention")
@@ -143,15 +145,8 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         )
 
 
-def _check_nodes(nodes: Plain, key: str) -> None:
-    """Check nodes whose objects are made later, for each stage."""
-    for name, node in nodes.items():
-        if node is not None:
-            check_node(node, f"{key}.{name}")
-
-
 def _check_optimizer(node: Plain) -> None:
-    """Make one for a matrix and a vector, in two groups as in training, and take a step along a slope of 1 from 0."""
+    """Make an optimizer for a matrix and a vector, in two groups as in training, and take a step with a gradient of 1."""
     import torch
 
     for name in {"lr", "weight_decay", "eps"} & node.keys():
@@ -176,7 +171,7 @@ def _check_optimizer(node: Plain) -> None:
         optimizer.step(closure)
     except ConfigError:
         raise
-    except Exception as error:  # whatever an optimizer raises for arguments that it cannot work with
+    except Exception as error:  # any class: optimizers of other libraries raise it
         message = add_keys(" ".join(str(error).split()), node, "optimizer")
         raise ConfigError(message if message.startswith("optimizer.") else f"optimizer ({given}): {message}") from error
     if not called:
@@ -186,7 +181,7 @@ def _check_optimizer(node: Plain) -> None:
 
 
 def _quantizers(quantization: QuantizationConfig) -> Iterator[tuple[str, Any]]:
-    """Each quantizer node of the rules and the attention, under its key."""
+    """Yield the key and the node of each quantizer of the rules and the attention."""
     holders = {f"rules.{name}": rule for name, rule in quantization.rules.items()} | {
         "attention": quantization.attention
     }
@@ -213,25 +208,25 @@ def _check_teacher(config: RunConfig, losses: Mapping[str, Any]) -> None:
 
 
 def _check_frozen(config: RunConfig, losses: Mapping[str, Any]) -> None:
-    """What is said of a teacher needs one that is asked, in a precision that goes with the trainer's."""
+    """Check that settings of the teacher have a teacher that is used, in a precision that fits the trainer's."""
     asked = config.intervention or any(loss.weight != 0 and loss.needs_teacher for loss in losses.values())
     without = config.teacher is Teacher.none
     for key in ("teacher_precision", "teacher_cache"):
         if (value := as_plain(config)[key]) is not None and (without or not asked):
-            reason = "teacher=none" if without else "no loss or intervention asks the teacher"
+            reason = "teacher=none" if without else "no loss or intervention uses the teacher"
             raise ConfigError(f"{key}={value} and {reason}: leave {key} out")
     if config.teacher_cache is not None and not config.teacher_cache.strip():
         raise ConfigError("teacher_cache is empty: give a folder, or null for none")
     precision = config.trainer.precision
     if config.teacher_precision is not None and precision not in BESIDE_BF16:
         raise ConfigError(
-            f"teacher_precision={config.teacher_precision.name} goes with trainer.precision={', '.join(BESIDE_BF16)} and not with"
-            f" {precision}: leave teacher_precision out, or choose one of those"
+            f"teacher_precision={config.teacher_precision.name} requires trainer.precision={', '.join(BESIDE_BF16)}, not"
+            f" {precision}: leave teacher_precision out, or choose one of these"
         )
 
 
 def _check_random(config: RunConfig) -> None:
-    """A teacher whose weights are random must be trained; with teacher=none nothing is distilled from it."""
+    """Check that a teacher with random weights is trained, unless teacher=none."""
     budget = config.stages.teacher
     if config.model.pretrained or config.teacher is Teacher.none:
         return
@@ -255,15 +250,15 @@ def _check_schedule(config: RunConfig, interventions: Mapping[str, Any], schedul
 
 
 def _check_layers(config: RunConfig) -> None:
-    """Layer pairs of losses and layers of interventions lie within the models' depths, where files tell those."""
-    teacher, kept = _depth(config.model), config.model.student_layers
-    if kept is not None and len(set(kept)) < len(kept):
-        raise ConfigError(f"model.student_layers={kept} names a layer twice: name each layer once")
+    """Check layer pairs of losses and layers of interventions against the models' depths, if these are known."""
+    teacher, chosen = _depth(config.model), config.model.student_layers
+    if chosen is not None and len(set(chosen)) < len(chosen):
+        raise ConfigError(f"model.student_layers={chosen} names a layer twice: name each layer once")
     if teacher is None:
         return
-    if kept is not None and (not kept or not all(0 <= layer < teacher for layer in kept)):
-        raise ConfigError(f"model.student_layers={kept} must name some of the model's layers, 0 to {teacher - 1}")
-    student = teacher if kept is None else len(kept)
+    if chosen is not None and (not chosen or not all(0 <= layer < teacher for layer in chosen)):
+        raise ConfigError(f"model.student_layers={chosen} must name some of the model's layers, 0 to {teacher - 1}")
+    student = teacher if chosen is None else len(chosen)
     for name, loss in config.losses.items():
         more = 1 if loss and loss.get("site") == "hidden" else 0
         for own, other in (loss and loss.get("layers")) or []:
@@ -280,7 +275,7 @@ def _check_layers(config: RunConfig) -> None:
 
 
 def _depth(model: ModelConfig) -> int | None:
-    """The number of layers, from a local folder's config.json or the configured architecture; None where a hub id says it."""
+    """Return the number of layers, from a local config.json or the configured architecture; None for a hub id."""
     place, described = Path(model.path or "") / "config.json", model.architecture
     if model.path and place.is_file():
         described = _read_described(place)
@@ -293,11 +288,11 @@ def _depth(model: ModelConfig) -> int | None:
 
 
 def _read_described(place: Path) -> Plain:
-    """A model's config.json."""
+    """Read a model's config.json."""
     try:
         described = read_json(place)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{str(place)!r} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
     if not isinstance(described, dict):
-        raise ConfigError(f"{str(place)!r} is damaged (it holds no JSON object): {AGAIN}")
+        raise ConfigError(f"{str(place)!r} is damaged (it is not a JSON object): {AGAIN}")
     return described

@@ -250,7 +250,7 @@ def test_a_runs_configuration_is_read_with_what_is_given(run_folder):
 @pytest.mark.parametrize(
     ("word", "message"),
     {
-        "threads.x.y=2": "^threads.x.y is no key of this run: threads holds no keys, give threads=… as a",
+        "threads.x.y=2": "^threads.x.y is not a key of this run: threads holds no keys, give threads=… as a",
         "model.student_layers.0=1": "holds no keys, give model.student_layers=… as a",
         "optimizer.betas.0=0.5": "holds no keys, give optimizer.betas=… as a",
         "teacher.none=1": "holds no keys, give teacher=… as a",

@@ -121,7 +121,7 @@ def test_an_own_quantizer_without_spec_trains_and_preflight_names_what_it_preven
 
 PLACES = {
     ("losses.x", "training.CosineLoss"): None,
-    ("losses.x", "training.CountSteps"): "losses.x: CountSteps is not a loss: it has no weight, sites",
+    ("losses.x", "training.CountSteps"): "losses.x: CountSteps is not a loss: it has no weight, sites, needs_teacher",
     ("losses.x", "training.absolute_error"): "losses.x._target_=.* is a function: give losses.x._partial_=true",
     ("losses.x", "training.Popen"): "is not allowed: subprocess.Popen is not a loss",
     ("losses.x", "training.torch.optim.SGD"): "does not exist",

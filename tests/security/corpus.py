@@ -321,11 +321,11 @@ RUNS = {
     "a package allowed by a model": model_case("its own code is not run", allow_targets=["evil"],
                                                auto_map=CODE, model_type="evil"),
     "trusted code in a run folder": run_value(
-        "say so in this command as well, model.trust_remote_code=True model.revision=0123456789abcdef",
+        "add to this command model.trust_remote_code=True model.revision=0123456789abcdef",
         model={"path": "evil/model", "trust_remote_code": True, "revision": COMMIT},
     ),
     "pickled weights in a run folder": run_value(
-        "say so in this command as well, model.pickled_weights=True", model={"path": "evil/model", "pickled_weights": True}
+        "add to this command model.pickled_weights=True", model={"path": "evil/model", "pickled_weights": True}
     ),
     "the environment in a run folder": run_value("interpolation", experiment="${oc.env:QAT_CANARY}"),
     "a resolver in a run folder": run_value("interpolation", losses={"x": "${oc.create:{_target_:os.system}}"}),

@@ -196,7 +196,7 @@ def test_what_transformers_warns_of_is_said_in_a_line(tiny, monkeypatch):
         ("", "Expecting value"),
         (b"\xff\xfe", "cannot be read as JSON"),
         ("[" * 100_000, "maximum recursion depth"),
-        ("[]", "it holds no JSON object"),
+        ("[]", "it is not a JSON object"),
         ({"num_hidden_layers": "six"}, "num_hidden_layers='six' is not 1 or more layers"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 is not 1 or more layers"),
         ({"model_type": "nope"}, "model type `nope`"),
