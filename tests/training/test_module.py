@@ -30,18 +30,6 @@ def fitted(config, data, stage, steps, student, teacher, folder) -> tuple[Traine
     return trainer, module
 
 
-def test_teacher_is_in_no_state_optimizer_or_parameter_list(parts):
-    config, data, teacher, student = parts
-    module = build_module(config, "train", 4, student, data, teacher)
-    teachers = {parameter.data_ptr() for parameter in teacher.parameters()}
-    optimizer = module.configure_optimizers()["optimizer"]
-    trained = {parameter.data_ptr() for group in optimizer.param_groups for parameter in group["params"]}
-    assert not teachers & trained
-    assert not teachers & {parameter.data_ptr() for parameter in module.parameters()}
-    assert all(name.startswith("student.") for name in module.state_dict())
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
-
-
 def test_teacher_is_bit_identical_after_training_and_in_evaluation_mode(parts, tmp_path):
     config, data, teacher, student = parts
     before = copy.deepcopy(teacher.state_dict())
@@ -70,14 +58,6 @@ def test_weight_zero_is_neither_computed_nor_captured(parts):
     assert set(module.distillation.capture_teacher.paths) == {"hidden"}
 
 
-def test_attention_that_nobody_reads_stays_on_its_fast_path(parts):
-    config, data, teacher, _ = parts
-    for name in ("scores", "output"):
-        config.losses[name]["weight"] = 0.0
-    build_module(config, "train", 4, copy.deepcopy(teacher), data, teacher)
-    assert teacher.config._attn_implementation == "sdpa"
-
-
 def test_only_the_teacher_is_captured_at_the_sites_of_an_intervention(parts):
     config, data, teacher, student = parts
     step = build_module(config, "intervene", 4, student, data, teacher).distillation
@@ -92,11 +72,17 @@ def test_student_without_a_teacher_asks_for_none(parts):
 
 
 # TI-O never trains W_V and W_O (arXiv:2302.11812, released code): neither a gradient, nor weight decay, nor momentum moves them
-@pytest.mark.parametrize("optimizer", ["adamw", "bert_adam"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("optimizer", "compiled"),
+    [("adamw", False), ("bert_adam", False), pytest.param("adamw", True, marks=pytest.mark.slow)],
+)
 def test_what_an_intervention_does_not_train_is_bit_identical_after_it(tmp_path, optimizer, compiled):
     config = composed(
-        "intervention=output", "intervention_schedule=output", f"optimizer={optimizer}", "optimizer.weight_decay=0.5"
+        "intervention=output",
+        "intervention_schedule=output",
+        f"optimizer={optimizer}",
+        "optimizer.weight_decay=0.5",
+        "model.architecture.num_hidden_layers=1",
     )
     data = build_data(config)
     data.load()
@@ -105,10 +91,10 @@ def test_what_an_intervention_does_not_train_is_bit_identical_after_it(tmp_path,
     before = copy.deepcopy(student.state_dict())
     if compiled:
         student.compile(backend="aot_eager")
-    fitted(config, data, "intervene", 5, student, teacher, tmp_path)
+    fitted(config, data, "intervene", 3, student, teacher, tmp_path)
     after = student.state_dict()
     untrained = [name for name in before if "self.value." in name or "attention.output.dense." in name]
-    assert len(untrained) == 2 * 2 * 2
+    assert len(untrained) == 2 * 2
     assert all(torch.equal(before[name], after[name]) for name in untrained)
     trained = ["attention.self.query.weight", "intermediate.dense.weight", "attention.output.LayerNorm.weight"]
     assert all(not torch.equal(before[name], after[name]) for name in before if name.endswith(tuple(trained)))
