@@ -158,7 +158,7 @@ def _check_arguments(target: Any, node: Mapping[str, Any], key: str, given: Mapp
 def _parameters(target: Any) -> list[Mapping[str, inspect.Parameter]]:
     """Return the parameters of a constructor or function, and those of base classes that it passes keywords on to."""
     found = [_signature(target)]
-    for kind in getattr(target, "__mro__", ())[1:]:
+    for kind in getattr(target, "__mro__", ())[1:-1]:  # object takes no keywords
         if not _passes_on(found[-1]):
             break
         if "__init__" in vars(kind):

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,9 +21,9 @@ from qat_lightning.config.builders.models import build_model
 from qat_lightning.config.run_config import in_one_process, read_run
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.exporters.packed.format import PackedFormat
+from tests.command_line import Command, call
 from tests.training.runs import composed, small_run
 
-ROOT = Path(__file__).parents[2]
 NO_INTERVENTION = ("intervention=none", "intervention_schedule=none")
 
 
@@ -243,12 +241,8 @@ def test_other_students(tmp_path):
     assert not (tmp_path / "none" / "export").exists()
 
 
-def command(name: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    return subprocess.run(
-        [sys.executable, "-m", f"qat_lightning.{name}", *words],
-        capture_output=True, text=True, cwd=folder, env=environment, timeout=240, check=False,
-    )  # fmt: skip
+def command(name: str, folder: Path, *words: str) -> Command:
+    return call(folder, *words, module=f"qat_lightning.{name}")
 
 
 def test_the_commands_run_no_stage(folder):

@@ -23,6 +23,7 @@ from qat_lightning.training.compatibility import check_teacher, other_order
 from qat_lightning.training.guards import callbacks
 from qat_lightning.training.guards.diagnosis import NonFiniteError
 from qat_lightning.training.module import QATModule
+from tests.command_line import call
 from tests.tiny_models import tiny_model
 from tests.training.runs import SMALL, composed, small_run
 
@@ -474,9 +475,7 @@ HALF = "trainer.precision=16-true"
 
 
 def test_from_the_command_line_it_ends_in_one_message_and_exit_code_1(tmp_path):
-    command = [sys.executable, "-m", "qat_lightning", *SMALL, f"hydra.run.dir={tmp_path / 'run'}", HALF]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    ended = call(tmp_path, *SMALL, "hydra.run.dir=run", HALF)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert re.search(r"qat_lightning: stage \w+, step 2: the loss is not finite", ended.stderr)
