@@ -131,19 +131,6 @@ def test_weights_load_across_the_surgery() -> None:
     assert all(torch.equal(*pair) for pair in zip(back.parameters(), source.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_training_flag_is_taken_over(training: bool) -> None:
-    model = quantize(tiny_model("bert").train(training), W2A8, OPERANDS)
-    assert {module.training for module in model.modules()} == {training}
-
-
-def test_no_rules_change_nothing() -> None:
-    model = tiny_model("bert")
-    before = model(**without_labels(tiny_batch("bert"))).logits
-    assert torch.equal(quantize(model, [])(**without_labels(tiny_batch("bert"))).logits, before)
-    assert model.config._attn_implementation == "sdpa"
-
-
 def test_first_matching_rule_wins() -> None:
     rules = [
         QuantizationRule("layers.0.attention.query", weight=partial(UniformQuantizer, bits=4)),
@@ -156,12 +143,6 @@ def test_first_matching_rule_wins() -> None:
     assert type(module_at(model, "layers.1.attention.key")) is nn.Linear
 
 
-def test_each_part_gets_its_own_quantizer() -> None:
-    model = quantize(tiny_model("bert"), [LINEAR])
-    quantizers = [module for module in model.modules() if isinstance(module, (TernaryQuantizer, UniformQuantizer))]
-    assert len(quantizers) == len({id(module) for module in quantizers}) == 2 * 6 * LAYERS
-
-
 def test_a_rule_that_matches_nothing_names_the_parts() -> None:
     message = r"target_modules='layers\.\*\.ffn' matches no part of Bert.*; parts: .*layers\.\*\.feedforward\.in"
     model = tiny_model("bert")
@@ -170,25 +151,10 @@ def test_a_rule_that_matches_nothing_names_the_parts() -> None:
     assert not any(isinstance(module, QuantLinear) for module in model.modules()), "nothing is changed before the check"
 
 
-def test_an_optional_rule_may_match_nothing() -> None:
-    model = quantize(tiny_model("vit"), [QuantizationRule("embeddings.word", weight=BY_ROW, optional=True)])
-    assert not any(isinstance(module, QuantEmbedding) for module in model.modules())
-
-
 def test_an_embedding_has_no_input_to_quantize() -> None:
     message = "part 'embeddings.word' is a Embedding: weights and inputs of linear layers and weights of embeddings"
     with pytest.raises(ValueError, match=message):
         quantize(tiny_model("bert"), [QuantizationRule("embeddings.word", weight=BY_ROW, input=EIGHT_BIT)])
-
-
-def test_open_attention_is_idempotent_and_keeps_the_core() -> None:
-    model = quantize(tiny_model("bert"), [], OPERANDS)
-    cores = [module for module in model.modules() if isinstance(module, InstrumentedAttention)]
-    open_attention(model)
-    assert [id(module) for module in model.modules() if isinstance(module, InstrumentedAttention)] == [
-        id(core) for core in cores
-    ]
-    assert isinstance(cores[0].query_quantizer, UniformQuantizer)
 
 
 def test_attention_is_opened_only_for_its_sites() -> None:

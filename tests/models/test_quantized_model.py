@@ -94,24 +94,6 @@ def test_every_threshold_is_measured_positive_and_finite(initialization):
     assert not any((step == 1.0).all() for step in learned), "1 is where they stand before they are measured"
 
 
-def test_calibration_takes_the_mean_over_batches():
-    quantizer = LSQQuantizer(initialization="minmax")
-    for largest in (1.0, 2.0, 6.0):
-        quantizer.calibrate(torch.tensor([largest, -0.5]))
-    assert quantizer.step_size.item() == pytest.approx(3.0)
-
-
-@pytest.mark.parametrize("granularity", ["per_channel", "per_group"])
-def test_learned_steps_by_row_are_for_weights(granularity):
-    group = 2 if granularity == "per_group" else None
-    quantizer = LSQQuantizer(granularity=granularity, group_size=group, initialization="minmax")
-    quantizer.calibrate(torch.tensor([[1.0, -2.0], [0.5, 0.25], [0.0, 0.0]]))
-    expected = torch.tensor([2.0, 0.5, 1e-5])
-    torch.testing.assert_close(quantizer.step_size.detach().flatten(), expected)
-    with pytest.raises(ValueError, match="is for weights: inputs change their number of rows"):
-        quantizer.calibrate(torch.zeros(2, 2))
-
-
 def test_table_of_bits_and_the_size_that_comes_of_it():
     table = {"layers.0.*": 8, "layers.*.feedforward.out": 4}
     student = quantize(

@@ -154,14 +154,6 @@ def test_parts_are_the_modules_with_weights(name: str) -> None:
     assert model.get_submodule(parts["head"]).weight.shape == (CLASSES, WIDTH)
 
 
-def test_parts_of_bert_in_the_models_order() -> None:
-    layer = ["attention.query", "attention.key", "attention.value", "attention.projection"]
-    layer += ["feedforward.in", "feedforward.out"]
-    embeddings = ["embeddings.word", "embeddings.position", "embeddings.token_type"]
-    expected = embeddings + [f"layers.{index}.{part}" for index in range(LAYERS) for part in layer] + ["pooler", "head"]
-    assert list(part_paths(tiny_model("bert"))) == expected
-
-
 def test_dense_layer_of_the_head_is_called_pooler_everywhere() -> None:
     paths = {name: part_paths(tiny_model(name)).get("pooler") for name in TESTED}
     assert paths == {
@@ -172,13 +164,6 @@ def test_dense_layer_of_the_head_is_called_pooler_everywhere() -> None:
         "vit": None,
         "deit": None,
     }
-
-
-def test_electra_without_a_projection_of_its_embeddings() -> None:
-    model = tiny_model("electra", embedding_size=WIDTH)
-    assert "embeddings.project" not in part_paths(model)
-    assert site_paths(model, "hidden")[0] == "electra.embeddings"
-    assert site_paths(tiny_model("electra"), "hidden")[0] == "electra.embeddings_project"
 
 
 def test_a_base_model_has_the_same_sites_without_a_prefix() -> None:

@@ -86,11 +86,6 @@ def test_kept_layers_generate_with_a_cache(family):
     assert [module.layer_idx for module in student.modules() if hasattr(module, "layer_idx")] == [0, 1]
 
 
-def test_lists_that_are_not_of_layers_stay():
-    student = keep_layers(tiny_model("qwen2", eos_token_id=[3, 4]), [1])
-    assert student.config.eos_token_id == [3, 4]
-
-
 def test_scores_that_are_divided_by_the_layers_number_are_no_others_number():
     changes = {"n_layer": 4, "scale_attn_by_inverse_layer_idx": True}
     with pytest.raises(ValueError, match=r"layers=\[1, 3\]: .*scale_attn_by_inverse_layer_idx.*keep the first layers"):
@@ -109,23 +104,6 @@ def test_scores_that_are_divided_by_the_layers_number_are_no_others_number():
 def test_layers_are_checked_before_anything_is_loaded(layers, message):
     with pytest.raises(ConfigError, match=message):
         composed(f"model.student_layers={layers}")
-
-
-def test_of_a_hub_id_only_the_model_knows_the_number_of_layers():
-    """Not the group's architecture, which is another model's where model.path was typed."""
-    composed("model=llama", "model.path=owner/deeper", "model.student_layers=[0,40]")
-    with pytest.raises(ConfigError, match="names a layer twice"):
-        composed("model=llama", "model.path=owner/deeper", "model.student_layers=[40,40]")
-    with pytest.raises(ValueError, match=r"layers=\[1, 1\] names a layer twice"):
-        keep_layers(tiny_model("bert"), [1, 1])
-
-
-@pytest.mark.parametrize(
-    "bits", ["quantization.weight.bits=9", "quantization.activation.bits=1", "quantization.bits={layers.*:9}"]
-)
-def test_bits_are_checked_before_anything_is_loaded(bits):
-    with pytest.raises(ConfigError, match=r"bits.*(9|1).*choose 2 to 8|from 1 to 8"):
-        composed("quantization=uniform_w8a8", bits)
 
 
 def test_a_run_trains_exports_and_scores_kept_layers(tmp_path):

@@ -14,8 +14,6 @@ from torch import Tensor
 from qat_lightning.distillation.losses import attention_map as module
 from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.distillation.losses.attention_map_blockwise import Factors, Settings, divergence
-from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
-from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
 from qat_lightning.models.sites import FACTORS
 
 SMALLEST = 1e-8
@@ -168,10 +166,6 @@ def test_the_clamp_is_kept() -> None:
     assert abs(own.query.grad.item()) < 1e-15
 
 
-def test_images_have_no_padding() -> None:
-    compared(drawn(0), drawn(1), {}, 1.0, 1e-10)
-
-
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("smallest", [-torch.inf, torch.finfo(torch.float32).min])
 def test_a_row_that_sees_no_key_does_no_harm(smallest: float, temperature: float) -> None:
@@ -238,12 +232,6 @@ def test_equal_maps_are_no_distance_and_no_gradient() -> None:
     assert own.query.grad.abs().max() < 1e-14
 
 
-def test_without_a_gradient_nothing_is_worked_out_for_one() -> None:
-    value = AttentionMapLoss(implementation="blockwise")(signals(drawn(0)), signals(drawn(1)), {})
-    assert value.item() == pytest.approx(dense(drawn(0), drawn(1), {}, AttentionMapLoss()).item())
-    assert not value.requires_grad
-
-
 def test_what_cannot_be_is_refused_in_words() -> None:
     loss = AttentionMapLoss(implementation="blockwise")
     with pytest.raises(ValueError, match=r"shapes \(2, 4, 5, 5\) and \(2, 2, 5, 5\).*as many heads"):
@@ -253,12 +241,3 @@ def test_what_cannot_be_is_refused_in_words() -> None:
     own = leaves(drawn(0))
     with pytest.raises(ValueError, match=r"no second derivative: give losses\.map\.implementation=dense"):
         torch.autograd.grad(loss(signals(own), signals(drawn(1)), {}), own.query, create_graph=True)
-
-
-def test_each_implementation_says_what_it_reads() -> None:
-    assert AttentionMapLoss().sites == ("attention.probs",)
-    assert AttentionMapLoss(implementation="blockwise").sites == FACTORS
-    balance = WeightedPairLoss(
-        0.5, AttentionMapLoss(implementation="blockwise"), FeatureMatchingLoss("attention.output")
-    )
-    assert balance.sites == (*FACTORS, "attention.output")

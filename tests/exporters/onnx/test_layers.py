@@ -9,15 +9,11 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
-from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from qat_lightning.exporters.onnx.layers import FloatLinear, IntegerLinear, PackedCore, replace_layers
+from qat_lightning.exporters.onnx.layers import FloatLinear, IntegerLinear, replace_layers
 from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
 from qat_lightning.quantization.quantizers.affine import AffineQuantizer
@@ -193,10 +189,6 @@ def test_which_products_are_of_whole_numbers(name: str) -> None:
     assert isinstance(layer, IntegerLinear if whole else FloatLinear)
 
 
-def test_nodes_that_multiply_whole_numbers(layers: tuple[_Layers, Graph]) -> None:
-    assert layers[1].count("MatMulInteger") == sum(whole for _, _, whole in LINEAR.values()) == 6
-
-
 def test_integer_linear_by_hand() -> None:
     """x = (1.27, −0.64), codes (127, −64); W = [[1, −1], [1, 1]]·0.5, α = 0.5; y = ((127 + 64), (127 − 64))/100 · 0.5 + b."""
     layer = nn.Linear(2, 2)
@@ -229,13 +221,6 @@ def test_which_attention_products_are_of_whole_numbers(attention: tuple[_Attenti
     assert attention[1].count("MatMulInteger") == sum(count for _, count in ATTENTION.values())
 
 
-def test_one_operand_without_a_quantizer_is_enough_for_float32() -> None:
-    core = InstrumentedAttention()
-    core.query_quantizer, core.probs_quantizer, core.value_quantizer = (UniformQuantizer() for _ in range(3))
-    packed = PackedCore(core)
-    assert (packed.scores.whole, packed.context.whole) == (False, True)
-
-
 @pytest.mark.parametrize("slot", ["weight_quantizer", "input_quantizer"])
 def test_a_quantizer_that_is_switched_off_stays_off(slot: str) -> None:
     """`qat_lightning.models.quantized_model.switch_on`: in all other places values pass in full precision."""
@@ -252,20 +237,3 @@ def test_a_module_of_ones_own_as_a_quantizer_is_kept() -> None:
     x, ids = 2 * torch.randn(5, 6), torch.arange(5)
     torch.testing.assert_close(replace_layers(nn.Sequential(copy.deepcopy(layer)))(x), layer(x))
     torch.testing.assert_close(replace_layers(nn.Sequential(copy.deepcopy(table)))(ids), table(ids))
-
-
-@pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.UINT8])
-def test_the_standards_product_of_whole_numbers_is_the_one_meant(kind: int) -> None:
-    """MatMulInteger by onnx's reference evaluator: (left − left_zero)(right − right_zero) in int32."""
-    numbers, draw = onnx.helper.tensor_dtype_to_np_dtype(kind), np.random.default_rng(0)
-    left = draw.integers(0, 256, (3, 5)).astype(np.uint8)
-    right = draw.integers(-64, 65, (5, 4)).astype(np.int64)
-    zero = 0 if kind == TensorProto.INT8 else 128
-    node = helper.make_node("MatMulInteger", ["a", "b", "p", "q"], ["y"])
-    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in "ap"]
-    ends += [helper.make_tensor_value_info(name, kind, None) for name in "bq"]
-    output = helper.make_tensor_value_info("y", TensorProto.INT32, None)
-    model = helper.make_model(helper.make_graph([node], "product", ends, [output]))
-    feed = {"a": left, "b": (right + zero).astype(numbers), "p": np.uint8(127), "q": numbers.type(zero)}
-    (product,) = ReferenceEvaluator(model).run(None, feed)
-    np.testing.assert_array_equal(product, (left.astype(np.int64) - 127) @ right)

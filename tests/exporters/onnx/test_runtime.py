@@ -11,7 +11,6 @@ import torch
 from onnx import TensorProto, helper
 
 from qat_lightning.exporters.onnx.runtime import OnnxModel
-from qat_lightning.models.capture import SignalCapture
 
 LEVELS = onnxruntime.GraphOptimizationLevel
 
@@ -56,39 +55,11 @@ def test_several_heads_in_the_order_of_the_file(tmp_path: Path) -> None:
     }
 
 
-def test_observed_as_a_student_is(tmp_path: Path) -> None:
-    """Labels, and what the data adds for itself, never reach the file."""
-    batch = BATCH | {"labels": torch.tensor([1]), "zero points": torch.zeros(1, 2)}
-    model = OnnxModel(_file(tmp_path, ("start_logits", "end_logits")))
-    start, end = SignalCapture(model)(batch)["logits"]
-    assert torch.equal(2 * start, end)
-    (logits,) = SignalCapture(OnnxModel(_file(tmp_path)))(batch)["logits"]
-    assert torch.equal(logits, start)
-
-
-def test_what_it_returns_can_be_written_to(tmp_path: Path) -> None:
-    """A metric may work in place; the next answer is another tensor."""
-    model = OnnxModel(_file(tmp_path))
-    model(**BATCH)["logits"].zero_()
-    assert model(**BATCH)["logits"].any()
-
-
 def test_a_missing_file_is_told_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.onnx.*python -m qat_lightning\.export run=DIR"):
         OnnxModel(tmp_path / "absent.onnx")
     with pytest.raises(OSError, match="no ONNX file"):
         OnnxModel(tmp_path)
-
-
-def test_threads_and_optimization_reach_the_runtime(tmp_path: Path) -> None:
-    path = _file(tmp_path)
-    options = OnnxModel(path, threads=3, optimize=False).session.get_session_options()
-    assert options.intra_op_num_threads == 3
-    assert options.graph_optimization_level == LEVELS.ORT_DISABLE_ALL
-    options = OnnxModel(path).session.get_session_options()
-    assert options.intra_op_num_threads == 0  # the runtime's own choice
-    assert options.graph_optimization_level == LEVELS.ORT_ENABLE_ALL
-    assert OnnxModel(path).session.get_providers() == ["CPUExecutionProvider"]
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -124,12 +124,6 @@ def test_int8_only_where_two_products_fit_into_16_bits(name: str, rows: int, col
     assert held().dtype == torch.uint8 or 2 * 255 * largest < 2**15
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_weights_of_whole_codes_are_multiplied_as_such(name: str) -> None:
-    """Of many weights, as rounding must not decide it."""
-    assert all(is_integer(stored(*_quantized(name, 8, 15, seed))) for seed in range(20))
-
-
 @pytest.mark.parametrize("name", OTHER)
 def test_other_weights_are_not(name: str) -> None:
     kept = stored(*_quantized(name, 8, 15, 0))
@@ -144,16 +138,6 @@ def test_a_weight_of_one_sign_reaches_the_end_of_8_bits(sign: int) -> None:
     weight = sign * torch.linspace(0, 1.27, 128).reshape(2, 64)
     held = IntegerWeight(stored(weight, UniformQuantizer()))
     assert torch.equal(held().int() - held.zero.int(), sign * torch.arange(128).reshape(2, 64).t())
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_zeros_stay_zeros(name: str) -> None:
-    quantizer, zeros = WHOLE[name](), torch.zeros(3, 5)
-    quantizer.calibrate(zeros)
-    kept = stored(zeros, quantizer)
-    assert not FloatWeight(kept)().any()
-    held = IntegerWeight(kept)
-    assert not ((held().int() - held.zero.int()) * held.scale).any()
 
 
 def test_half_an_offset_doubles_the_codes() -> None:

@@ -436,14 +436,6 @@ def test_a_student_in_bfloat16_is_read_in_float32(tmp_path: Path) -> None:
     assert torch.equal(loaded[f"{layer}.weight"], TernaryQuantizer()(model.get_submodule(layer).weight.float()))
 
 
-def test_a_buffer_of_a_type_that_no_folder_has(tmp_path: Path) -> None:
-    model = tiny_model("bert")
-    model.register_buffer("counts", torch.zeros(3, dtype=torch.int16))
-    with pytest.raises(ValueError, match=r"counts is of torch\.int16; a packed folder has torch\.uint8, "):
-        write_packed(model, tmp_path / "packed")
-    assert not list(tmp_path.iterdir())
-
-
 def test_transformers_itself_refuses_the_folder(tmp_path):
     """It knows no such method, would only warn, and go on with random weights, were there a file of the usual name."""
     write_packed(student("bert", "ternary_w2a8"), tmp_path / "packed")

@@ -242,12 +242,6 @@ def test_a_quantized_tensor_that_somebody_has_written_to_is_saved_as_it_is() -> 
     layer.input_quantizer.register_forward_hook(lambda module, inputs, output: output.detach().mul_(0) and None)
 
 
-def test_float64_under_autocast_stays() -> None:
-    layer = layer_of("ternary and 8 bits").double()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(source().double()).dtype == torch.float64
-
-
 def test_functional_transformations_go_through() -> None:
     layer, x = layer_of("ternary and 8 bits"), source()
     expected = source().requires_grad_()

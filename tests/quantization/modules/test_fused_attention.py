@@ -94,14 +94,6 @@ def test_who_watches_or_replaces_a_map_gets_one_from_a_lean_core_too(site: str) 
     assert SignalCapture(model, ["attention.context"])(batch)["attention.context"][0].shape[1] == HEADS
 
 
-def test_open_attention_takes_leanness_back() -> None:
-    """For a second derivative, which fused attention has not."""
-    model = lean(tiny_model("bert"))
-    assert all(core.lean for core in cores(model))
-    assert not any(core.lean for core in cores(open_attention(model)))
-    assert not any(core.lean for core in cores(open_attention_for(lean(model), ["attention.probs"])))
-
-
 @pytest.mark.parametrize("name", ["bert", "mistral"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_makes_no_nan_of_a_row_without_keys(name: str, dtype: torch.dtype) -> None:
@@ -181,19 +173,3 @@ def test_gradient_flows_through_the_factors_as_through_scores() -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
     assert gradients[0].any()
-
-
-def test_factors_are_made_only_where_they_are_watched() -> None:
-    """And are no sites to match or replace."""
-    seen: list[str] = []
-    model = open_attention(tiny_model("bert"))
-    for port in InstrumentedAttention.WATCHED:
-        for core in cores(model):
-            core.get_submodule(port).forward = lambda tensor, port=port: seen.append(port)  # type: ignore[method-assign]
-    SignalCapture(model, ["attention.probs"])(tiny_batch("bert"))
-    assert not seen
-    SignalCapture(model, FACTORS[:1])(tiny_batch("bert"))
-    assert seen == ["query_factor"] * 2
-    for site in FACTORS:
-        with pytest.raises(ValueError, match=f"unknown site '{site}'"):
-            Intervention([site])

@@ -72,16 +72,6 @@ def test_embedding_shares_the_parameters() -> None:
     assert isinstance(layer, nn.Embedding)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_training_flag_is_taken_over(training: bool) -> None:
-    """A new module in a model in eval() would be born in training mode (the design's third trap)."""
-    layers = [
-        QuantLinear(nn.Linear(2, 2).train(training), TernaryQuantizer(), UniformQuantizer()),
-        QuantEmbedding(nn.Embedding(2, 2).train(training), TernaryQuantizer("per_channel")),
-    ]
-    assert all(module.training is training for layer in layers for module in layer.modules())
-
-
 def embedding_and_lookup_after(quantizer: nn.Module, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Value and gradient: of the layer, and of quantizing the whole table and then looking up."""
     torch.manual_seed(3)

@@ -44,16 +44,6 @@ def test_trits_are_digits_of_base_three(count: int, seed: int) -> None:
     assert torch.equal(unpack_base3(packed, count), codes)
 
 
-@each_width
-def test_many_codes(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than are worked on at once, with an odd rest."""
-    monkeypatch.setattr("qat_lightning.quantization.packing.bit_packing.CHUNK", 100)
-    codes = drawn(8 * 1000 + 3, 2**bits)
-    packed = pack(codes, bits)
-    assert packed.tolist() == stream(codes, bits)
-    assert torch.equal(unpack(packed, bits, len(codes)), codes)
-
-
 @given(count=st.integers(400, 10**12), levels=st.integers(2, 256))
 def test_bytes_are_those_of_theory(count: int, levels: int) -> None:
     """At most 2 % more than count · log₂(levels) bits where the levels are a power of two, or three as trits."""
@@ -66,13 +56,6 @@ def test_bytes_are_those_of_theory(count: int, levels: int) -> None:
 def test_as_many_bytes_as_the_format_says(count: int) -> None:
     assert [len(pack(drawn(count, 2**bits), bits)) for bits in WIDTHS] == [math.ceil(count * b / 8) for b in WIDTHS]
     assert len(pack_base3(drawn(count, 3))) == math.ceil(count / 5)
-
-
-def test_any_shape_and_any_whole_type() -> None:
-    codes = torch.tensor([[1, 0, 3], [2, 2, 1]])
-    # 01 00 11 10 10 01, each pair a code with its low bit right: 0b10_11_00_01 and 0b01_10
-    assert pack(codes, 2).tolist() == pack(codes.int().t().contiguous().t(), 2).tolist() == [0b10110001, 0b0110]
-    assert pack(torch.tensor([True, False, True]), 1).tolist() == [5]
 
 
 @pytest.mark.parametrize(
