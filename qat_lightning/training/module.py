@@ -31,7 +31,7 @@ MakeOptimizer = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
 class QATModule(LightningModule):
-    """Plain QAT is a module without a teacher; fine-tuning a teacher is a module whose student has no quantizers.
+    """The LightningModule of all stages: QAT without distillation has no teacher, the teacher stage has no quantizers.
 
     Args:
         student: trained; its attention must be open where a loss or an intervention reads inside it.
@@ -107,7 +107,7 @@ class QATModule(LightningModule):
         self._reused_weights.close()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The student's own score; while an intervention is at work, the teacher-assisted one beside it."""
+        """Score the student, and during an intervention the student with the teacher's signals as well."""
         self.score("val", self.answer(batch), batch)
         if (intervention := self.distillation.intervention).sites:
             with intervention.apply(self.student, self.distillation.teacher_signals(batch)):
@@ -135,9 +135,9 @@ class QATModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """What an intervention keeps from learning stays as it is, bit for bit.
+        """Drop gradients of 0 during an intervention in a compiled model, so that untrained weights stay bit-identical.
 
-        A compiled graph gives it a gradient of 0 where eager mode gives none, and decay and momentum would move it.
+        A compiled graph gives them a gradient of 0, eager mode none; weight decay and momentum would move them.
         """
         if self.distillation.intervention.sites and is_compiled(self.student):
             reached = [parameter for parameter in self.student.parameters() if parameter.grad is not None]
@@ -147,19 +147,19 @@ class QATModule(LightningModule):
                     parameter.grad = None
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        """No update, however large, leaves a step size that is not positive and finite."""
+        """Take the step and keep every learned step size positive and finite."""
         super().optimizer_step(*arguments, **keywords)
         for quantizer in self.student.modules():
             if isinstance(quantizer, LSQQuantizer):
                 quantizer.keep_positive()
 
     def configure_callbacks(self) -> list[Callback]:
-        """What no training goes without, whoever makes the Trainer."""
+        """Add the guards to any Trainer."""
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         return [guard() for guard in (FrozenTeacherCheck, NonFiniteCheck) if guard not in present]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of weights that are not finite no checkpoint is made: the last good one stays."""
+        """Refuse a checkpoint with weights that are not finite, so that the last good one stays."""
         check_weights(self, self.trainer)
 
     @property
@@ -168,7 +168,7 @@ class QATModule(LightningModule):
 
     @property
     def full_teacher(self) -> nn.Module | None:
-        """The teacher as it was fine-tuned, wherever it is."""
+        """Return the teacher in the precision of its fine-tuning."""
         return self._full_teacher[0] if self._full_teacher else self.teacher
 
     @property

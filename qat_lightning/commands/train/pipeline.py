@@ -1,4 +1,4 @@
-"""What the stages of a run share, and how one is trained or taken over."""
+"""The state that the stages of a run share, and the training of one stage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from qat_lightning.training.wandb_fallback import begin
 
 @dataclass
 class Run:
-    """What the stages of one run share."""
+    """The configuration, data and results that the stages of one run share."""
 
     config: RunConfig
     folder: Path
@@ -60,7 +60,7 @@ class Run:
     content: str = ""
 
     def plan(self) -> None:
-        """The stages with their settings, none begun.
+        """Create the stages with their settings; none begins.
 
         Raises:
             ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
@@ -107,7 +107,7 @@ class Run:
             )
 
     def find_cache(self, teacher: nn.Module) -> None:
-        """The folder that `teacher_cache` names, looked at before anything is trained; nothing is written.
+        """Check the folder of `teacher_cache` before the training; nothing is written.
 
         Raises:
             ValueError: it is another teacher's, the data never comes again, or the disk has too little room.
@@ -121,16 +121,16 @@ class Run:
             )
 
     def _different_batches(self, stage: str) -> int:
-        """Of all processes."""
+        """Return how many different training batches all processes read in a stage."""
         count = self.steps(stage) * self.config.trainer.accumulate_grad_batches
         return self.processes * (count if self.data.reshuffle else min(count, self.batches_per_epoch))
 
     def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
-        """Train `student` through one stage, or take over what an earlier start of this run has finished."""
+        """Train `student` through one stage, or load the result if the stage is finished."""
         stage, steps = self.stages[name], self.steps(name)
         if stage.outcome is not None:
             stage.load(student)
-            self.say(name, f"finished before, not run again ({self._told(stage.outcome)})")
+            self.say(name, f"finished before, not run again ({self._summary(stage.outcome)})")
         else:
             self._announce(name, steps, stage)
             self._fit(stage, steps, student, teacher)
@@ -139,7 +139,7 @@ class Run:
         self.outcomes[name] = outcome
 
     def steps(self, name: str) -> int:
-        """Optimizer steps of a stage. The intervene stage is shortened where it would leave none for the train stage."""
+        """Return the optimizer steps of a stage; the intervene stage is shortened if it would leave none to the train stage."""
         steps, together = self._budget(name), self.config.stages.train.includes_intervene
         if name == "teacher" or not together or "intervene" not in stage_names(self.config):
             return steps
@@ -147,24 +147,24 @@ class Run:
         return intervene if name == "intervene" else steps - intervene
 
     def _budget(self, name: str) -> int:
-        """Optimizer steps that the configuration gives a stage."""
+        """Return the optimizer steps that the configuration gives a stage."""
         stage = self.config.stage(name)
         budget = Budget(stage.max_steps, stage.max_epochs)
         return budget.steps(self.batches_per_epoch, self.config.trainer.accumulate_grad_batches)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Of one process, all processes sharing an epoch."""
+        """Return the batches of one process; all processes share an epoch."""
         return self.data.batches_per_epoch(self.processes)
 
     @property
     def processes(self) -> int:
-        """On all machines."""
+        """Return the number of processes on all machines."""
         trainer = self.config.trainer
         return count_devices(trainer.devices) * trainer.num_nodes
 
     def padding(self) -> dict[str, dict[str, int]]:
-        """Of each stage that trained on rows of tokens, see `count_padding`."""
+        """Return the result of `count_padding` for each stage that trained on tokens."""
         batches = {
             name: outcome.steps * self.config.trainer.accumulate_grad_batches for name, outcome in self.outcomes.items()
         }
@@ -172,13 +172,13 @@ class Run:
         return {name: tokens for name, tokens in counted.items() if tokens is not None}
 
     def scores(self, model: nn.Module) -> dict[str, float]:
-        """The validation metrics of a model as it stands."""
+        """Compute the validation metrics of a model."""
         objective = Objective({}, {}).of("teacher")
         module = build_module(self.scoring, "teacher", 0, model, self.data, objective=objective)
         return own_scores(self.scorer, module, self.data)
 
     def restored(self, stage: str) -> nn.Module:
-        """The teacher or the student with the weights that a finished stage has handed on.
+        """Build the teacher or the student with the weights of a finished stage.
 
         Raises:
             ValueError: the folder holds no such weights.
@@ -217,7 +217,7 @@ class Run:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # the next stage is a W&B run of its own
-        self.say(stage.name, self._told(outcome))
+        self.say(stage.name, self._summary(outcome))
         if self.config.trainer.profiler:
             self.say(stage.name, f"profile in {trainer.log_dir}")
         if self.cache is not None and module.teacher is not None:
@@ -229,19 +229,19 @@ class Run:
         elif steps:
             self.say(name, f"{steps} steps …")
 
-    def _told(self, outcome: StageResult) -> str:
-        told = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {score(outcome.score)}"
-        return told + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
+    def _summary(self, outcome: StageResult) -> str:
+        summary = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {score(outcome.score)}"
+        return summary + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
 
 
 def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None) -> Run:
-    """A run with its data read and its seed set, nothing begun.
+    """Read the data and set the seed of a run.
 
     Args:
         scoring: the configuration for reading data and scoring models, where it is another than that of the training.
 
     Raises:
-        ValueError: in words, for data that is not there or cannot be used.
+        ValueError: data that is missing or cannot be used.
     """
     _quiet()
     watch_processes()
@@ -257,7 +257,7 @@ def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None) ->
 
 
 def _quiet() -> None:
-    """Leave the terminal to the run's own words."""
+    """Silence the messages of other libraries."""
     for name in ("lightning.pytorch", "lightning.fabric", "transformers", "datasets", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging

@@ -341,9 +341,9 @@ def _check_labels(data: TaskData, model: nn.Module) -> None:
     The data follow the model where it knows all their classes, so this is for a model that knows some of them, or for
     `data.label_names`. Also where a teacher stage would teach it the other order: an export names its classes by the model's.
     """
-    if (told := other_order(label_names(model), data.label_names)) is not None:
+    if (difference := other_order(label_names(model), data.label_names)) is not None:
         raise ConfigError(
-            f"the model numbers the classes otherwise than the data: {told}: give data.label_names=[…] in the model's order"
+            f"the model numbers the classes otherwise than the data: {difference}: give data.label_names=[…] in the model's order"
             f" ({', '.join(label_names(model) or ())[:200]}), or a model.path that was trained on these classes"
         )
 

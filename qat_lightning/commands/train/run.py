@@ -1,4 +1,4 @@
-"""All stages of a configuration in one folder, each once, and what is written of them."""
+"""Run all stages of a configuration in one folder, each once, and write the results."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ from qat_lightning.training.stage import refuse_other_stages
 
 
 def run(config: RunConfig, folder: Path, command: list[str], scoring: RunConfig | None = None) -> Plain:
-    """Run all stages of `config` in `folder`; returns the content of `metrics.json`.
-
-    The same configuration in the same folder goes on where an earlier start stopped.
+    """Run all stages of `config` in `folder`, or resume them; return the content of `metrics.json`.
 
     Args:
         scoring: the configuration in which models of a finished run are scored again and exported. With it nothing is
             trained, and no callback or logger is made.
 
     Raises:
-        ValueError: in words with the remedy, for all that is wrong with input.
+        ValueError: a problem of the input, with the key to change.
     """
     know_the_rank(scoring or config)
     with lock_folder(folder) if first_process() else nullcontext():
@@ -43,16 +41,15 @@ def run(config: RunConfig, folder: Path, command: list[str], scoring: RunConfig 
         elif first_process():
             check_own(folder, config.experiment)
         run, teacher = prepared(config, folder, scoring)
-        _write_config(config, folder, command)  # not before: a command that is refused leaves the folder as it was
+        _write_config(config, folder, command)  # after preflight: a refused command leaves the folder unchanged
         return _trained(run, teacher)
 
 
 def prepared(config: RunConfig, folder: Path, scoring: RunConfig | None = None) -> tuple[Run, nn.Module]:
-    """A run with all its stages planned, and the teacher not yet fine-tuned: nothing is written, and what is known to be
-    wrong has been told.
+    """Plan a run, build its teacher and run preflight; nothing is written.
 
     Raises:
-        ValueError: in words with the remedy, for all that is wrong with input.
+        ValueError: a problem of the input, with the key to change.
     """
     run = opened(config, folder, scoring)
     check_libraries(run)
@@ -65,7 +62,7 @@ def prepared(config: RunConfig, folder: Path, scoring: RunConfig | None = None) 
 
 
 def _trained(run: Run, teacher: nn.Module) -> Plain:
-    """All stages, then what is written of them."""
+    """Run all stages, then write the results, the report and the exports."""
     config, folder, data, console = run.config, run.folder, run.data, run.console
     batch = data.example_batch(8)
     run.stage("teacher", teacher)
@@ -83,7 +80,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     if not first_process():
         return results
     check_recorded(folder, results)
-    write_json(folder / "metrics.json", results)  # before anything that can fail
+    write_json(folder / "metrics.json", results)  # before plots and exports, which can fail
     drawn = draw_sections(folder, results, signals, batch, data.tokens(batch), classes(data, batch))
     write_report(folder, results, drawn)
     failure = _export(run, student, results)
@@ -98,7 +95,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
 
 def _export(run: Run, student: nn.Module, results: Plain) -> Exception | None:
     """Export what the configuration asks for, with its model card, and enter it in `results`; returns what failed."""
-    # not before: torch's exporter takes seconds to import, and what is missing must be told first
+    # not before: torch's exporter takes seconds to import, and missing packages are reported first
     from qat_lightning.commands.export import Exporter
     from qat_lightning.reports.model_card.card import write_card
 

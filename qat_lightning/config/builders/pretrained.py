@@ -60,13 +60,13 @@ def read_architecture(model: ModelConfig, num_labels: int) -> PretrainedConfig:
     except Exception as error:  # transformers' checks of values raise classes of their own
         if "trust_remote_code" in str(error):
             raise ConfigError(
-                f"{_told(model)} is of no family of transformers, and its own code is not run: give another model, or"
+                f"{_path_key(model)} is of no family of transformers, and its own code is not run: give another model, or"
                 " read that code and give model.trust_remote_code=true model.revision=COMMIT"
             ) from error
         raise ConfigError(
-            f"{_told(model)} cannot be loaded, its config.json does not describe a model: {_in_a_line(error)}"
+            f"{_path_key(model)} cannot be loaded, its config.json does not describe a model: {_in_a_line(error)}"
         ) from error
-    return as_data(architecture, _told(model))
+    return as_data(architecture, _path_key(model))
 
 
 def read_weights(
@@ -94,7 +94,7 @@ def read_weights(
         if not runs_code(model, architecture, auto):
             with torch.device("meta"):  # is it the architecture, without any weights?
                 random_weights(model, architecture, auto)
-        raise ConfigError(f"{_told(model)} cannot be loaded: {_of_weights(error, pickled)}") from error
+        raise ConfigError(f"{_path_key(model)} cannot be loaded: {_of_weights(error, pickled)}") from error
     return loaded, report
 
 
@@ -109,20 +109,20 @@ def random_weights(model: ModelConfig, architecture: PretrainedConfig, auto: Any
     except Exception as error:  # whatever a family raises for a value of its own
         if explain(error) is not None:  # the machine's fault, such as too little memory
             raise
-        place = f"{_told(model)} cannot be loaded, its config.json" if model.path else "model.architecture"
+        place = f"{_path_key(model)} cannot be loaded, its config.json" if model.path else "model.architecture"
         raise ConfigError(f"{place} does not describe a model: {_in_a_line(error)}") from error
 
 
-def as_data(architecture: PretrainedConfig, told: str) -> PretrainedConfig:
-    """The configuration itself, refused where it names a kernel or another file; `told` says whose it is.
+def as_data(architecture: PretrainedConfig, name: str) -> PretrainedConfig:
+    """The configuration itself, refused where it names a kernel or another file; `name` names it in messages.
 
     Code that it names (`auto_map`) transformers leaves alone, and takes its own class of that family.
     """
     for key, value in _entries(architecture):
         if key in IMPLEMENTATIONS and value not in OWN:
-            raise ConfigError(f"{told} names the kernel {value!r}, which would be downloaded and run: take it out")
+            raise ConfigError(f"{name} names the kernel {value!r}, which would be downloaded and run: take it out")
         if key in NEVER and value not in (None, False, {}):
-            raise ConfigError(f"{told} says {key} in its config.json, which is not honoured: give a plain model")
+            raise ConfigError(f"{name} says {key} in its config.json, which is not honoured: give a plain model")
     return architecture
 
 
@@ -176,7 +176,7 @@ def _of_weights(error: Exception, pickled: bool) -> str:
     return f"{_in_a_line(error)}{f' ({PICKLED})' if missing else ''}"
 
 
-def _told(model: ModelConfig) -> str:
+def _path_key(model: ModelConfig) -> str:
     return f"model.path={model.path!r}"
 
 

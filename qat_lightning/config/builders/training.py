@@ -1,4 +1,4 @@
-"""Configuration → what trains one stage: module, callbacks, trainer; and what decides its result."""
+"""Build the module, callbacks, loggers and trainer of a stage from the configuration, and the settings of its result."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def build_trainer(
 def build_callbacks(
     config: RunConfig, stage: str, data: TaskData, objective: Objective | None = None
 ) -> list[Callback]:
-    """What turns knobs in this stage, and the configured callbacks, with the direction of what they watch (`with_mode`)."""
+    """Build the callbacks that apply schedules in this stage, then the configured ones with their `mode` (`with_mode`)."""
     callbacks: list[Callback] = [SeedEachBatch(config.seed)]
     if stage == "intervene":
         schedule = create(config.intervention_schedule, "intervention_schedule")
@@ -211,7 +211,7 @@ def build_callbacks(
 def stage_settings(
     config: RunConfig, stage: str, steps: int, data: TaskData, content: str, previous: str | None
 ) -> Settings:
-    """Dotted key → value of all that decides the stage's result, and so its fingerprint; content is the data's."""
+    """Return dotted key → value of all settings that the result of a stage depends on; `content` is the data's fingerprint."""
     groups = ["model", "optimizer", "lr_scheduler", "callbacks"]
     if stage != "teacher":
         groups += ["quantization", "losses", "teacher"]
