@@ -27,7 +27,7 @@ share of it."""
 
 TIMES = 2.0
 """How much further than the student in float64 an exported model's logits may be from the student's, where the metric is
-off: so far they are the student's own rounding. What lies on the border between two codes falls to either side."""
+off: up to there the difference is the student's own rounding, which moves a value on the border between two codes."""
 
 EXPORT, RECORD, CARD = "export", "metrics.json", "README.md"
 """In the run folder: export/metrics.json and export/README.md, beside what the formats write."""
@@ -143,16 +143,18 @@ class Exporter:
         }
 
     def _check(self, seen: Comparison, name: str, remedy: str, exact: bool = False) -> None:
-        told = (
+        figures = (
             f"{self.data.metric} {score(seen.score)}, the student {score(seen.reference)}; largest difference of logits"
             f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, rows: {seen.rows}"
         )
-        self.say(name, told)
+        self.say(name, figures)
         if _as_good(seen) and (seen.agreement == 1 or not exact):
             return
         own = compare(InFloat64(self.student), self.student, self.data, seen.rows)
         if exact or not seen.largest_difference <= TIMES * own.largest_difference:
-            raise NotFaithfulError(f"{name} does not do as the student does ({told}): leave it out with {remedy}")
+            raise NotFaithfulError(
+                f"{name} does not predict as the student does ({figures}): leave it out with {remedy}"
+            )
         self.say(
             name,
             f"that is the student's own rounding: computed in float64 its {self.data.metric} is"

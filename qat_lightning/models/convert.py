@@ -27,7 +27,7 @@ class QuantizationRule:
         target_modules: a glob over part names (`qat_lightning.models.module_paths.part_paths`): `layers.*.feedforward.*`,
             `embeddings.word`.
         weight, input: called once for each part; None leaves that tensor in full precision.
-        optional: a model without such a part is no error (an image model has no word embedding).
+        optional: a model without such a part is accepted (an image model has no word embedding).
     """
 
     target_modules: str
@@ -66,7 +66,7 @@ def open_attention(model: nn.Module) -> nn.Module:
 
 
 def open_attention_for(model: nn.Module, sites: Iterable[str]) -> nn.Module:
-    """Open the attention only where one of the sites lies inside it; else it stays on its fast path.
+    """Open the attention only where one of the sites is inside it; else it stays on its fast path.
 
     Where none of the sites is a map, the cores are lean: they make no map that nobody reads.
     """

@@ -85,11 +85,11 @@ def entrances(model: nn.Module, sites: Iterable[str]) -> list[list[str]]:
 def layer_pairs(site: str, student: int, teacher: int) -> list[tuple[int, int]]:
     """(student's, teacher's) positions at `site`, for models with that many signals of it.
 
-    Where the teacher has k times as many layers, the student's layer i goes with the last of the k that it stands for,
+    Where the teacher has k times as many layers, the student's layer i goes with the last of the k that it replaces,
     k·i + k − 1, and hidden state i, counted from the embeddings, with k·i (arXiv:2101.05938, released code).
 
     Raises:
-        ValueError: the teacher's depth is no multiple of the student's.
+        ValueError: the teacher's depth is not a multiple of the student's.
     """
     if student == teacher:
         return [(layer, layer) for layer in range(student)]
@@ -97,7 +97,7 @@ def layer_pairs(site: str, student: int, teacher: int) -> list[tuple[int, int]]:
     times, rest = divmod(teacher - embeddings, max(student - embeddings, 1))
     if rest or not times:
         raise ValueError(
-            f"{site}: the student has {student} signals and the teacher {teacher}, and its depth is no multiple of the"
+            f"{site}: the student has {student} signals and the teacher {teacher}, and its depth is not a multiple of the"
             " student's: say which belong together with layers=[[student, teacher], …] (an intervention needs a multiple)"
         )
     return [(layer, times * layer + (0 if embeddings else times - 1)) for layer in range(student)]

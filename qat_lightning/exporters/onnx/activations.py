@@ -22,8 +22,8 @@ class Integers(NamedTuple):
 class IntegerInput(nn.Module):
     """x → Integers, by the arithmetic of training: symmetric, one scale for the tensor.
 
-    The zero point is where code 0 of the quantizer lies when its lowest code is put at 0: 127 for 8 symmetric bits, so
-    what lies below the range saturates by itself. What lies above is cut after rounding, in bytes: 8 times less to move
+    The zero point is the position of code 0 when the lowest code is moved to 0: 127 for 8 symmetric bits, so
+    values below the range saturate by themselves. Values above are cut after rounding, in bytes: 8 times less to move
     than cutting the float32 values first, with the same result.
 
     Args:

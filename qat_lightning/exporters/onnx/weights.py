@@ -28,7 +28,7 @@ class PackedRows(nn.Module):
     Args:
         codes: uint8 (R, C).
         bits: their width.
-        values: (2^bits,) what each code stands for; its type is that of what comes out.
+        values: (2^bits,) the value of each code; the output has the same type.
     """
 
     packed: Tensor
@@ -66,7 +66,7 @@ class IntegerWeight(nn.Module):
             raise ValueError("codes with a zero point of their own, or a scale for each group, are not whole numbers")
         integers, times = _integer_values(stored)
         signed = _largest(integers, stored.codes) <= SAFE
-        within = integers.clamp(-128, 127)  # what lies beyond belongs to codes that are not in use
+        within = integers.clamp(-128, 127)  # values beyond belong to unused codes
         values = within.to(torch.int8) if signed else (within + 128).to(torch.uint8)
         self.register_buffer("zero", torch.tensor(0 if signed else 128, dtype=values.dtype))
         self.register_buffer("scale", (stored.scale / times).reshape(-1 if stored.scale.numel() > 1 else ()))
@@ -121,7 +121,7 @@ def is_integer(stored: Stored) -> bool:
 
 
 def _integer_values(stored: Stored) -> tuple[Tensor, int]:
-    """What each code stands for, and what that was multiplied by: 2 for ±½, ±1½, …"""
+    """The value of each code as an integer, and the factor that made it one: 2 for ±½, ±1½, …"""
     assert isinstance(stored.zero_point, float)
     times = 1 if stored.zero_point.is_integer() else 2
     return (torch.arange(2.0**stored.bits) - stored.zero_point) * times, times

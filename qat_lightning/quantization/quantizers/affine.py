@@ -75,7 +75,7 @@ class AffineQuantizer(Quantizer):
         else:
             zero_point = torch.full_like(
                 low, levels / 2
-            )  # zero lies in the middle, whatever the division would round to
+            )  # zero is exactly in the middle, without the rounding of a division
         codes = (x / floored).round() + zero_point if self.static else ((x - low) / floored).round()
         return codes.clamp(0, levels), step, zero_point
 

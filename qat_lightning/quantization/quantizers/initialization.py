@@ -42,7 +42,7 @@ def percentile(values: Tensor, bits: int, largest_code: float, tail: float) -> T
 def kl(values: Tensor, bits: int, largest_code: float, tail: float) -> Tensor:
     """The cut of the histogram of |x| that a coarse grid keeps best (arXiv:2101.05938, released code).
 
-    √n bins, n_q = 2^(bits−1). For each cut after i > n_q bins, what lies beyond is put into the last bin, the cumulative
+    √n bins, n_q = 2^(bits−1). For each cut after i > n_q bins, the values beyond it are put into the last bin, the cumulative
     distribution is read off at n_q points and joined up again by straight lines; of all cuts the one with the smallest
     Σ(c − q)·log₂(c/q) over all bins is kept, and the threshold is (i + ½)·(bin width). Where there are too few values
     for that, max|x| (the release leaves 4.0).
@@ -72,7 +72,7 @@ def _kl_of_one(magnitudes: Tensor, points: int) -> Tensor:
 
 
 def _divergence(cumulative: Tensor, cuts: Tensor, points: int) -> Tensor:
-    """Σ(c − q)·log₂(c/q) for each cut (K, 1); 1 is all that lies below and in the bin of a cut."""
+    """Σ(c − q)·log₂(c/q) for each cut (K, 1); 1 is the sum up to the bin of a cut."""
     places = torch.arange(points, device=cuts.device) * ((cuts - 1) / (points - 1))  # in bins
     coarse = _read(cumulative.expand(len(cuts), -1), places, cuts)
     bins = torch.arange(len(cumulative), device=cuts.device)

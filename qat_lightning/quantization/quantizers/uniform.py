@@ -66,7 +66,7 @@ class UniformQuantizer(Quantizer):
         maximum = self.maximum.to(x.dtype) if self.static else self._maximum(x)
         # The floor keeps Q/m finite; below it everything rounds to code 0, so zeros stay zeros.
         maximum = maximum.clamp(min=torch.finfo(x.dtype).tiny * largest_code)
-        # What lies beyond the clip, which is no less than the maximum, lies beyond the largest code.
+        # A value beyond the clip, which is at least the maximum, is beyond the largest code.
         codes = (x * (largest_code / maximum)).round_().clamp_(-largest_code, largest_code)
         return codes, maximum / largest_code, torch.zeros_like(maximum)
 
