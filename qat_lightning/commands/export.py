@@ -1,4 +1,4 @@
-"""What a run hands over: a packed folder, an ONNX file, a model card; each checked against the student before it counts."""
+"""Write the exports and the model card of a run, and compare each export with the student."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from qat_lightning.reports.summary import score
 from qat_lightning.training.compatibility import names_of
 
 HALF_A_POINT = 0.005
-"""How far the metric of an exported model may be from the student's: of one that lies in 0 … 1; of a perplexity, as a
-share of it."""
+"""How far the metric of an exported model may be from the student's: absolute for a metric in 0 … 1,
+relative for a perplexity."""
 
 TIMES = 2.0
 """How much further than the student in float64 an exported model's logits may be from the student's, where the metric is
@@ -163,7 +163,7 @@ class Exporter:
 
 
 def _as_good(seen: Comparison) -> bool:
-    """Whether the metric is at most half a point from the student's.
+    """Tell whether the metric is at most half a point from the student's.
 
     Where it is undefined, as a correlation is for constant predictions, the predictions must agree; the logits as well
     where it is undefined for one of the two alone.

@@ -29,7 +29,7 @@ NEVER = sys.stdlib_module_names | {"qat_lightning", "torch", "torchmetrics", "li
 
 @dataclass(frozen=True)
 class Kind:
-    """What a place of the configuration needs.
+    """The kind of object that a place of the configuration needs.
 
     Args:
         name: for messages.

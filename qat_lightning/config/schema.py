@@ -75,7 +75,7 @@ class ModelConfig:
     start with random ones; None is true where `path` is given and false where it is not · architecture: fields of the
     transformers configuration, for pretrained=false · student_layers: the student is made of these layers of the teacher
     alone · trust_remote_code: run the code that comes with a hub id, pinned by a full commit as the revision ·
-    pickled_weights: read a pytorch_model.bin where there is no model.safetensors (as tensors, never as objects)."""
+    pickled_weights: read a pytorch_model.bin if model.safetensors is missing (as tensors, never as objects)."""
 
     path: str | None = None
     revision: str | None = None
@@ -101,7 +101,7 @@ class StageConfig:
 
     @property
     def empty(self) -> bool:
-        """Whether the budget has no steps."""
+        """Tell whether the budget has no steps."""
         return 0 in (self.max_steps, self.max_epochs)
 
 
@@ -128,7 +128,7 @@ class StagesConfig:
 
 @dataclass
 class StepSizeConfig:
-    """What an optimizer does to learned step sizes; lr None: as to all else."""
+    """Settings of the optimizer for learned step sizes; lr None: as for all other parameters."""
 
     lr: float | None = bounded(None, 0, 10)
     weight_decay: float = bounded(0.0, 0, 10)
@@ -261,7 +261,7 @@ class BenchConfig:
 
 Config = TypeVar("Config", RunConfig, BenchConfig)
 
-# The first entry of a configuration's defaults list, which Hydra finds by name, whoever composes.
+# The first entry of a configuration's defaults list, which Hydra finds by name in every composition.
 ConfigStore.instance().store(name="schema", node=RunConfig)
 
 

@@ -98,7 +98,7 @@ class TaskData(LightningDataModule):
 
     @property
     def regression(self) -> bool:
-        """Whether labels are scores, not classes."""
+        """Tell whether labels are scores, not classes."""
         return self.num_labels == 1
 
     @property
@@ -108,7 +108,7 @@ class TaskData(LightningDataModule):
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether a higher value of `metric` is better; True for a metric that does not say so (a correlation)."""
+        """Tell whether a higher value of `metric` is better; True for a metric that does not say so (a correlation)."""
         return self.metrics[self.metric].higher_is_better is not False
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:

@@ -19,7 +19,7 @@ Signals = dict[str, list[Tensor]]
 """Site → one tensor for each layer; "logits" → one for each head of the model: [logits], or [start, end] positions."""
 
 LOGITS = ("logits", "start_logits", "end_logits")
-"""What transformers calls the outputs of its heads."""
+"""Names of the outputs of heads in transformers."""
 
 
 class SignalCapture:
@@ -55,7 +55,7 @@ class SignalCapture:
 
 
 def what_counts(site: str, batch: Batch) -> Tensor | None:
-    """What is not padding, boolean, broadcastable to the site's signal; None where nothing is padded or no token axis."""
+    """Return the mask of tokens that are not padding, broadcastable to the site's signal; None without padding or token axis."""
     mask, axes = batch.get("attention_mask"), AXES[site]
     if mask is None or "N" not in axes:
         return None
@@ -65,7 +65,7 @@ def what_counts(site: str, batch: Batch) -> Tensor | None:
 
 
 def _refuse_checkpointing(model: nn.Module) -> None:
-    """What torch compiles of a checkpointed layer knows nothing of the hooks that it ran with."""
+    """Refuse to compile a checkpointed layer: the compiled graph would not contain its hooks."""
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ValueError(
             "the model is compiled and has activation checkpointing, which do not go together: leave out one of them"
@@ -87,5 +87,5 @@ def _watch(module: nn.Module, site: str, captured: list[Tensor]) -> RemovableHan
 
 
 def _keep_nothing(module: nn.Module, inputs: Any, output: Any = None) -> None:
-    """Where activations are computed again (`qat_lightning.quantization.modules.activation_checkpointing`), the signal is
+    """If activations are computed again (`qat_lightning.quantization.modules.activation_checkpointing`), the signal is
     known; a watched port stays so."""

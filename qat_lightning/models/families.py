@@ -1,4 +1,4 @@
-"""Where things are in each family: the only file with module paths of transformers."""
+"""Module paths of each model family: the only file that names the modules of transformers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _llama_like() -> Family:
 _DENSE_HEAD = {"pooler": "classifier.dense", "head": "classifier.out_proj"}
 
 OTHER_HEADS = ("qa_outputs", "score")
-"""What every family calls its question-answering head, and a decoder its classifier."""
+"""Names of the question-answering head in every family, and of the classifier of decoders."""
 
 FAMILIES = {
     "bert": _bert_like(base={"pooler": "pooler.dense"}),

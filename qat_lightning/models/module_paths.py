@@ -30,7 +30,7 @@ def attention_paths(model: nn.Module) -> list[str]:
 
 
 def has_site(model: nn.Module, site: str) -> bool:
-    """Whether the model's family has that site, its attention open or not."""
+    """Tell whether the model's family has that site, its attention open or not."""
     return not (family(model).fused and check_site(site) in FUSED)
 
 

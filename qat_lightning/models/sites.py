@@ -25,7 +25,7 @@ residual: the sum of projection and residual, before LayerNorm (Y in the text of
 output: after projection, residual and LayerNorm (Y in its released code)."""
 
 FACTORS = ("attention.query_factor", "attention.key_factor", "attention.mask")
-"""What the scores are made of, to be watched and no more: scores = query_factor · key_factorᵀ + mask.
+"""The factors of the scores, which can be captured but not replaced: scores = query_factor · key_factorᵀ + mask.
 
 query_factor: the quantized query, scaled, (B, H, N, D) · key_factor: the quantized key, (B, G, M, D), G dividing H · both
 after rotation by position, where there is one · mask: additive, broadcastable to (B, H, N, M); of zeros where there is none."""

@@ -1,4 +1,4 @@
-"""What a quantized model weighs, and a hash of its tensors."""
+"""Compute the size of a quantized model, and a hash of its tensors."""
 
 from __future__ import annotations
 

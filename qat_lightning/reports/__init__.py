@@ -1,1 +1,1 @@
-"""What a run shows: report.md, plots, tables and model cards."""
+"""Results of a run for readers: report.md, plots, tables and model cards."""

@@ -166,7 +166,7 @@ class LossLandscape(Callback):
 
 
 def _at_hand(trainer: Trainer, module: QATModule) -> bool:
-    """Whether this is the first process, at the end of the stage that trains the student for good."""
+    """Tell whether this is the first process, at the end of the stage that trains the student for good."""
     intervening = any(isinstance(callback, InterventionSchedule) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     quantized = any(hasattr(part, "weight_quantizer") for part in module.student.modules())
     return trainer.is_global_zero and not intervening and (quantized or module.teacher is not None)

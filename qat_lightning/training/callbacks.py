@@ -38,9 +38,9 @@ class InterventionSchedule(Callback):
 
 
 class StepSizeWarmup(Callback):
-    """For the student's first steps, learned step sizes follow what they quantize; then they are left to the gradient.
+    """For the student's first steps, learned step sizes are computed from the tensors that they quantize; then they are learned.
 
-    A step size that follows is measured anew on each tensor, by its quantizer's own initialization, over the tensors of
+    In these steps a step size is measured on each tensor, by its quantizer's own initialization, over the tensors of
     all processes: every process takes the same value, that of one process with the joined batch. (Padding is measured as
     well, so the two batches must be padded alike; `data.padding=max_length` makes them so.)
 
@@ -49,7 +49,7 @@ class StepSizeWarmup(Callback):
     """
 
     first_stage_only = True
-    """What the intervene stage has learned, the train stage does not measure anew."""
+    """The train stage keeps the step sizes that the intervene stage has learned."""
 
     def __init__(self, steps: int) -> None:
         if steps < 0:

@@ -1,4 +1,4 @@
-"""What goes together: two models (quantizers, shared weights, numbers of classes, vocabulary), interventions and losses."""
+"""Check what can be combined: two models (quantizers, shared weights, classes, vocabulary), interventions and losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qat_lightning.quantization.quantizers.base import Quantizer
 
 
 def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
-    """Whether one can teach the other.
+    """Check that one model can teach the other.
 
     Raises:
         ValueError: a quantized teacher, one that shares weights with the student, that numbers the classes otherwise, or
@@ -25,10 +25,10 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
     own = {id(parameter) for parameter in student.parameters()}
     if shared := [name for name, parameter in teacher.named_parameters() if id(parameter) in own]:
         raise ValueError(f"teacher and student share {shared[0]}: hand over a copy.deepcopy for one of them")
-    if (told := other_order(label_names(teacher), label_names(student))) is not None:
+    if (difference := other_order(label_names(teacher), label_names(student))) is not None:
         raise ValueError(
-            f"the teacher numbers the classes otherwise than the student: {told}: reorder the teacher's classes, its head with"
-            " its config.id2label"
+            f"the teacher numbers the classes otherwise than the student: {difference}: reorder the teacher's classes, its head"
+            " with its config.id2label"
         )
     sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (teacher, student)]
     if None not in sizes and sizes[0] != sizes[1]:

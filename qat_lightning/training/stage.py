@@ -46,7 +46,7 @@ FOLLOWING = {
 """Settings that no key names, but several decide."""
 
 OWN = ("last.ckpt*", "previous.ckpt*", "best-*.ckpt*", "settings.json*")
-"""What a stage writes to its folder while it trains."""
+"""Files that a stage writes to its folder while it trains."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def shared(first: int, both: int) -> int:
 
 
 class StageTimer(Timer):
-    """The stage's own clock, told apart from a configured Timer, whose state bears the name of its class."""
+    """The stage's own clock; a class of its own, because Lightning stores the state of a Timer under the name of its class."""
 
 
 class Stage:
@@ -116,7 +116,7 @@ class Stage:
             return None
         found, self.skipped = resume_point(self.scratch)
         for path, wrong in self.skipped.items():
-            instead = f"going on from {found.name}" if found else f"stage {self.name!r} begins anew"
+            instead = f"resuming from {found.name}" if found else f"stage {self.name!r} starts again"
             rank_zero_warn(f"{path} {wrong}: {instead}")
         return found
 
@@ -173,7 +173,7 @@ class Stage:
         write_json(self.begun, self.settings)
 
     def _clear(self) -> None:
-        """What the stage has written for itself, and nothing else, is removed."""
+        """Remove the files that the stage has written for itself, and no others."""
         for path in (path for kind in OWN for path in self.scratch.glob(kind)):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it is not there, or holds what is not ours
@@ -222,12 +222,12 @@ class Stage:
             try:
                 kept = TypeAdapter(Settings).validate_python(read_json(self.begun))
             except ValueError as error:
-                aside = f"remove it, and what {self.scratch} holds is put aside and the stage begins anew"
+                aside = f"remove it, and what {self.scratch} holds is put aside and the stage starts again"
                 raise ValueError(f"{self.begun} is damaged: {aside}") from error
         if kept is not None and kept != self.settings:
             raise ValueError(
                 f"the run folder holds stage {self.name!r} made with other settings ({_changes(kept, self.settings)}): take"
-                f" the old settings to go on, or {another_folder()} to start anew"
+                f" the old settings to resume, or {another_folder()} to start again"
             )
 
 
@@ -237,8 +237,8 @@ def refuse_other_stages(folder: Path, names: Sequence[str]) -> None:
     held |= {path.stem for path in (folder / "checkpoints").glob("*.json")}
     if others := sorted(held - set(names)):
         raise ValueError(
-            f"the run folder holds stage {others[0]!r}, and this run has {', '.join(names)}: take the old settings to go on"
-            f" (intervention, stages.*.max_steps and max_epochs), or {another_folder()} to start anew"
+            f"the run folder holds stage {others[0]!r}, and this run has {', '.join(names)}: take the old settings to resume"
+            f" (intervention, stages.*.max_steps and max_epochs), or {another_folder()} to start again"
         )
 
 

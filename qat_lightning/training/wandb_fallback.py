@@ -45,7 +45,7 @@ def begin(logger: WandbLogger, say: Callable[[str, str], None]) -> None:
 
 
 def _other_host() -> str:
-    """Where this run and the API key are sent, where a setting sends them to another host than W&B's; else empty."""
+    """Return the host that gets this run and the API key, if a setting names another host than W&B's; else empty."""
     import wandb
 
     settings = wandb.setup().settings

@@ -35,7 +35,7 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed of one variant.
+    """The timed operations of one variant.
 
     Args:
         forward: returns the loss with its graph.

@@ -20,7 +20,7 @@ GROUPS = {
     "memory": ("peak", "ratio", "saved"),
     "evaluation": ("eval", "ratio"),
 }
-"""What is measured of a training step → its columns."""
+"""Columns for each measurement of a training step."""
 
 
 def inference_table(results: Plain) -> Group:

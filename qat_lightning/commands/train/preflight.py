@@ -35,13 +35,13 @@ from qat_lightning.models.quantized_model import switch_on
 from qat_lightning.training.compatibility import label_names, other_order
 
 REFUSED = (MisconfigurationException, ModuleNotFoundError, RuntimeError, TypeError, ValueError)
-"""What Lightning raises for arguments that do not go together."""
+"""The errors of Lightning for arguments that cannot be combined."""
 
 LOGGED_BY = {"AttentionAnalysis": "analysis/", "StepSizeHistory": "step_sizes/", "LearningRateMonitor": "lr-"}
 """Callbacks that log values of their own, which others can watch → how their names begin."""
 
 ACTIVATIONS = {"hidden_act", "hidden_activation", "activation", "activation_function"}
-"""What transformers' families call the name of their activation function."""
+"""Names of the activation function in the configurations of transformers' families."""
 
 TUNING = {"LearningRateFinder": "optimizer.lr", "BatchSizeFinder": "data.batch_size"}
 """Callbacks that would decide what the configuration decides → by which key."""
@@ -336,7 +336,7 @@ def _check_pixels(data: TaskData, model: nn.Module) -> None:
 
 
 def _check_labels(data: TaskData, model: nn.Module) -> None:
-    """The teacher, which the student is a copy of, numbers the classes as the data does, where both name them.
+    """Check that the teacher, and thus its student, numbers the classes as the data does, if both name them.
 
     The data follow the model where it knows all their classes, so this is for a model that knows some of them, or for
     `data.label_names`. Also where a teacher stage would teach it the other order: an export names its classes by the model's.

@@ -1,4 +1,4 @@
-"""What a finished run tells: its figures, and what its report shows."""
+"""Collect the figures of a finished run, and the signals that its report shows."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
 
 
 def split_name(data: TaskData) -> str:
-    """What the data calls the split that models are scored on."""
+    """Return the name of the split that models are scored on."""
     return getattr(data, "splits", {}).get("validation", "validation")
 
 
@@ -118,7 +118,7 @@ def watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
 
 
 def classes(data: TaskData, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Where the batch has [CLS], [SEP], punctuation; None where its tokens have no names."""
+    """Return masks of [CLS], [SEP] and punctuation in the batch; None if its tokens have no names."""
     rows = [data.tokens({name: value[row : row + 1] for name, value in batch.items()}) for row in range(_rows(batch))]
     names = [name for row in rows if row is not None for name in row]
     if not names:

@@ -1,4 +1,4 @@
-"""What the model's own files say of its data: the numbers of its classes, the scale of its pixels."""
+"""Read from the model's files how its data is encoded: the numbers of its classes, the scale of its pixels."""
 
 from __future__ import annotations
 

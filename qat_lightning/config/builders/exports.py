@@ -34,7 +34,7 @@ def build_formats(config: RunConfig) -> dict[str, ExportFormat]:
 
 
 def is_chosen(config: RunConfig, name: str) -> bool:
-    """Whether the run writes that format: `export.packed` and `export.onnx` are switches, any other format is written."""
+    """Tell whether the run writes that format: `export.packed` and `export.onnx` are switches, any other format is written."""
     return bool(getattr(config.export, name, True))
 
 

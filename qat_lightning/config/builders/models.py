@@ -40,7 +40,7 @@ HEADS: Mapping[Head, tuple[Any, Any]] = {
     "question_answering": (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
     "causal_language_model": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
 }
-"""What makes a model with that head, and the configurations that it knows."""
+"""Return the class that makes a model with that head, and the configurations that it knows."""
 
 CLASSIFIERS = ("text_classification", "image_classification")
 """Heads whose answers are read, and trained in transformers, as the configuration's `problem_type` says."""
@@ -127,7 +127,7 @@ def _read_model(config: RunConfig, data: TaskData) -> tuple[PreTrainedModel, str
 
 
 def in_teacher_precision(config: RunConfig, teacher: nn.Module) -> nn.Module:
-    """What teaches: the teacher itself, or a copy in `teacher_precision`.
+    """Return the teacher itself, or a copy in `teacher_precision`.
 
     A copy, as what is quantized, scored, compared and saved is the teacher that was fine-tuned. Its parameters alone are
     converted: the angles of rotary positions are buffers, which transformers keeps in float32.

@@ -39,7 +39,7 @@ def with_mode(node: Plain, key: str, data: TaskData) -> Plain:
 
 
 def larger_is_better(monitor: str, data: TaskData) -> bool | None:
-    """Whether a larger value is the better one, by the metric's own word or else by the name; None where neither says."""
+    """Tell whether a larger value is better, by the metric's attribute or else by the name; None if both are silent."""
     kind, _, name = monitor.partition("/")
     metric = data.metrics.get(name) if kind in ("val", "val_assisted") else None
     if metric is not None and metric.higher_is_better is not None:

@@ -20,7 +20,7 @@ from qat_lightning.io.documents import read_json
 from qat_lightning.io.external_errors import explain
 
 IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
-"""What computes attention and experts, by a name; one that is not transformers' own is a kernel, downloaded and run."""
+"""Keys that name the implementation of attention and experts; a name that transformers does not define is downloaded and run."""
 
 OWN = (None, "eager", "sdpa", "batched_mm", "grouped_mm")
 
@@ -32,7 +32,7 @@ NEVER = (
 """Keys of config.json, at any depth, that change what is loaded or run."""
 
 PICKLED = (
-    "only safetensors are read: save the model anew with save_pretrained, or let its pytorch_model.bin be read, as tensors"
+    "only safetensors are read: save the model again with save_pretrained, or let its pytorch_model.bin be read, as tensors"
     " alone, with model.pickled_weights=true"
 )
 INDEX = "model.safetensors.index.json"
@@ -40,7 +40,7 @@ INDEX = "model.safetensors.index.json"
 LONGEST = 500
 """Characters of another library's message; some hold a whole model."""
 
-# Where a hub id has no safetensors, transformers would take those of a pull request, which need not be its owner's.
+# If a hub id has no safetensors, transformers would take those of a pull request, which can be from anybody.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
@@ -127,7 +127,7 @@ def as_data(architecture: PretrainedConfig, name: str) -> PretrainedConfig:
 
 
 def runs_code(model: ModelConfig, architecture: PretrainedConfig, auto: Any) -> bool:
-    """Whether the model's class is one of its own, trusted code."""
+    """Tell whether the model's class comes from its own, trusted code."""
     return model.trust_remote_code and auto.__name__ in (getattr(architecture, "auto_map", None) or {})
 
 

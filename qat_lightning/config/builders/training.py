@@ -33,7 +33,7 @@ from qat_lightning.training.stage import Settings, Stage
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 
 SAME_CONTENT = ("path", "name", "tokenizer", "tokenizer_revision", "num_workers")
-"""Of the data's settings those that say where it is, or how it is read: the content itself is compared."""
+"""Settings that say where the data is or how it is read; they may change, because the content itself is compared."""
 
 AS_BEFORE: Sequence[tuple[str, Any]] = (
     (r"data\.group_by_length", False),
@@ -81,7 +81,7 @@ def build_objective(config: RunConfig) -> Objective:
 
 @dataclass(frozen=True)
 class StageParts:
-    """What trains a stage, without its models: preflight builds it, and the stage is trained with the same objects."""
+    """The objects that train a stage, without its models: preflight builds it, and the stage is trained with the same objects."""
 
     objective: Objective
     callbacks: list[Callback]

@@ -1,4 +1,4 @@
-"""What an earlier run has left in a run folder is put out of the way, not mixed in and not thrown away."""
+"""Move the files of an earlier run in a run folder aside, instead of mixing or deleting them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from qat_lightning.analysis.result_files import LANDSCAPES, SPECTRA
 
 MADE = (SPECTRA, LANDSCAPES, Path("metrics.json"), Path("report.md"), Path("export"), Path("evaluation"))
-"""What is made of the stages' results, below the run folder."""
+"""Files below the run folder that are made from the results of stages."""
 
 
 def set_aside(folder: Path, stage: str) -> Path | None:
     """Move the checkpoints and logs of a stage of this name, and what was made of it, to `earlier/<number>`.
 
-    For a stage that has not begun: whatever bears its name is of another run, or does not say whose it is. Returns where
+    For a stage that has not begun: files with its name belong to another run, or to an unknown one. Returns where
     to; None where there was nothing.
     """
     kept = [folder / "checkpoints" / stage, *(folder / "checkpoints").glob(f"{stage}.*")]

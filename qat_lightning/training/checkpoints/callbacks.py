@@ -1,4 +1,4 @@
-"""What a stage goes on from after a kill: `last.ckpt`, the `previous.ckpt` before it, and the best weights they name."""
+"""Checkpoints to resume a stage from after a kill: `last.ckpt`, the `previous.ckpt` before it, and the best weights they name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HELD = {
     "global_step",
     "pytorch-lightning_version",
 }
-"""What a checkpoint to go on from must have."""
+"""Keys that a checkpoint must have to resume from it."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -80,7 +80,7 @@ class BestCheckpoint(Checkpoint):
             trainer.save_checkpoint(best_path(self.folder, self.step), weights_only=True)
 
     def improved_by(self, score: float) -> bool:
-        """Whether the score is better than the best so far; one that is not a finite number never is."""
+        """Tell whether the score is better than the best so far; one that is not a finite number never is."""
         if self.score is None or not math.isfinite(score):
             return math.isfinite(score)
         return score > self.score if self.higher_is_better else score < self.score
@@ -202,7 +202,7 @@ def _wrong(path: Path) -> str:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         best = content["callbacks"]["BestCheckpoint"]
         own = content.keys() >= HELD and best.keys() == {"score", "step", "assisted"}
-    except Exception:  # whoever wrote it, it holds something else than a stage's state
+    except Exception:  # a file of any origin that does not hold the state of a stage
         own = False
     if not own or type(best["step"]) not in (int, type(None)):
         return "is no checkpoint of this program"

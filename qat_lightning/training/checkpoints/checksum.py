@@ -12,7 +12,7 @@ import torch
 from qat_lightning.io.files import atomic_write
 
 SEAL = b"\nsha256:"
-"""A checkpoint's last 72 bytes: this, and the SHA-256 of all that stands before it. torch.load reads past them."""
+"""A checkpoint's last 72 bytes: this, and the SHA-256 of all bytes before it. torch.load reads past them."""
 
 _SEALED = len(SEAL) + 64
 
@@ -26,7 +26,7 @@ def write_sealed(content: Any, path: Path, previous: Path | None = None) -> None
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether the file is there and is what `write_sealed` wrote, to the last byte."""
+    """Tell whether the file exists and is what `write_sealed` wrote, to the last byte."""
     try:
         with path.open("rb") as file:
             left = file.seek(0, os.SEEK_END) - _SEALED

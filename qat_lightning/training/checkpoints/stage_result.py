@@ -1,4 +1,4 @@
-"""What a finished stage leaves: `checkpoints/<stage>.safetensors`, and `<stage>.json` with its figures and its checksum."""
+"""The result of a finished stage: `checkpoints/<stage>.safetensors`, and `<stage>.json` with its figures and its checksum."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _verified(stage: str, folder: Path) -> Path:
 
 
 def train_again(stage: str) -> str:
-    """What to do about a damaged stage."""
+    """Return the advice for a damaged stage."""
     names = f"{stage}.json and {stage}.safetensors beside it, and the run's metrics.json,"
     return f"copy it again, or remove {names} and the run's own command trains stage {stage!r} again"
 

@@ -44,7 +44,7 @@ class FrozenTeacherCheck(Callback):
         if self.saved is not None and self.before and self.saved != _joined(self.before):
             raise ValueError(
                 f"stage {module.stage}: its checkpoint was made with another teacher: give that one, or"
-                f" {another_folder()} to start anew"
+                f" {another_folder()} to start again"
             )
 
     def on_train_batch_start(self, trainer: Trainer, module: GuardedModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
@@ -124,7 +124,7 @@ class NonFiniteCheck(Callback):
         self.stopped, self.seen = None, []
 
     def _bad(self, module: GuardedModule, gradients: bool) -> Tensor:
-        """Whether this process has found something in this step, on its device."""
+        """Tell, on the device, whether this process has found a non-finite number in this step."""
         totals = [torch.stack(list(one.terms.values())).sum() for one in self.seen if one.terms]
         found = [parameter.grad for parameter in module.distillation.student.parameters() if parameter.grad is not None]
         if gradients and found:
@@ -144,7 +144,7 @@ class NonFiniteCheck(Callback):
 
 @dataclass
 class _Answer:
-    """Whether a step was bad, which may still be under way from the device."""
+    """Tell whether a step was bad; the answer may still be on its way from the device."""
 
     step: int
     seen: Sequence[Seen]
@@ -172,7 +172,7 @@ def _joined(fingerprints: Mapping[str, str]) -> str:
 
 
 def _agreed(bad: Tensor, trainer: Trainer) -> Tensor:
-    """Whether any process has found something."""
+    """Tell whether any process has found a non-finite number."""
     if trainer.world_size == 1:
         return bad
     found = bad.float()
@@ -181,7 +181,7 @@ def _agreed(bad: Tensor, trainer: Trainer) -> Tensor:
 
 
 def _leaves_out_by_itself(optimizer: Optimizer) -> bool:
-    """Whether `optimizer.found_inf`, on the device, keeps its kernel from a step: torch's fused ones (BertAdam's is none)."""
+    """Tell whether `optimizer.found_inf`, on the device, keeps its kernel from a step: torch's fused ones (not BertAdam's)."""
     groups = optimizer.param_groups
     return all(group.get("fused") and group["params"][0].is_cuda for group in groups if group["params"])
 

@@ -147,9 +147,9 @@ def flip(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ({"last.ckpt": half}, r"last\.ckpt is half-written or damaged: going on from previous\.ckpt"),
-        ({"last.ckpt": flip, "previous.ckpt": flip}, r"previous\.ckpt is half-written or damaged: .*'train' begins anew"),
-        ({"best-3.ckpt": half}, r"last\.ckpt needs best-3\.ckpt, which is missing or damaged: .*begins anew"),
+        ({"last.ckpt": half}, r"last\.ckpt is half-written or damaged: resuming from previous\.ckpt"),
+        ({"last.ckpt": flip, "previous.ckpt": flip}, r"previous\.ckpt is half-written or damaged: .*'train' starts again"),
+        ({"best-3.ckpt": half}, r"last\.ckpt needs best-3\.ckpt, which is missing or damaged: .*starts again"),
         ({"last.ckpt": lambda path: torch.save({"callbacks": 1}, path)}, r"last\.ckpt is half-written or damaged"),
         ({"last.ckpt": lambda path: write_sealed({"callbacks": 1}, path)}, r"last\.ckpt is no checkpoint of this program"),
     ],
