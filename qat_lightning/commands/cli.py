@@ -174,16 +174,16 @@ def _environment() -> Iterator[None]:
 
 def _parse(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
     """Return the run folder, the command's other arguments, and the overrides of the run's configuration."""
-    words = quote_paths(sys.argv[1:])
-    if not words or {"-h", "--help"}.intersection(words):
+    typed = quote_paths(sys.argv[1:])
+    if not typed or {"-h", "--help"}.intersection(typed):
         print(help)
-        raise SystemExit(0 if words else 1)
-    if wrong := [word for word in words if not is_override(word)]:
+        raise SystemExit(0 if typed else 1)
+    if wrong := [word for word in typed if not is_override(word)]:
         raise ConfigError(f"{wrong[0]!r} is not of the form key=value; --help lists the arguments")
-    given = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in {"run", *defaults})
+    given = dict(word.split("=", 1) for word in typed if word.split("=", 1)[0] in {"run", *defaults})
     if "run" not in given:
         raise ConfigError("run is missing: set run=DIR, the folder of a run")
-    overrides = [word for word in words if word.split("=", 1)[0] not in {"run", *defaults}]
+    overrides = [word for word in typed if word.split("=", 1)[0] not in {"run", *defaults}]
     return Path(given.pop("run")).expanduser(), defaults | given, overrides
 
 
@@ -197,9 +197,9 @@ def _recorded_overrides(folder: Path) -> list[str]:
     if not place.is_file():
         return []
     try:
-        words = read_yaml(place) or []
+        typed = read_yaml(place) or []
     except DocumentError as error:
         raise ConfigError(f"{place} is damaged: {error}") from error
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+    if not isinstance(typed, list) or not all(isinstance(word, str) for word in typed):
         raise ConfigError(f"{place} is damaged: it is not a list of overrides")
-    return words
+    return typed

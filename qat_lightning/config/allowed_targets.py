@@ -169,19 +169,19 @@ def allowed_packages() -> list[str]:
     return names
 
 
-def split_allowed(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Split a command line into its words without `allow_targets=[…]`, and the packages that this names.
+def split_allowed(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into its arguments without `allow_targets=[…]`, and the packages that this names.
 
     >>> split_allowed(["seed=1", "allow_targets=[my_package,other]"])
     (['seed=1'], ['my_package', 'other'])
     """
     rest, packages = [], []
-    for word in words:
-        key, given, value = word.partition("=")
+    for argument in arguments:
+        key, given, value = argument.partition("=")
         if given and key.lstrip("+") == KEY:
             packages += [name.strip(" '\"") for name in value.strip(" '\"").strip("[]").split(",")]
         else:
-            rest.append(word)
+            rest.append(argument)
     return rest, packages
 
 

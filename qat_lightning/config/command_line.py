@@ -1,4 +1,4 @@
-"""Prepare the words of a command line for Hydra: quote paths, check the options of groups."""
+"""Prepare the arguments of a command line for Hydra: quote paths, check the options of groups."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WRITTEN = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "output")
 """Keys whose value is one folder or file to write, also in a sweep; `output` belongs to the benchmark."""
 
 
-def is_override(word: str) -> bool:
-    """Tell whether a word of a command line is `key=value` or `~key`, and not a flag."""
-    return word.startswith("~") or ("=" in word and not word.startswith("-"))
+def is_override(argument: str) -> bool:
+    """Tell whether an argument of a command line is `key=value` or `~key`, and not a flag."""
+    return argument.startswith("~") or ("=" in argument and not argument.startswith("-"))
 
 
-def quote_paths(words: Sequence[str]) -> list[str]:
+def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Quote the paths of a command line that Hydra's grammar would refuse or read as a list.
 
     A path can hold spaces, `=`, commas, brackets and letters beyond ASCII; `~` becomes the home folder. A value that Hydra
@@ -36,25 +36,25 @@ def quote_paths(words: Sequence[str]) -> list[str]:
     >>> quote_paths(["data.path=/data/a=b, c", "seed=1"])
     ["data.path='/data/a=b, c'", 'seed=1']
     """
-    sweep = any(word in MULTIRUN or word.startswith("hydra.mode=") for word in words)
-    return [_with_quoted_path(word, sweep) if is_override(word) else word for word in words]
+    sweep = any(argument in MULTIRUN or argument.startswith("hydra.mode=") for argument in arguments)
+    return [_with_quoted_path(argument, sweep) if is_override(argument) else argument for argument in arguments]
 
 
-def _with_quoted_path(word: str, sweep: bool) -> str:
-    key, _, value = word.partition("=")
+def _with_quoted_path(argument: str, sweep: bool) -> str:
+    key, _, value = argument.partition("=")
     name = key.lstrip("+")
     if name not in PATHS + WRITTEN:
-        return word
+        return argument
     several = sweep and name in PATHS and not os.path.exists(os.path.expanduser(value))
-    if several and _is_sweep(word):
-        return word
+    if several and _is_sweep(argument):
+        return argument
     values = value.split(",") if several and "," in value else [value]
     return f"{key}={','.join(_quoted(path) for path in values)}"
 
 
-def _is_sweep(word: str) -> bool:
+def _is_sweep(argument: str) -> bool:
     try:
-        return OverridesParser.create().parse_override(word).is_sweep_override()
+        return OverridesParser.create().parse_override(argument).is_sweep_override()
     except HydraException:
         return False
 
@@ -73,28 +73,32 @@ def _quoted(value: str) -> str:
     return path if explicit or override.value() == path else QuotedString(path, Quote.single).with_quotes()
 
 
-def put_debug_last(words: Sequence[str]) -> list[str]:
-    """Move `debug=NAME` behind all groups: Hydra merges them in the order of the words, and debugging settings must win.
+def put_debug_last(arguments: Sequence[str]) -> list[str]:
+    """Move `debug=NAME` behind all groups: Hydra merges them in the order of the arguments, and debugging settings must win.
 
     >>> put_debug_last(["debug=fast", "+experiment=quickstart", "seed=2"])
     ['+experiment=quickstart', 'seed=2', '+debug=fast']
     """
-    debug = [word for word in words if word.lstrip("+").startswith("debug=")]
-    return [word for word in words if word not in debug] + [f"+{word.lstrip('+')}" for word in debug]
+    debug = [argument for argument in arguments if argument.lstrip("+").startswith("debug=")]
+    return [argument for argument in arguments if argument not in debug] + [
+        f"+{argument.lstrip('+')}" for argument in debug
+    ]
 
 
-def check_words(words: Iterable[str]) -> None:
+def check_words(arguments: Iterable[str]) -> None:
     """Check the overrides of a command line for mistakes whose place Hydra does not name.
 
     Args:
-        words: of the command line, including flags.
+        arguments: of the command line, including flags.
 
     Raises:
         ConfigError: a group's value is not the name of an option or a list of names, or a key's value is {}, which Hydra
             merges into the present value without a change.
-        OverrideParseException: a word cannot be read.
+        OverrideParseException: an argument cannot be read.
     """
-    for override in OverridesParser.create().parse_overrides([word for word in words if is_override(word)]):
+    for override in OverridesParser.create().parse_overrides(
+        [argument for argument in arguments if is_override(argument)]
+    ):
         group = override.key_or_group
         if not group:
             raise ConfigError(f"{override.input_line!r} names no key: give key=value or group=option")

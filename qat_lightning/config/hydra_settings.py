@@ -44,9 +44,9 @@ def guarded_hydra() -> Iterator[None]:
         hydra_internal.ConfigLoaderImpl = before  # type: ignore[misc]
 
 
-def check_flags(words: Sequence[str]) -> None:
+def check_flags(arguments: Sequence[str]) -> None:
     """Raise ConfigError for the Hydra flag that reads a pickle."""
-    given, _ = get_args_parser().parse_known_args(list(words))
+    given, _ = get_args_parser().parse_known_args(list(arguments))
     if given.experimental_rerun is not None:
         raise ConfigError(
             f"--experimental-rerun={given.experimental_rerun} reads a pickle, which can run any command: repeat the"
@@ -68,15 +68,17 @@ class GuardedLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        typed = [word for word in overrides if _key(word).startswith(("hydra.", "hydra/"))]
-        searched = any(_key(word) == "hydra.searchpath" for word in typed)
+        typed = [argument for argument in overrides if _key(argument).startswith(("hydra.", "hydra/"))]
+        searched = any(_key(argument) == "hydra.searchpath" for argument in typed)
         foreign = searched or self._is_foreign()
         if foreign and not searched:
             self._check_search_path(config_name)
         config = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         if foreign:
             given = config.hydra.overrides  # Hydra appends the command line to it
-            if list(given.hydra) != typed or list(given.task) != [word for word in overrides if word not in typed]:
+            if list(given.hydra) != typed or list(given.task) != [
+                argument for argument in overrides if argument not in typed
+            ]:
                 raise _refused("overrides")
             trusted = list(_trusted(config_name, typed, run_mode))
             _compare(OmegaConf.to_container(config.hydra, resolve=False), trusted, "")
@@ -98,11 +100,11 @@ class GuardedLoader(ConfigLoaderImpl):
 def _trusted(config_name: str | None, typed: list[str], run_mode: RunMode) -> Iterator[Any]:
     """Yield `hydra` composed of the command line with this package's configuration, and with Hydra's defaults."""
     loader = ConfigLoaderImpl(create_config_search_path(f"file://{CONF}"))
-    words = [word for word in typed if _key(word) != "hydra.searchpath"]
+    arguments = [argument for argument in typed if _key(argument) != "hydra.searchpath"]
     own = config_name if config_name and (CONF / f"{config_name}.yaml").is_file() else "config"
     for name in (own, None):
         with suppress(ConfigCompositionException):  # a typed option can be one of the other folder
-            composed = loader.load_configuration(name, words, run_mode, validate_sweep_overrides=False)
+            composed = loader.load_configuration(name, arguments, run_mode, validate_sweep_overrides=False)
             yield OmegaConf.to_container(composed.hydra, resolve=False)
 
 
@@ -120,10 +122,10 @@ def _compare(node: Any, trusted: list[Any], key: str) -> None:
         _compare(child, [other[name] for other in trusted if isinstance(other, dict) and name in other], below)
 
 
-def _check_swept(words: Iterable[str]) -> None:
-    for word in words:
-        if _key(f"{word}=0").startswith(("hydra.", "hydra/", KEY)):
-            raise _refused(f"{SWEPT}.{word}")
+def _check_swept(arguments: Iterable[str]) -> None:
+    for argument in arguments:
+        if _key(f"{argument}=0").startswith(("hydra.", "hydra/", KEY)):
+            raise _refused(f"{SWEPT}.{argument}")
 
 
 def _refused(key: str) -> ConfigError:
@@ -133,5 +135,5 @@ def _refused(key: str) -> ConfigError:
     )
 
 
-def _key(word: str) -> str:
-    return OverridesParser.create().parse_override(word).key_or_group
+def _key(argument: str) -> str:
+    return OverridesParser.create().parse_override(argument).key_or_group

@@ -70,16 +70,16 @@ def numbering(names: Sequence[str]) -> Callable[[str], int | None]:
 
 
 def class_names(
-    train: Dataset, words: Sequence[str | None], column: LabelColumn, hint: str
+    train: Dataset, texts: Sequence[str | None], column: LabelColumn, hint: str
 ) -> tuple[list[str] | None, list[str]]:
     """Return the names of the classes in the order of their numbers, None for plain numbers; and notes for the user.
 
     Args:
-        words: the class of each row as a word; None for none.
+        texts: the class of each row as a word; None for none.
         hint: the end of an error's message.
     """
     feature = train.features[column.name]
-    own = _own_names(feature, words, column)
+    own = _own_names(feature, texts, column)
     for names in (column.names, column.model_names):
         if names and own and all(number is not None for number in map(numbering(names), own)):
             order = [normalized(name) for name in names if normalized(name) in set(map(normalized, own))]
@@ -104,21 +104,21 @@ def class_names(
     return own or None, [note] * bool(column.model_names)
 
 
-def _own_names(feature: Any, words: Sequence[str | None], column: LabelColumn) -> list[str]:
+def _own_names(feature: Any, texts: Sequence[str | None], column: LabelColumn) -> list[str]:
     """Return the data's classes: in a `ClassLabel`'s own order, whole numbers by size, others sorted."""
     if isinstance(feature, ClassLabel):
         return [name.strip() for name in feature.names if not column.is_unlabelled(name.strip())]
-    found = {word for word in words if word is not None}
+    found = {word for word in texts if word is not None}
     numbers = {word: whole_number(word) for word in found}
     if None in numbers.values():
         return sorted(found)
     return sorted(found, key=lambda word: (numbers[word], word))
 
 
-def _by_number(words: Sequence[str], num_labels: int) -> list[str] | None:
-    """Return the names of classes whose words are their numbers, 0 to num_labels − 1; else None."""
-    numbers = {whole_number(word): word for word in words}
-    if len(numbers) < len(words) or not all(number in range(num_labels) for number in numbers):
+def _by_number(texts: Sequence[str], num_labels: int) -> list[str] | None:
+    """Return the names of classes whose labels are their numbers, 0 to num_labels − 1; else None."""
+    numbers = {whole_number(word): word for word in texts}
+    if len(numbers) < len(texts) or not all(number in range(num_labels) for number in numbers):
         return None
     return [numbers.get(number, str(number)) for number in range(num_labels)]
 

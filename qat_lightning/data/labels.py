@@ -35,7 +35,7 @@ def read_labels(splits: Mapping[str, Dataset], column: LabelColumn) -> Labels:
     """Number the classes, or read the scores, of "train" and of the other splits.
 
     A class has the number of its name in `column.names`, else in `column.model_names`. Without either, whole numbers keep
-    their value, also as text; a `ClassLabel` column has its own order; other words are sorted.
+    their value, also as text; a `ClassLabel` column has its own order; other labels are sorted.
 
     Raises:
         ValueError: a class that is unknown or out of range, a split without labels, a single class.
@@ -43,10 +43,10 @@ def read_labels(splits: Mapping[str, Dataset], column: LabelColumn) -> Labels:
     if column.num_labels == 1:
         labels = Labels({name: _scores(split, column, name) for name, split in splits.items()})
     else:
-        words = {name: _words(split, column, name) for name, split in splits.items()}
-        skipped = _skipped_words(splits["train"], words["train"], column)
-        names, notes = class_names(splits["train"], words["train"], column, _hint(skipped))
-        labels = Labels({name: _numbers(words[name], names, column, name) for name in splits}, names, notes)
+        texts = {name: _words(split, column, name) for name, split in splits.items()}
+        skipped = _skipped_words(splits["train"], texts["train"], column)
+        names, notes = class_names(splits["train"], texts["train"], column, _hint(skipped))
+        labels = Labels({name: _numbers(texts[name], names, column, name) for name in splits}, names, notes)
     for name, split in splits.items():
         labels.notes += _missing_labels(split, labels, column, name)
     if column.num_labels > 1:
@@ -58,8 +58,8 @@ def _words(split: Dataset, column: LabelColumn, name: str) -> list[str | None]:
     """Return each row's class as a word; None for none."""
     feature = split.features[column.name]
     names = feature.names if isinstance(feature, ClassLabel) else None
-    words = [_word(value, names, f"row {row} of the {name} split") for row, value in enumerate(split[column.name][:])]
-    return [None if word is None or column.is_unlabelled(word) else word for word in words]
+    texts = [_word(value, names, f"row {row} of the {name} split") for row, value in enumerate(split[column.name][:])]
+    return [None if word is None or column.is_unlabelled(word) else word for word in texts]
 
 
 def _word(value: Any, names: Sequence[str] | None, row: str) -> str | None:
@@ -77,12 +77,12 @@ def _word(value: Any, names: Sequence[str] | None, row: str) -> str | None:
 
 
 def _numbers(
-    words: Sequence[str | None], names: Sequence[str] | None, column: LabelColumn, name: str
+    texts: Sequence[str | None], names: Sequence[str] | None, column: LabelColumn, name: str
 ) -> list[int | None]:
     """Return the class, 0…num_labels − 1, of each row of the split called `name`."""
     number_of = numbering(names or [str(number) for number in range(column.num_labels)])
     known: dict[str | None, int | None] = {None: None}
-    for row, word in enumerate(words):
+    for row, word in enumerate(texts):
         if word not in known:
             assert word is not None
             known[word] = number = number_of(word)
@@ -93,11 +93,11 @@ def _numbers(
             ):
                 known[word] = number = itself  # label_names only gives names to plain numbers
             if number is None:
-                raise ValueError(f"row {row} of the {name} split has label {_unknown(word, names, column, words)}")
-    return [known[word] for word in words]
+                raise ValueError(f"row {row} of the {name} split has label {_unknown(word, names, column, texts)}")
+    return [known[word] for word in texts]
 
 
-def _unknown(word: str, names: Sequence[str] | None, column: LabelColumn, words: Sequence[str | None]) -> str:
+def _unknown(word: str, names: Sequence[str] | None, column: LabelColumn, texts: Sequence[str | None]) -> str:
     if names:
         return (
             f"{word!r}, which the train split does not have ({shortened(names)}): set another label_column=…, or path=FOLDER"
@@ -108,7 +108,7 @@ def _unknown(word: str, names: Sequence[str] | None, column: LabelColumn, words:
     except ValueError:
         return f"{word!r}, while the labels of the train split are whole numbers: set path=FOLDER with files that agree"
     outside = f"{word}, outside 0…{column.num_labels - 1}"
-    found = sorted({word for word in words if word is not None}, key=lambda word: (whole_number(word) or 0, word))
+    found = sorted({word for word in texts if word is not None}, key=lambda word: (whole_number(word) or 0, word))
     if len(found) == column.num_labels:
         return f"{outside}: classes are numbered from 0, so set label_names=[{','.join(found)}]"
     return f"{outside}: set num_labels=… to the number of classes, or num_labels=1 for scores"
@@ -160,9 +160,9 @@ def _missing_labels(split: Dataset, labels: Labels, column: LabelColumn, name: s
     return notes
 
 
-def _skipped_words(train: Dataset, words: Sequence[str | None], column: LabelColumn) -> list[Any]:
+def _skipped_words(train: Dataset, texts: Sequence[str | None], column: LabelColumn) -> list[Any]:
     """Return the labels that count as missing although they are not empty: they may be meant as a class."""
-    without = [value for value, word in zip(train[column.name][:], words, strict=True) if word is None]
+    without = [value for value, word in zip(train[column.name][:], texts, strict=True) if word is None]
     return [value for value in without if value is not None and value == value and str(value).strip()]
 
 

@@ -48,8 +48,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         return packed.clone()
     if 8 % bits == 0:
         return _look_up(packed, _digits(2**bits, 8 // bits))[:count]
-    words = torch.nn.functional.pad(packed, (0, -len(packed) % bits)).view(-1, bits)
-    return torch.cat([_split(chunk, bits) for chunk in words.split(CHUNK)])[:count]
+    blocks = torch.nn.functional.pad(packed, (0, -len(packed) % bits)).view(-1, bits)
+    return torch.cat([_split(chunk, bits) for chunk in blocks.split(CHUNK)])[:count]
 
 
 def pack_base3(codes: Tensor) -> Tensor:
@@ -117,12 +117,12 @@ def _join(groups: Tensor, bits: int) -> Tensor:
     return torch.stack([word >> 8 * byte & 255 for byte in range(bits)], 1).to(torch.uint8).view(-1)
 
 
-def _split(words: Tensor, bits: int) -> Tensor:
+def _split(blocks: Tensor, bits: int) -> Tensor:
     """(groups, bits) bytes → 8 codes a group, in one dimension."""
-    word = words[:, 0].long()
+    word = blocks[:, 0].long()
     for byte in range(1, bits):
-        word |= words[:, byte].long() << 8 * byte
-    codes = torch.empty(len(words), 8, dtype=torch.uint8, device=words.device)
+        word |= blocks[:, byte].long() << 8 * byte
+    codes = torch.empty(len(blocks), 8, dtype=torch.uint8, device=blocks.device)
     for place in range(8):
         codes[:, place] = word >> place * bits & 2**bits - 1
     return codes.view(-1)
