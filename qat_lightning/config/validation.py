@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 from qat_lightning.config.allowed_targets import KEY
 from qat_lightning.config.instantiate import add_keys, check_node, check_type, create, create_all, suggest
@@ -28,6 +28,9 @@ from qat_lightning.config.schema import (
 from qat_lightning.io.documents import read_json
 
 AGAIN = "copy the file again, or give another model.path"
+
+FORMAT_ARGUMENTS = dict.fromkeys(("unquantized_dtype", "ternary_encoding", "quantizers", "threads"))
+"""What a run gives to export formats that accept it; see `builders.exports`."""
 
 STARTED_FOR_EACH_STAGE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 
@@ -50,10 +53,14 @@ def check(config: RunConfig) -> None:
     interventions = create_all(config.intervention, "intervention")
     schedule = create(config.intervention_schedule, "intervention_schedule") if config.intervention_schedule else None
     create(config.lr_scheduler, "lr_scheduler")
-    for group in ("callbacks", "logger"):
-        for name, node in getattr(config, group).items():
+    for key, nodes in {
+        "callbacks": config.callbacks,
+        "logger": config.logger,
+        "export.formats": config.export.formats,
+    }.items():
+        for name, node in nodes.items():
             if node is not None:
-                check_node(node, f"{group}.{name}")
+                check_node(node, f"{key}.{name}", FORMAT_ARGUMENTS if key == "export.formats" else None)
     create_all(config.quantization.rules, "quantization.rules")
     if config.quantization.attention is not None:
         create(config.quantization.attention, "quantization.attention")
@@ -94,6 +101,7 @@ def _check_known(node: Any, prefix: str = "") -> None:
 
 
 def _check_values(config: RunConfig) -> None:
+    check_type(config.trainer.deterministic, bool | Literal["warn"] | None, "trainer.deterministic")
     check_type(config.quantization.bits, dict[str, int] | None, "quantization.bits")
     check_type(config.model.student_layers, list[int] | None, "model.student_layers")
     check_type(config.stages.intervene.target_modules, list[str] | None, "stages.intervene.target_modules")
@@ -130,7 +138,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
             " them: a checkpoint's state, scores and times are lost. Set trainer.strategy=ddp"
         )
     number = trainer.devices
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         number = int(number)
     listed = isinstance(number, list) and number and all(type(index) is int and index >= 0 for index in number)
     if not (listed or number in ("auto", -1) or (type(number) is int and 1 <= number <= LARGEST)):
