@@ -12,7 +12,7 @@ WORDS = re.compile(
     r"|\b(is|are) no (?!such)(\w+ )?(argument|key|column|number|class|file|folder|model|YAML|JSON|choice|name)s?\b",
     re.IGNORECASE,
 )
-FOLDERS = ("conf", "docs", "notebooks")
+FOLDERS = ("qat_lightning", "conf", "docs", "notebooks")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.*")) if "__pycache__" not in file.parts]
 FILES += sorted(ROOT.glob("*.md"))
 
