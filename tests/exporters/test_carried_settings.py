@@ -1,4 +1,4 @@
-"""What a model's own files say of its task and of generating: what is stale has no effect, the rest reaches the exports."""
+"""Settings of task and generation in a model folder: stale ones have no effect, the rest reaches the exports."""
 
 import json
 
@@ -49,11 +49,10 @@ def test_a_problem_type_of_an_earlier_task_has_no_effect(tmp_path, stale, overri
     batch = tiny_batch("bert")
     labels = batch["labels"] % 2 if kind != "regression" else batch["labels"].float()
     output = model(**without_labels(batch), labels=labels)
-    expected = (
-        torch.nn.functional.cross_entropy(output.logits, labels)
-        if kind != "regression"
-        else torch.nn.functional.mse_loss(output.logits.squeeze(-1), labels)
-    )
+    if kind == "regression":
+        expected = torch.nn.functional.mse_loss(output.logits.squeeze(-1), labels)
+    else:
+        expected = torch.nn.functional.cross_entropy(output.logits, labels)
     torch.testing.assert_close(output.loss, expected)
     write_packed(model, tmp_path / "packed")
     assert load_packed(tmp_path / "packed").config.problem_type == kind
@@ -64,7 +63,7 @@ def test_a_model_that_is_set_to_answer_in_tuples_is_trained(tmp_path):
     model = built(with_config(saved_tiny(tmp_path / "model"), **stale))
     assert [tuple(logits.shape) for logits in SignalCapture(model)(tiny_batch("bert"))["logits"]] == [(3, 2)]
     output = model(**without_labels(tiny_batch("bert")))
-    assert list(output) == ["logits"], "nothing is computed that nobody reads"
+    assert list(output) == ["logits"]
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -99,12 +98,7 @@ def test_settings_for_generating_reach_the_packed_folder(tmp_path, generating):
     assert torch.equal(packed.generate(prompt), expected)
 
 
-def test_an_encoder_has_none(tmp_path):
-    write_packed(tiny_model("bert"), tmp_path / "packed")
-    assert not (tmp_path / "packed/generation_config.json").exists()
-
-
-def test_what_compiles_a_model_is_not_carried_along(tmp_path, generating):
+def test_settings_of_compilation_are_not_exported(tmp_path, generating):
     model = built(generating, "data=random_tokens")
     model.generation_config.compile_config = {"backend": "eager"}
     write_packed(model, tmp_path / "packed")
@@ -119,8 +113,8 @@ def test_what_compiles_a_model_is_not_carried_along(tmp_path, generating):
         ({"max_new_tokens": -1}, "generation_config.json cannot be read: .*max_new_tokens"),
     ],
 )
-def test_settings_that_are_no_settings_are_refused(tmp_path, generating, monkeypatch, content, message):
-    """Written by whoever wrote the manifest too."""
+def test_unknown_settings_are_refused(tmp_path, generating, monkeypatch, content, message):
+    """A manifest that agrees with them does not help."""
     monkeypatch.setattr("qat_lightning.exporters.packed.writer.make_generation", lambda model: content)
     write_packed(built(generating, "data=random_tokens"), tmp_path / "packed")
     with pytest.raises(PackedError, match=message):

@@ -170,16 +170,6 @@ def test_symmetric_8_bits_have_no_minus_128(graph: Graph) -> None:
         assert codes.tolist() == [0, 0, 254, 254, 0, 254], name
 
 
-def test_probabilities_are_quantized_by_their_largest(graph: Graph) -> None:
-    _, positive = _run(graph, torch.ones(1), torch.tensor([0.0, 0.25, 0.5]))
-    codes, scale, zero = positive["8 bits"]
-    assert scale == pytest.approx(0.5 / 127, rel=1e-6)
-    assert (codes.int() - zero).tolist() == [0, 64, 127]  # 63.5 is a tie, and 64 is even
-    codes, scale, zero = positive["8 bits, narrow clip"]
-    assert scale == pytest.approx(0.4 / 127, rel=1e-6)
-    assert (codes.int() - zero).tolist() == [0, 79, 127]  # 0.25/0.4·127 = 79.4
-
-
 @pytest.mark.parametrize(
     "quantizer",
     [
@@ -204,9 +194,3 @@ def test_the_others_are_simulated_to_the_last_bit(name: str) -> None:
     simulated = float_input(quantizer)
     assert isinstance(simulated, Simulated)
     assert torch.equal(simulated(x), quantizer(x))
-
-
-def test_a_module_of_ones_own_is_not_dropped() -> None:
-    """`qat_lightning.quantization.modules.layers`: any module will do as a quantizer."""
-    x = torch.randn(3)
-    assert torch.equal(float_input(nn.Hardtanh())(x), x.clamp(-1, 1))

@@ -211,27 +211,19 @@ def test_attention_computes_what_it_did_in_training(attention: tuple[_Attention,
             torch.testing.assert_close(output, same, rtol=1e-5, atol=5e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_padding_gets_no_attention(attention: tuple[_Attention, Graph]) -> None:
-    for probabilities in attention[1](*_attended(9, 5, 6))[1::2]:
-        assert not probabilities[1, :, :, -2:].any()
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, 3, 5))
-
-
 def test_which_attention_products_are_of_whole_numbers(attention: tuple[_Attention, Graph]) -> None:
     assert attention[1].count("MatMulInteger") == sum(count for _, count in ATTENTION.values())
 
 
 @pytest.mark.parametrize("slot", ["weight_quantizer", "input_quantizer"])
-def test_a_quantizer_that_is_switched_off_stays_off(slot: str) -> None:
-    """`qat_lightning.models.quantized_model.switch_on`: in all other places values pass in full precision."""
+def test_a_disabled_quantizer_stays_disabled(slot: str) -> None:
     layer = QuantLinear(nn.Linear(6, 4), TernaryQuantizer(), AffineQuantizer())
     getattr(layer, slot).enabled = False
     x = torch.randn(5, 6)
     torch.testing.assert_close(replace_layers(nn.Sequential(copy.deepcopy(layer)))(x), layer(x))
 
 
-def test_a_module_of_ones_own_as_a_quantizer_is_kept() -> None:
-    """`qat_lightning.quantization.modules.layers`: any module will do as a quantizer."""
+def test_any_module_as_a_quantizer_is_kept() -> None:
     layer = QuantLinear(nn.Linear(6, 4), nn.Hardtanh(-0.1, 0.1), nn.Hardtanh())
     table = QuantEmbedding(nn.Embedding(5, 4), nn.Hardtanh())
     x, ids = 2 * torch.randn(5, 6), torch.arange(5)

@@ -20,7 +20,7 @@ from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 
 BY_GROUP = {"granularity": "per_group", "group_size": 3}
-WHOLE = {
+INTEGER = {
     "ternary": TernaryQuantizer,
     "ternary by row": partial(TernaryQuantizer, granularity="per_channel"),
     "binary": partial(BinaryQuantizer, granularity="per_tensor"),
@@ -35,7 +35,7 @@ WHOLE = {
     "affine 4 bits, mean ends": partial(AffineQuantizer, bits=4, range="mean"),
     "affine 4 bits, mean ends, by row": partial(AffineQuantizer, bits=4, range="mean", granularity="per_channel"),
 }
-"""Whole codes, or twice that, within 8 bits, and at most one scale an output."""
+"""Integer codes, or twice that, within 8 bits, and at most one scale an output."""
 OTHER = {
     "ternary by group": partial(TernaryQuantizer, **BY_GROUP),
     "binary by group": partial(BinaryQuantizer, **BY_GROUP),
@@ -47,7 +47,7 @@ OTHER = {
     "affine 8 bits": AffineQuantizer,
     "affine 8 bits, mean ends": partial(AffineQuantizer, range="mean"),
 }
-EVERY = WHOLE | OTHER
+EVERY = INTEGER | OTHER
 SIZES = st.integers(1, 9), st.integers(1, 13)
 
 
@@ -93,55 +93,41 @@ def test_rows_are_what_their_codes_stand_for(rows: int, columns: int, bits: int,
 @given(st.sampled_from(sorted(EVERY)), *SIZES, st.integers(0, 10_000))
 def test_float_weight_is_the_quantizers_to_the_last_bit(name: str, rows: int, columns: int, seed: int) -> None:
     weight, quantizer = _quantized(name, rows, columns, seed)
-    held = FloatWeight(stored(weight, quantizer))
+    packed = FloatWeight(stored(weight, quantizer))
     codes, scale, zero_point = quantizer.codes(weight)
     expected = ((codes - zero_point) * scale).reshape(weight.shape)
-    assert torch.equal(held(), expected)
-    assert held().dtype == torch.float32
+    assert torch.equal(packed(), expected)
+    assert packed().dtype == torch.float32
     chosen = torch.randint(rows, (2, 3), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(held(chosen), expected[chosen])
-    assert held.rows.packed.shape == (rows, _bytes(weight.shape[1], quantizer.bits))
+    assert torch.equal(packed(chosen), expected[chosen])
+    assert packed.rows.packed.shape == (rows, _bytes(weight.shape[1], quantizer.bits))
 
 
-@given(st.sampled_from(sorted(WHOLE)), *SIZES, st.integers(0, 10_000))
+@given(st.sampled_from(sorted(INTEGER)), *SIZES, st.integers(0, 10_000))
 def test_integer_weight_times_its_scale_is_the_quantizers(name: str, rows: int, columns: int, seed: int) -> None:
     weight, quantizer = _quantized(name, rows, columns, seed)
-    held = IntegerWeight(stored(weight, quantizer))
-    whole = held().int() - held.zero.int()
-    assert held().shape == (columns, rows)
-    assert held.scale.shape in {(), (rows,)}
-    assert torch.equal(whole * held.scale, quantizer(weight).t())
-    assert held.rows.packed.shape == (columns, _bytes(rows, quantizer.bits))
-
-
-@given(st.sampled_from(sorted(WHOLE)), *SIZES, st.integers(0, 10_000))
-def test_int8_only_where_two_products_fit_into_16_bits(name: str, rows: int, columns: int, seed: int) -> None:
-    weight, quantizer = _quantized(name, rows, columns, seed)
-    held = IntegerWeight(stored(weight, quantizer))
-    largest = int((held().int() - held.zero.int()).abs().max())
-    assert held().dtype == held.zero.dtype
-    assert (held().dtype, int(held.zero)) == ((torch.int8, 0) if largest <= 64 else (torch.uint8, 128))
-    assert held().dtype == torch.uint8 or 2 * 255 * largest < 2**15
+    packed = IntegerWeight(stored(weight, quantizer))
+    values = packed().int() - packed.zero.int()
+    assert packed().shape == (columns, rows)
+    assert packed.scale.shape in {(), (rows,)}
+    assert torch.equal(values * packed.scale, quantizer(weight).t())
+    assert packed.rows.packed.shape == (columns, _bytes(rows, quantizer.bits))
+    # int8 only where two products with uint8 fit into 16 bits: 2 · 255 · 64 < 2^15
+    largest = int(values.abs().max())
+    assert (packed().dtype, int(packed.zero)) == ((torch.int8, 0) if largest <= 64 else (torch.uint8, 128))
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_other_weights_are_not(name: str) -> None:
-    kept = stored(*_quantized(name, 8, 15, 0))
-    assert not is_integer(kept)
+    weight = stored(*_quantized(name, 8, 15, 0))
+    assert not is_integer(weight)
     with pytest.raises(ValueError, match=r"zero point of their own, or a scale for each group"):
-        IntegerWeight(kept)
+        IntegerWeight(weight)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_weight_of_one_sign_reaches_the_end_of_8_bits(sign: int) -> None:
     """Its codes are 0 … 127 or −127 … 0; what the other half of a byte would stand for does not matter."""
     weight = sign * torch.linspace(0, 1.27, 128).reshape(2, 64)
-    held = IntegerWeight(stored(weight, UniformQuantizer()))
-    assert torch.equal(held().int() - held.zero.int(), sign * torch.arange(128).reshape(2, 64).t())
-
-
-def test_half_an_offset_doubles_the_codes() -> None:
-    """±α of a binary weight: codes ±1, and the scale is half of the step 2α."""
-    held = IntegerWeight(stored(torch.tensor([[0.5, -0.5, 0.5], [-2.0, 2.0, 2.0]]), BinaryQuantizer()))
-    assert held().tolist() == [[1, -1], [-1, 1], [1, 1]]
-    assert held.scale.tolist() == [0.5, 2.0]
+    packed = IntegerWeight(stored(weight, UniformQuantizer()))
+    assert torch.equal(packed().int() - packed.zero.int(), sign * torch.arange(128).reshape(2, 64).t())

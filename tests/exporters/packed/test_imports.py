@@ -1,4 +1,4 @@
-"""Who only reads a packed folder needs no training code, and no network."""
+"""Reading a packed folder needs no training code and no network."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ print(*sorted(loaded & set(sys.argv[2:])))
 """
 
 
-def told(code: str, *arguments: str) -> list[str]:
+def run_python(code: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
     assert ended.returncode == 0, ended.stderr
@@ -46,10 +46,13 @@ def told(code: str, *arguments: str) -> list[str]:
 
 
 def test_reading_imports_no_training_code_and_asks_no_network(tmp_path: Path) -> None:
-    """Of what is looked for only torch and json are found: so what is found is seen."""
+    """Torch and json prove that the check finds what is imported."""
     write_packed(student("gpt2", "ternary_w2a8"), tmp_path / "packed")
-    assert told(READING, str(tmp_path / "packed"), *TRAINING, "torch", "json")[:2] == ["GPT2LMHeadModel", "json torch"]
+    assert run_python(READING, str(tmp_path / "packed"), *TRAINING, "torch", "json")[:2] == [
+        "GPT2LMHeadModel",
+        "json torch",
+    ]
 
 
 def test_the_package_alone_imports_nothing() -> None:
-    told(BARE)
+    run_python(BARE)
