@@ -60,14 +60,6 @@ def test_a_size_below_one_is_refused(name):
         Numbered(**{name: 0})
 
 
-def test_rows_are_read_once():
-    data = Numbered()
-    data.load()
-    data.setup("fit")
-    data.val_dataloader()
-    assert data.reads == 1
-
-
 @pytest.mark.parametrize(
     "use",
     [
@@ -81,6 +73,7 @@ def test_rows_are_read_once():
 def test_rows_are_read_when_first_asked_for(use):
     data = Numbered()
     assert use(data) > 0
+    data.setup("fit")
     assert data.reads == 1
 
 
@@ -130,10 +123,10 @@ def test_two_ranks_validate_every_row_once():
 
 
 def test_a_resumed_stage_reads_on_behind_the_batches_that_were_processed():
-    whole = numbers(attached(Numbered(), 0, 1, max_steps=3, accumulate=2).train_dataloader())
+    every = numbers(attached(Numbered(), 0, 1, max_steps=3, accumulate=2).train_dataloader())
     rest = numbers(attached(Numbered(), 0, 1, max_steps=3, accumulate=2, processed=4).train_dataloader())
-    assert len(whole) == 6  # 3 steps of 2 batches: two epochs
-    assert rest == whole[4:]
+    assert len(every) == 6  # 3 steps of 2 batches: two epochs
+    assert rest == every[4:]
 
 
 def test_lightning_reads_the_stage_through_in_the_order_of_the_sampler():
@@ -165,21 +158,11 @@ def test_a_trainer_without_a_number_of_steps_is_refused():
 
 
 def test_calibration_rows_are_the_same_for_every_rank_seed_and_batch_size():
-    given = [
-        Numbered(),
-        Numbered(seed=5),
-        Numbered(batch_size=3),
-        attached(Numbered(), 1, 2),
-    ]
+    given = [Numbered(), Numbered(seed=5), Numbered(batch_size=3), attached(Numbered(), 1, 2)]
     rows = [list(itertools.chain(*numbers(data.calibration_batches(6)))) for data in given]
     assert rows[0] == rows[1] == rows[2] == rows[3]
     assert len(set(rows[0])) == 6
     assert [len(batch) for batch in numbers(given[2].calibration_batches(6))] == [6], "whatever the batch size"
-
-
-def test_example_batch_is_the_first_validation_rows():
-    assert numbers([Numbered().example_batch(2)]) == [[100, 101]]
-    assert numbers([Numbered().example_batch(99)]) == [[100, 101, 102, 103, 104, 105]]
 
 
 def test_fingerprint_is_of_the_content_and_nothing_else():

@@ -58,8 +58,8 @@ def test_a_fifth_is_held_out_stratified_and_disjoint():
     assert counts.min() >= 35
     assert counts.max() <= 37
     seen = {(row["labels"], tuple(row["pixel_values"].flatten().tolist())) for row in data.train_rows}
-    held = {(row["labels"], tuple(row["pixel_values"].flatten().tolist())) for row in data.validation_rows}
-    assert not seen & held
+    validation = {(row["labels"], tuple(row["pixel_values"].flatten().tolist())) for row in data.validation_rows}
+    assert not seen & validation
 
 
 def test_every_pixel_comes_to_its_place_and_is_scaled_by_its_channel(tmp_path):
@@ -145,11 +145,11 @@ def test_a_folder_for_each_class_of_each_split(tmp_path):
     (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
     (tmp_path / "train" / ".cache").mkdir()
     data = images(tmp_path)
-    held = data.example_batch(9)
+    batch = data.example_batch(9)
     assert data.label_names == ["cat", "dog"]
     assert [row["labels"] for row in data.train_rows] == [0, 1, 1]
-    assert held["labels"].tolist() == [0, 1]
-    assert held["pixel_values"][:, :, 0, 0].round().tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["pixel_values"][:, :, 0, 0].round().tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
 def test_labels_of_words_and_columns_of_other_names(tmp_path):
@@ -157,13 +157,6 @@ def test_labels_of_words_and_columns_of_other_names(tmp_path):
     data = images(tmp_path, image_column="img", label_column="fine_label")
     assert data.example_batch(2)["labels"].tolist() == [1, 0]
     assert data.label_names == ["cat", "dog"]
-
-
-def test_rows_stay_encoded_until_their_batch_is_made(tmp_path):
-    data = images(parquet(tmp_path), size=512, train_limit=1)
-    data.load()
-    assert data.train_rows[0]["image"].numpy().tobytes() in COLORS
-    assert next(iter(data.train_dataloader()))["pixel_values"].shape == (1, 3, 512, 512)
 
 
 @pytest.mark.parametrize(
@@ -250,22 +243,6 @@ def composed(*overrides):
         return resolve(compose("config", overrides=list(overrides)))
 
 
-@pytest.mark.parametrize(
-    ("choice", "path", "columns", "classes", "augmentation"),
-    [
-        ("cifar10", "uoft-cs/cifar10", ("img", "label"), 10, ["crop", "flip"]),
-        ("cifar100", "uoft-cs/cifar100", ("img", "fine_label"), 100, ["crop", "flip"]),
-        ("mnist", "ylecun/mnist", ("image", "label"), 10, ["crop"]),
-    ],
-)
-def test_a_configured_set_is_as_the_hub_holds_it(choice, path, columns, classes, augmentation):
-    data = create(composed(f"data={choice}", "model=vit_small").data, "data")
-    assert (data.path, (data.image_column, data.label_column), data.num_labels) == (path, columns, classes)
-    assert data.splits == {"train": "train", "validation": "test"}
-    assert list(data.augmentation) == augmentation
-    assert data.higher_is_better
-
-
 @pytest.mark.parametrize("choice", ["none", "crop", "crop_flip", "trivial_augment"])
 def test_a_configured_augmentation_is_made_and_runs(tmp_path, choice):
     chosen = ("data=images", f"data.path={parquet(tmp_path)}", "data.num_labels=2", "model=tiny_vit")
@@ -277,8 +254,7 @@ def test_a_configured_augmentation_is_made_and_runs(tmp_path, choice):
 
 @pytest.mark.parametrize("size", [2, 5], ids=["as it is", "resized"])
 @pytest.mark.parametrize("kept", ["RGB", "L"])
-def test_the_image_processor_makes_of_a_file_what_the_data_makes_of_it(tmp_path, size, kept):
-    """So that who has the packed folder alone feeds the model what it was trained on."""
+def test_the_image_processor_gives_the_pixels_of_the_data_module(tmp_path, size, kept):
     scales = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "size": size}
     encoded = [file(numpy.arange(27).reshape(3, 3, 3) * 9 if kept == "RGB" else [[0, 90], [180, 250]])] * 2
     data = images(parquet(tmp_path, encoded), **scales)

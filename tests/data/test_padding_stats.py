@@ -83,13 +83,6 @@ def test_it_is_the_padding_of_the_batches_themselves(lengths, batch_size, world_
         assert counted is None
 
 
-def test_more_batches_than_are_counted_at_once(monkeypatch):
-    data = Rows([3, 1, 2, 5, 4, 1, 1], group_by_length=True)
-    whole = count_padding(data, 23, 2)
-    monkeypatch.setattr("qat_lightning.data.padding_stats.CHUNK", 3)
-    assert count_padding(data, 23, 2) == whole
-
-
 @pytest.mark.parametrize("choice", [RandomText, RandomQuestions, RandomTokens])
 @pytest.mark.parametrize("grouped", [True, False])
 def test_of_random_rows(choice, grouped):
@@ -111,12 +104,8 @@ def test_of_texts(text, write, padding):
     assert seen(grouped, 9)["padding"] < counted["longest"]
 
 
-def test_images_have_none():
+def test_images_and_rows_of_one_length_have_none():
     assert count_padding(Numbered(), 5) is None
-    assert Numbered().train_lengths() is None
-
-
-def test_rows_of_one_length_have_none():
     assert count_padding(Rows([4] * 6), 5) is None
     assert count_padding(Rows([4] * 6, max_length=4), 5) is None
     assert count_padding(Rows([4] * 6, max_length=5), 1) == {"tokens": 8, "padding": 0, "longest": 0, "max_length": 2}

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.schema import CONF, resolve
-from qat_lightning.data.squad import features
 from qat_lightning.data.squad.datamodule import SquadData
 from qat_lightning.data.squad.metric import AnswerScore
 from qat_lightning.data.squad.spans import best_spans, token_span
@@ -291,21 +290,10 @@ def test_limited_training_questions_are_the_same_for_every_seed_and_keep_all_the
     assert {row["question"] for row in first.train_rows} == set(range(5))
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_rows_are_the_same_however_many_are_tokenized_at_once(squad, write, monkeypatch, chunk):
-    write([*ROWS, question(LONG, "is", "film"), ROWS[0]])
-    whole = squad().fingerprint()
-    monkeypatch.setattr(features, "CHUNK", chunk)
-    assert squad().fingerprint() == whole
-
-
 @pytest.mark.parametrize(
     ("validation", "changed"),
     [
-        (
-            [ROWS[0], question("a dog ran", "is", "ran", "a dog ran")],
-            {},
-        ),  # another accepted answer moves the score alone
+        ([ROWS[0], question("a dog ran", "is", "ran", "a dog ran")], {}),  # another accepted answer
         ([ROWS[0], question("A dog ran", "is", "ran", "dog ran")], {}),  # the text, but not its tokens
         (ROWS, {"n_best": 3}),
         (ROWS, {"max_answer_length": 3}),

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss, score_mean_squared_error
-from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
 from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import (
     AttentionQuantization,
@@ -26,7 +25,7 @@ from qat_lightning.models.convert import (
 from qat_lightning.models.module_paths import attention_paths, layer_paths
 from qat_lightning.models.quantized_model import calibrate
 from qat_lightning.models.sites import AXES, FACTORS
-from qat_lightning.quantization.modules.activation_checkpointing import checkpoint_layers, in_checkpointed_layer
+from qat_lightning.quantization.modules.activation_checkpointing import in_checkpointed_layer
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
@@ -77,14 +76,14 @@ def prepared(student: nn.Module, checkpointed: bool) -> nn.Module:
 
 
 def gradients(
-    student: nn.Module, taught: Signals, mode: Intervention, losses: list, family: str = "bert"
+    student: nn.Module, teacher_signals: Signals, mode: Intervention, losses: list, family: str = "bert"
 ) -> dict[str, Tensor | None]:
     """The total loss and each gradient."""
     batch = tiny_batch(family)
     torch.manual_seed(3)
-    with mode.apply(student, taught):
+    with mode.apply(student, teacher_signals):
         signals = SignalCapture(student, sorted({site for loss in losses for site in loss.sites}))(batch)
-    total = torch.stack([loss(signals, taught, batch) for loss in losses]).sum()
+    total = torch.stack([loss(signals, teacher_signals, batch) for loss in losses]).sum()
     del signals
     torch.manual_seed(4)  # what is drawn between the two passes changes nothing
     total.backward()
@@ -95,14 +94,14 @@ def compare(family: str, make, mode: Intervention, losses: list, following: bool
     """Bit by bit."""
     made = []
     for checkpointed in (False, True):
-        taught, student = models(family, make)
-        taught["logits"] = [
+        teacher_signals, student = models(family, make)
+        teacher_signals["logits"] = [
             torch.randn(logits.shape) for logits in SignalCapture(student)(tiny_batch(family))["logits"]
         ]
         student = prepared(student, checkpointed)
         for step in (module for module in student.modules() if isinstance(module, LSQQuantizer)):
             step.following = following
-        made.append(gradients(student, taught, mode, losses, family))
+        made.append(gradients(student, teacher_signals, mode, losses, family))
         made[-1] |= {f"{name} itself": parameter.detach() for name, parameter in student.named_parameters()}
         assert_plain(student)
     for name, expected in made[0].items():
@@ -112,7 +111,7 @@ def compare(family: str, make, mode: Intervention, losses: list, following: bool
 
 
 def assert_plain(student: nn.Module) -> None:
-    """Nothing stays on the modules."""
+    """Assert that no hook stays on the modules."""
     for module in student.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -138,10 +137,6 @@ def test_gradients_of_distillation_are_the_same(family: str, mode: str, names: l
 @pytest.mark.parametrize("mode", ["none", "M"])
 def test_gradients_of_learned_steps_are_the_same(mode: str, following: bool) -> None:
     compare("bert", learned, MODES[mode], [EVERYTHING["hidden"], EVERYTHING["scores"]], following)
-
-
-def test_gradients_without_quantizers_are_the_same() -> None:
-    compare("bert", lambda model: model, Intervention(), [TaskLoss(), LogitDistillationLoss(), EVERYTHING["hidden"]])
 
 
 def test_in_bfloat16_too() -> None:
@@ -181,7 +176,7 @@ def test_layers_run_twice_in_training_and_once_in_evaluation() -> None:
     assert seen == paths
 
 
-def test_a_hook_of_somebodys_own_that_is_gone_is_put_back_for_the_second_run() -> None:
+def test_a_removed_user_hook_runs_in_the_second_run() -> None:
     made = []
     for checkpointed in (False, True):
         _, student = models("bert")
@@ -199,7 +194,7 @@ def test_a_hook_of_somebodys_own_that_is_gone_is_put_back_for_the_second_run() -
 
 
 def test_an_error_in_the_second_run_leaves_the_modules_as_they_are() -> None:
-    taught, student = models("bert")
+    teacher_signals, student = models("bert")
     student = prepared(student, True)
     again = False
 
@@ -208,7 +203,7 @@ def test_an_error_in_the_second_run_leaves_the_modules_as_they_are() -> None:
             raise KeyError("inside")
 
     student.get_submodule(f"{layer_paths(student)[0]}.output").register_forward_pre_hook(fail)
-    with MODES["O"].apply(student, taught):
+    with MODES["O"].apply(student, teacher_signals):
         loss = SignalCapture(student)(tiny_batch("bert"))["logits"][0].sum()
     again = True
     with pytest.raises(KeyError, match="inside"):
@@ -218,7 +213,7 @@ def test_an_error_in_the_second_run_leaves_the_modules_as_they_are() -> None:
 
 
 def step_peak(checkpointed: bool) -> int:
-    """Bytes that a whole step makes at its highest point, gradients not counted apart."""
+    """Return the peak of allocated bytes in one step."""
     student = quantized(tiny_model("bert", seed=2, num_hidden_layers=4, vocab_size=8))
     student = prepared(open_attention(student), checkpointed)
     batch = tiny_batch("bert", lengths=(20,) * 16)
@@ -227,18 +222,18 @@ def step_peak(checkpointed: bool) -> int:
     return made.peak
 
 
-def test_the_highest_point_of_a_step_is_much_lower() -> None:
+def test_the_peak_memory_of_a_step_is_much_lower() -> None:
     assert step_peak(True) < step_peak(False) * 0.6
 
 
-def test_a_graph_that_is_never_gone_through_is_freed() -> None:
-    """Hooks that are remembered hold none of the signals, in which they would hold themselves."""
-    taught, student = models("bert")
+def test_a_graph_without_a_backward_pass_is_freed() -> None:
+    """Stored hooks keep no reference to the signals."""
+    teacher_signals, student = models("bert")
     student = prepared(student, True)
     gc.collect()
     gc.disable()
     try:
-        with MODES["M"].apply(student, taught):
+        with MODES["M"].apply(student, teacher_signals):
             signals = SignalCapture(student, ["attention.scores", "attention.context"])(tiny_batch("bert"))
         watched = [weakref.ref(tensor) for layers in signals.values() for tensor in layers]
         del signals
@@ -247,20 +242,14 @@ def test_a_graph_that_is_never_gone_through_is_freed() -> None:
         gc.enable()
 
 
-def test_a_quantizer_that_is_the_last_to_have_seen_an_input_works_again() -> None:
-    """It knows the tensor still, and must not hand out what it has made of it in the first run."""
+def test_a_quantizer_quantizes_the_same_input_again_in_the_second_run() -> None:
     rules = [QuantizationRule("layers.*.attention.query", input=UniformQuantizer)]
     compare("bert", lambda model: quantize(model, rules), Intervention(), [EVERYTHING["hidden"]])
 
 
-def test_a_layer_that_transformers_does_not_checkpoint_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"no checkpointing for a Linear: give activation_checkpointing=false"):
-        checkpoint_layers([nn.Linear(2, 2)])
-
-
-def test_a_compiled_model_is_refused_with_the_remedy() -> None:
+def test_a_compiled_model_is_refused() -> None:
     _, student = models("bert")
     student = prepared(student, True)
     student.compile(backend="eager")
-    with pytest.raises(ValueError, match="do not go together: leave out one of them"):
+    with pytest.raises(ValueError, match="compile"):
         SignalCapture(student)(tiny_batch("bert"))

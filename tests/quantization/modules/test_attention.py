@@ -133,20 +133,6 @@ def test_decoder_generates_what_eager_generates(name: str) -> None:
     assert torch.equal(*tokens)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_causal_mask_is_kept(name: str) -> None:
-    _, opened = decoder_pair(name)
-    # without padding: a padded query whose window holds only padding has nothing to look at, in eager as well
-    batch = without_labels(tiny_batch("bert", lengths=(9, 9)))
-    tokens = batch["input_ids"].shape[1]
-    later = torch.ones(tokens, tokens).triu(1).bool()
-    seen = probabilities(opened, batch)
-    assert len(seen) == 2
-    for probs in seen:
-        assert not probs[..., later].any()
-        assert probs[..., ~later].any()
-
-
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_padding_gets_no_probability(family: str) -> None:
     """Without a registered mask function 36 % of it went to padding (the design's first trap)."""
@@ -243,7 +229,5 @@ def test_probabilities_are_quantized_after_dropout_and_returned_before() -> None
 def test_unknown_keyword_is_refused(keyword: str) -> None:
     attention = nn.Module()
     attention.core = InstrumentedAttention()
-    with pytest.raises(
-        ValueError, match=f"Module asks its attention for {keyword}, which the opened attention does not"
-    ):
+    with pytest.raises(ValueError, match=keyword):
         attend(attention, *attention_inputs(), None, **{keyword: 30.0})

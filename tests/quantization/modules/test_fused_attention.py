@@ -78,7 +78,7 @@ def test_a_map_is_made_only_where_it_is_needed() -> None:
 
 
 @pytest.mark.parametrize("site", ["attention.scores", "attention.probs"])
-def test_who_watches_or_replaces_a_map_gets_one_from_a_lean_core_too(site: str) -> None:
+def test_a_captured_or_replaced_map_is_made_by_a_lean_core_too(site: str) -> None:
     opened, batch = open_attention(tiny_model("bert")), tiny_batch("bert")
     model, other = lean(opened), open_attention(tiny_model("bert", seed=1))
     seen, expected = (SignalCapture(each, [site])(batch) for each in (model, opened))
@@ -119,9 +119,6 @@ def test_dropout_is_that_of_training() -> None:
     torch.testing.assert_close(kept[0], fused_attention(query, key, value, None, 0.5, 0.0).transpose(1, 2))
 
 
-# --- the mask -------------------------------------------------------------------------------------------------------
-
-
 def test_mask_of_padding_has_one_row() -> None:
     given = {"batch_size": 3, "q_length": 9, "kv_length": 9, "device": "cpu"}
     padded = given | {"attention_mask": tiny_batch("bert")["attention_mask"].bool()}
@@ -138,9 +135,6 @@ def test_mask_of_padding_has_one_row() -> None:
     window = padded | {"mask_function": sliding_window_causal_mask_function(3), "dtype": torch.float16}
     assert torch.equal(additive_mask(**window), eager_mask(**window))
     assert additive_mask(**window).dtype == torch.float16
-
-
-# --- what scores are made of ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -1,4 +1,4 @@
-"""What is stored of a weight gives back the very numbers that its quantizer gave the student."""
+"""A stored weight gives back exactly the numbers of its quantizer."""
 
 from functools import partial
 
@@ -129,9 +129,9 @@ def test_offsets_count() -> None:
 
 def test_a_diverged_model_has_a_size() -> None:
     holder = layer(TernaryQuantizer())
-    whole = size(holder)
+    before = size(holder)
     torch.nn.init.constant_(holder.linear.weight, float("nan"))
-    assert size(holder) == whole
+    assert size(holder) == before
     with pytest.raises(DivergedError, match=r"linear\.weight: the quantized weight is not finite"):
         packed_tensors(holder)
 
@@ -150,9 +150,7 @@ def test_the_rest_in_half_precision() -> None:
     expected = {"linear.weight.codes": torch.uint8, "linear.weight.scale": torch.float32, "linear.bias": torch.float16}
     assert kinds == expected
     torch.nn.init.constant_(holder.linear.bias, 70000.0)
-    with pytest.raises(
-        ValueError, match=r"linear\.bias reaches 7e\+04, beyond float16: choose unquantized_dtype=float32"
-    ):
+    with pytest.raises(ValueError, match=r"linear\.bias.*unquantized_dtype=float32"):
         packed_tensors(holder, unquantized_dtype="float16")
 
 

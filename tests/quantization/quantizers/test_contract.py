@@ -31,21 +31,19 @@ def tensors(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Tensor
 
 @every_quantizer
 @given(x=tensors())
-def test_shape_and_dtype_stay(name: str, x: Tensor) -> None:
-    quantized = QUANTIZERS[name]()(x)
-    assert quantized.shape == x.shape
-    assert quantized.dtype == x.dtype
-
-
-@every_quantizer
-@given(x=tensors())
 def test_forward_is_codes_times_scale(name: str, x: Tensor) -> None:
     quantizer = QUANTIZERS[name]()
     codes, scale, zero_point = quantizer.codes(x)
     assert codes.shape == x.shape
     assert torch.equal(codes, codes.round())
     assert name not in WITH_ZERO or torch.equal(zero_point, zero_point.round())
-    assert torch.equal(quantizer(x), ((codes - zero_point) * scale).to(x.dtype))
+    quantized = quantizer(x)
+    assert (quantized.shape, quantized.dtype, scale.dtype) == (
+        x.shape,
+        x.dtype,
+        torch.float32 if x.dtype != torch.float64 else scale.dtype,
+    )
+    assert torch.equal(quantized, ((codes - zero_point) * scale).to(x.dtype))
 
 
 @every_quantizer
@@ -118,30 +116,6 @@ def test_a_row_does_not_see_the_others(name: str, x: Tensor) -> None:
     quantizer = QUANTIZERS[name]()
     x = x.reshape(-1, x.shape[-1])
     assert torch.equal(quantizer(x), torch.cat([quantizer(row[None]) for row in x]))
-
-
-@every_quantizer
-@given(x=tensors(dtypes=(torch.float32,)))
-def test_autocast_changes_nothing(name: str, x: Tensor) -> None:
-    quantizer = QUANTIZERS[name]()
-    expected, expected_scale, _ = quantizer.codes(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        codes, scale, _ = quantizer.codes(x)
-        assert quantizer(x).dtype == torch.float32
-    assert torch.equal(codes, expected)
-    assert torch.equal(scale, expected_scale)
-
-
-@every_quantizer
-def test_half_precision_arithmetic_is_float32(name: str) -> None:
-    """A sum of 70,000 ones overflows float16 and stalls at 256 in bfloat16."""
-    x = torch.ones(70_000)
-    for dtype in (torch.float16, torch.bfloat16):
-        codes, scale, _ = QUANTIZERS[name]().codes(x.to(dtype))
-        expected_codes, expected_scale, _ = QUANTIZERS[name]().codes(x)
-        assert scale.dtype == torch.float32
-        assert torch.equal(codes, expected_codes)
-        assert torch.equal(scale, expected_scale)
 
 
 @each_stateless

@@ -17,12 +17,6 @@ def test_by_hand_8_bits() -> None:
     torch.testing.assert_close(quantized, torch.tensor([1.27, -0.63, 0.0, 0.02, 0.0]))
 
 
-def test_an_outlier_is_cut_at_the_clip() -> None:
-    # m = 2.5 after clamping, s = 50.8; 1.0 → 51/50.8
-    quantized = UniformQuantizer()(torch.tensor([-9.0, 1.0]))
-    torch.testing.assert_close(quantized, torch.tensor([-2.5, 51 / 50.8]))
-
-
 def test_ties_round_to_even() -> None:
     # 3 bits: Q = 3, m = 3, s = 1
     quantized = UniformQuantizer(bits=3, clip=4.0)(torch.tensor([3.0, 0.5, 1.5, 2.5, -0.5, -1.5]))
@@ -51,12 +45,6 @@ def test_denormal_numbers_become_zero_not_infinite() -> None:
     assert (scale > 0).all()
     assert not codes.any()
     assert not UniformQuantizer()(x).any()
-
-
-def test_dynamic_scale_depends_on_the_batch() -> None:
-    sample, other = torch.tensor([[0.3, 0.11]]), torch.tensor([[2.0, -2.0]])
-    quantizer = UniformQuantizer(bits=4)
-    assert not torch.equal(quantizer(torch.cat([sample, other]))[:1], quantizer(sample))
 
 
 @given(
@@ -95,26 +83,17 @@ def test_static_values_beyond_what_calibration_saw_saturate() -> None:
     assert torch.equal(quantizer(torch.tensor([2.0, -1.7, 0.4])), torch.tensor([1.5, -1.5, 0.5]))
 
 
-def test_static_maximum_is_saved_and_loaded() -> None:
-    calibrated, fresh = UniformQuantizer(scale="static"), UniformQuantizer(scale="static")
-    calibrated.calibrate(torch.tensor([0.9]))
-    fresh.load_state_dict(calibrated.state_dict())
-    x = torch.tensor([0.31, -0.77])
-    assert torch.equal(fresh(x), calibrated(x))
-
-
-@pytest.mark.parametrize("bits", [1, 9])
-def test_bits_outside_the_range(bits: int) -> None:
-    with pytest.raises(ValueError, match=f"bits={bits} is outside the range of UniformQuantizer: choose 2 to 8"):
-        UniformQuantizer(bits=bits)
-
-
-def test_refusals_say_why() -> None:
-    with pytest.raises(ValueError, match="scale='adaptive' is unknown: choose one of dynamic, static"):
-        UniformQuantizer(scale="adaptive")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="needs granularity=per_tensor and a clip"):
-        UniformQuantizer(scale="static", granularity="per_channel")
-    with pytest.raises(ValueError, match="needs granularity=per_tensor and a clip"):
-        UniformQuantizer(scale="static", clip=None)
-    with pytest.raises(ValueError, match="clip=-1 must be positive"):
-        UniformQuantizer(clip=-1)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"bits": 1}, "bits=1"),
+        ({"bits": 9}, "bits=9"),
+        ({"scale": "adaptive"}, "scale='adaptive'"),
+        ({"scale": "static", "granularity": "per_channel"}, "granularity=per_tensor"),
+        ({"scale": "static", "clip": None}, "clip"),
+        ({"clip": -1}, "clip=-1"),
+    ],
+)
+def test_refuses_wrong_arguments(arguments: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        UniformQuantizer(**arguments)
