@@ -107,7 +107,8 @@ def quantize(
             embedding.
     """
     parts = part_paths(model)
-    winners = {part: rule for part in parts if (rule := _first_match(rules, part)) is not None}
+    matches = {part: [rule for rule in rules if fnmatchcase(part, rule.target_modules)] for part in parts}
+    winners = {part: found[0] for part, found in matches.items() if found}
     for rule in rules:
         if not rule.optional and not any(winner is rule for winner in winners.values()):
             raise ValueError(
@@ -148,7 +149,7 @@ def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
 
 
 def _describe_layers(config: Any, layers: Sequence[int], depth: int) -> None:
-    """Let the configuration of a model of `depth` layers describe these alone."""
+    """Change the configuration of a model of `depth` layers to these layers."""
     if getattr(config, "scale_attn_by_inverse_layer_idx", False) and list(layers) != list(range(len(layers))):
         raise ValueError(
             f"layers={list(layers)}: this model divides the scores of a layer by its position"
@@ -162,12 +163,8 @@ def _describe_layers(config: Any, layers: Sequence[int], depth: int) -> None:
     config.num_hidden_layers = len(layers)
 
 
-def _first_match(rules: Sequence[QuantizationRule], part: str) -> QuantizationRule | None:
-    return next((rule for rule in rules if fnmatchcase(part, rule.target_modules)), None)
-
-
 def _widths(bits: Mapping[str, int], parts: Sequence[str]) -> dict[str, int]:
-    """Part → width, where the table names one."""
+    """Return the width of each part that the table names."""
     winners = {part: glob for part in parts if (glob := next((g for g in bits if fnmatchcase(part, g)), None))}
     for glob in bits:
         if glob not in winners.values():
@@ -231,6 +228,6 @@ def _quantize_attention(model: nn.Module, rule: AttentionQuantization) -> None:
 
 
 def _brief(parts: Iterable[str]) -> str:
-    """The part names with the layers folded: `layers.*.attention.query` once."""
+    """List part names with layers folded: `layers.*.attention.query` once."""
     folded = (f"layers.*.{part_kind(part)}" if part.startswith("layers.") else part for part in parts)
     return ", ".join(dict.fromkeys(folded))

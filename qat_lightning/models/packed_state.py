@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.quantization.packing.bit_packing import TRITS, pack, pack_base3
-from qat_lightning.quantization.packing.stored_weight import DivergedError, Stored, stored, transposed
+from qat_lightning.quantization.packing.stored_weight import DivergedError, stored, transposed
 from qat_lightning.quantization.quantizers.base import Quantizer, check_choice
 
 UnquantizedDtype = Literal["float32", "float16"]
@@ -48,7 +48,7 @@ class Packed:
 
 
 def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Quantizer]]:
-    """Path, module and quantizer of each weight that has one."""
+    """Yield path, module and quantizer of each quantized weight."""
     for path, module in model.named_modules():
         quantizer = getattr(module, "weight_quantizer", None)
         if isinstance(quantizer, Quantizer):
@@ -86,8 +86,8 @@ def packed_tensors(
             packed.tied = True
             continue
         seen.add(id(tensor))
-        kept = _plain(name, tensor, torch.float32 if own else getattr(torch, unquantized_dtype))
-        packed.tensors[name] = kept.clone() if again else kept  # a file has no two names for one memory
+        converted = _plain(name, tensor, torch.float32 if own else getattr(torch, unquantized_dtype))
+        packed.tensors[name] = converted.clone() if again else converted  # a file has no two names for one memory
     return packed
 
 
@@ -104,7 +104,7 @@ def _add_weight(
     except ValueError as error:
         raise type(error)(f"{path}.weight: {error}") from error
     trits = ternary_encoding == "base3" and parts.bits > 1 and int(parts.codes.max()) <= 2
-    packed.tensors[f"{path}.weight.codes"] = _packed_codes(parts, trits)
+    packed.tensors[f"{path}.weight.codes"] = pack_base3(parts.codes) if trits else pack(parts.codes, parts.bits)
     packed.tensors[f"{path}.weight.scale"] = parts.scale
     if isinstance(parts.zero_point, Tensor):
         packed.tensors[f"{path}.weight.zero_point"] = parts.zero_point
@@ -118,12 +118,8 @@ def _add_weight(
     )
 
 
-def _packed_codes(parts: Stored, trits: bool) -> Tensor:
-    return pack_base3(parts.codes) if trits else pack(parts.codes, parts.bits)
-
-
 def _plain(name: str, tensor: Tensor, kind: torch.dtype) -> Tensor:
-    """On the CPU and contiguous; whole numbers stay what they are."""
+    """Copy a tensor to the CPU, contiguous; floating point numbers get the type `kind`."""
     tensor = tensor.detach()
     wide = tensor.cpu().contiguous()
     narrow = wide.to(kind) if wide.is_floating_point() else wide
@@ -139,4 +135,4 @@ def _check_finite(name: str, wide: Tensor, narrow: Tensor) -> None:
         raise ValueError(
             f"{name} reaches {float(wide.abs().max()):.3g}, beyond float16: choose unquantized_dtype=float32"
         )
-    raise DivergedError(f"{name} is not finite: nothing can be stored of a training that has diverged")
+    raise DivergedError(f"{name} is not finite: the training has diverged")

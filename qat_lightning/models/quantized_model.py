@@ -56,7 +56,7 @@ def cached_weights(model: nn.Module) -> Iterator[None]:
 
 
 def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:
-    """Only the quantizers of these parts work, in all other places values pass in full precision; None for all.
+    """Enable the quantizers of these parts and disable all others; None enables all.
 
     Part-wise quantization of Teacher Intervention's first step, "either FFN or SA-PROP" (arXiv:2302.11812 §4).
 
@@ -77,7 +77,7 @@ def switch_on(model: nn.Module, parts: Sequence[str] | None = None) -> None:
 
 
 def step_sizes(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """What the quantizers of "weights", and those of "activations", learn; empty lists where nothing is learned."""
+    """Return the learned parameters of the quantizers of "weights" and of "activations"."""
     found: dict[str, list[nn.Parameter]] = {"weights": [], "activations": []}
     weights = {quantizer for _, quantizer in quantized_weights(model)}
     for module in model.modules():
@@ -102,7 +102,7 @@ def mean_step_sizes(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def _by_part(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
-    """Part, which of its tensors is quantized ("weights", "inputs", "attention"), quantizer."""
+    """Yield part, quantized tensor ("weights", "inputs", "attention") and quantizer."""
     for part, path in part_paths(model).items():
         for slot, tensor in (("weight_quantizer", "weights"), ("input_quantizer", "inputs")):
             if isinstance(quantizer := getattr(model.get_submodule(path), slot, None), Quantizer):

@@ -31,7 +31,7 @@ class Size:
 
 
 def size(model: nn.Module) -> Size:
-    """Bytes of the very tensors that a packed folder holds, all that is not quantized in float32.
+    """Compute the bytes of the tensors of a packed folder; unquantized tensors count in float32.
 
     A learned step of an input, or its calibrated scale, is one of them; it has no part in the float32 model. A table that
     the head reads in full precision as well (tied weights) is there twice, as codes and in float32.
@@ -48,7 +48,7 @@ def size(model: nn.Module) -> Size:
 
 
 def _with_finite_numbers(model: nn.Module) -> nn.Module:
-    """A copy on the CPU that takes as many bytes: weights increase, all else is 1."""
+    """Copy a model to the CPU with finite numbers: weights increase, all others are 1."""
     copied = copy.deepcopy(model).to_empty(device="cpu")
     for buffer in copied.buffers():
         buffer.fill_(1)
@@ -61,7 +61,7 @@ def _with_finite_numbers(model: nn.Module) -> nn.Module:
 
 
 def size_of(model: nn.Module, packed: Packed) -> Size:
-    """The same, of tensors that are there already."""
+    """Compute the size of a model from its packed tensors."""
     learned = {id(step) for module in model.modules() if isinstance(module, Quantizer) for step in module.parameters()}
     elements = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in learned)
     return Size(
@@ -71,7 +71,7 @@ def size_of(model: nn.Module, packed: Packed) -> Size:
 
 
 def bits(model: nn.Module) -> dict[str, int]:
-    """Kind of part → width of its weights: {"embeddings.word": 2, "attention.query": 2, …, "head": 32}.
+    """Map each kind of part to the width of its weights: {"embeddings.word": 2, "attention.query": 2, …, "head": 32}.
 
     Layers that agree are folded to one entry; where they differ, each has its own: {"layers.0.attention.query": 8, …}.
     """
@@ -86,13 +86,13 @@ def bits(model: nn.Module) -> dict[str, int]:
 
 
 def quantized_weights(model: nn.Module) -> Iterator[tuple[Tensor, Quantizer]]:
-    """Each weight that has a quantizer, as the quantizer sees it, and that quantizer."""
+    """Yield each quantized weight, as its quantizer receives it, and the quantizer."""
     for _, module, quantizer in quantized_modules(model):
         yield module.quantized_weight, quantizer  # type: ignore[misc]
 
 
 def tensors_hash(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of the model's tensors, in the order of their names."""
+    """Compute the SHA-256 of names and bytes of the model's tensors, in the order of names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -6,9 +6,24 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.onnx.ops import symbolic
 
-from qat_lightning.exporters.onnx.operators import quantize_linear
 from qat_lightning.quantization.quantizers.base import Quantizer
+
+
+def quantize_linear(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Add the operator QuantizeLinear to an exported graph: clip(round(x / scale) + zero, 0, 255), uint8, one scale."""
+    return symbolic("QuantizeLinear", [x, scale, zero], dtype=torch.uint8, shape=x.shape)
+
+
+def multiply_integers(left: Tensor, right: Tensor, left_zero: Tensor, right_zero: Tensor) -> Tensor:
+    """Add the operator MatMulInteger to an exported graph: (left − left_zero)(right − right_zero).
+
+    Args:
+        left, right: 8-bit integers (…, R, K) and (…, K, N); the result is int32 (…, R, N).
+    """
+    shape = [*left.shape[:-1], right.shape[-1]]
+    return symbolic("MatMulInteger", [left, right, left_zero, right_zero], dtype=torch.int32, shape=shape)
 
 
 class Integers(NamedTuple):
@@ -60,7 +75,7 @@ class IntegerInput(nn.Module):
 
 
 class Simulated(nn.Module):
-    """x → the nearest values of the quantizer's grid, in float32: every other quantizer, as it says itself."""
+    """x → the nearest values of the quantizer's grid, in float32, by the quantizer's own `codes`."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
@@ -72,12 +87,12 @@ class Simulated(nn.Module):
 
 
 def at_work(quantizer: nn.Module) -> bool:
-    """Whether there is a quantizer, and it is not switched off."""
+    """Return whether the module is a quantizer that is switched on."""
     return isinstance(quantizer, Quantizer) and quantizer.enabled
 
 
 def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput | None:
-    """None where the quantizer has no whole codes with one scale for the tensor."""
+    """Return the integer form of a quantizer; None if it has no integer codes with one scale for the tensor."""
     if not (isinstance(quantizer, Quantizer) and quantizer.enabled):
         return None
     classes = type(quantizer).__mro__
@@ -88,7 +103,7 @@ def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput 
 
 
 def float_input(quantizer: nn.Module) -> nn.Module:
-    """The quantizer's grid in float32; nothing where there is no quantizer."""
+    """Return a module that rounds to the quantizer's grid in float32; modules of other classes stay."""
     if not isinstance(quantizer, Quantizer):
         return quantizer
     return Simulated(quantizer) if quantizer.enabled else nn.Identity()

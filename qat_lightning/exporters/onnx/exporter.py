@@ -55,7 +55,7 @@ def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> On
 
 
 def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What both the model and the runtime's wrapper take."""
+    """Select the inputs that both the model and `OnnxModel` accept."""
     accepted = inspect.signature(model.forward).parameters.keys() & set(INPUTS)
     inputs = {name: value.detach().cpu() for name, value in batch.items() if name in accepted}
     if "input_ids" in inputs and "attention_mask" not in inputs:
@@ -64,7 +64,7 @@ def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Heads(nn.Module):
-    """The logits of each head, in the order of `LOGITS`."""
+    """A model that returns the logits of each head, in the order of `LOGITS`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def _write(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _sum_before_normalization(graph: Any) -> None:
-    """x + residual as Sum instead of Add, in front of a LayerNormalization.
+    """Replace the operator Add by Sum in front of a LayerNormalization.
 
     onnxruntime would fuse Add and LayerNormalization to one operator that, on a CPU, takes four times as long as the two.
     """
@@ -123,9 +123,9 @@ def _sum_before_normalization(graph: Any) -> None:
 
 
 def _forget_sources(model: Any) -> None:
-    """The exporter notes at each node the lines of Python that it came from: megabytes, and paths of this machine.
+    """Remove the lines of Python that the exporter notes at each node: megabytes, and paths of this machine.
 
-    Names of nodes, and shapes in between, are worked out by the runtime; in a small model they outweigh the codes.
+    The runtime computes names of nodes and inner shapes; in a small model they outweigh the codes.
     """
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -141,7 +141,7 @@ def _forget_sources(model: Any) -> None:
 
 
 def _axes(name: str) -> dict[int, Any]:
-    """The sizes that may change: the batch, and of texts the length."""
+    """Return the axes of variable size: the batch, and the length of texts."""
     free = torch.export.Dim.DYNAMIC
     return {0: free} if name == "pixel_values" else {0: free, 1: free}
 
@@ -160,7 +160,7 @@ def _runnable(path: Path, inputs: Mapping[str, Tensor]) -> OnnxModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's notes on torchvision and on names of axes say nothing to a user."""
+    """Suppress the exporter's notes on torchvision and on names of axes."""
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in logs]
     for log in logs:
@@ -175,7 +175,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what was at the bottom of it."""
+    """Return the first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qat_lightning.exporters.onnx.activations import IntegerInput, at_work, float_input, integer_input
-from qat_lightning.exporters.onnx.operators import multiply_integers
+from qat_lightning.exporters.onnx.activations import (
+    IntegerInput,
+    at_work,
+    float_input,
+    integer_input,
+    multiply_integers,
+)
 from qat_lightning.exporters.onnx.weights import FloatWeight, IntegerWeight, is_integer
 from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
@@ -90,19 +95,19 @@ class PackedCore(nn.Module):
         return self.context(probs, value).transpose(1, 2).contiguous(), probs
 
 
-class _Given(nn.Module):
+class _FloatParameter(nn.Module):
     """A weight in full precision."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
 
     def forward(self) -> Tensor:
         return self.weight
 
 
 def replace_layers(model: nn.Module) -> nn.Module:
-    """Put what an ONNX graph computes in the place of every layer that quantizes, in place (hand over a copy)."""
+    """Replace each quantized layer by its form in an ONNX graph, in place (pass a copy)."""
     for path, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             model.set_submodule(path, _linear(module))
@@ -115,16 +120,13 @@ def replace_layers(model: nn.Module) -> nn.Module:
 
 def _linear(layer: QuantLinear) -> nn.Module:
     if not at_work(layer.weight_quantizer):
-        return FloatLinear(float_input(layer.input_quantizer), _Given(_passed(layer)), layer.bias)
-    weight, inputs = _stored(layer), integer_input(layer.input_quantizer)
-    if inputs is not None and is_integer(weight):
-        return IntegerLinear(inputs, IntegerWeight(weight), layer.bias)
-    return FloatLinear(float_input(layer.input_quantizer), FloatWeight(weight), layer.bias)
-
-
-def _passed(layer: QuantLinear) -> nn.Parameter:
-    with torch.no_grad():
-        return nn.Parameter(layer.weight_quantizer(layer.weight).detach(), requires_grad=False)
+        with torch.no_grad():
+            weight = layer.weight_quantizer(layer.weight)
+        return FloatLinear(float_input(layer.input_quantizer), _FloatParameter(weight), layer.bias)
+    stored_weight, inputs = _stored(layer), integer_input(layer.input_quantizer)
+    if inputs is not None and is_integer(stored_weight):
+        return IntegerLinear(inputs, IntegerWeight(stored_weight), layer.bias)
+    return FloatLinear(float_input(layer.input_quantizer), FloatWeight(stored_weight), layer.bias)
 
 
 def _stored(layer: nn.Module) -> Stored:

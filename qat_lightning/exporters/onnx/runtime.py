@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
-"""What an exported file may take."""
+"""Inputs that an exported file can have."""
 
 
 class OnnxError(ValueError):
@@ -17,7 +17,7 @@ class OnnxError(ValueError):
 
 
 class OnnxModel(nn.Module):
-    """`model(input_ids=…, attention_mask=…)` → {"logits": …}; what the file has no input for is left out.
+    """`model(input_ids=…, attention_mask=…)` → {"logits": …}; inputs that the file does not have are left out.
 
     Args:
         path: an ONNX file.

@@ -44,7 +44,7 @@ class PackedRows(nn.Module):
         self.register_buffer("table", values[digits.clamp(max=len(values) - 1)])
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
-        """All rows (R, C), or those of the given numbers (…) → (…, C)."""
+        """Return all rows (R, C), or the rows of the given numbers (…) → (…, C)."""
         chosen = self.packed if rows is None else functional.embedding(rows, self.packed)
         values = functional.embedding(chosen.int(), self.table).flatten(-2)
         return values[..., : self.columns] if self.padding else values
@@ -107,12 +107,12 @@ class FloatWeight(nn.Module):
 
     @staticmethod
     def _of(table: Tensor, rows: Tensor | None) -> Tensor:
-        """(…, S, 1)."""
+        """Select rows of a table: (…, S, 1)."""
         return (table if rows is None else functional.embedding(rows, table)).unsqueeze(-1)
 
 
 def is_integer(stored: Stored) -> bool:
-    """Whether codes − zero_point, or twice that, are whole numbers of 8 bits with a scale for each output at most."""
+    """Return whether codes − zero_point, or twice that, are 8-bit integers with at most one scale for each output."""
     if isinstance(stored.zero_point, Tensor) or stored.codes.dim() != 2:
         return False
     integers, _ = _integer_values(stored)
@@ -121,13 +121,13 @@ def is_integer(stored: Stored) -> bool:
 
 
 def _integer_values(stored: Stored) -> tuple[Tensor, int]:
-    """The value of each code as an integer, and the factor that made it one: 2 for ±½, ±1½, …"""
+    """Return the value of each code as an integer, and the factor that makes it one: 2 for ±½, ±1½, …"""
     assert isinstance(stored.zero_point, float)
     times = 1 if stored.zero_point.is_integer() else 2
     return (torch.arange(2.0**stored.bits) - stored.zero_point) * times, times
 
 
 def _largest(integers: Tensor, codes: Tensor) -> float:
-    """Of the codes in use: three ternary values leave a fourth code unused."""
+    """Return the largest |value| of the codes in use; three ternary values leave a fourth code unused."""
     low, high = codes.aminmax()
     return float(torch.stack([integers[int(low)], integers[int(high)]]).abs().max())

@@ -28,19 +28,19 @@ FORMAT = 1
 MANIFEST, WEIGHTS, CONFIG = "manifest.json", "packed.safetensors", "config.json"
 """Not model.safetensors: `from_pretrained` would take that, find none of its names, and go on with random weights."""
 GENERATION = "generation_config.json"
-"""Of a language model: how it generates where nothing else is asked for."""
+"""Default settings of generation of a language model."""
 PARTS = (".weight.codes", ".weight.scale", ".weight.zero_point")
 
 Plain = dict[str, Any]
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:
-    """The same bytes for the same content."""
+    """Serialize to JSON: the same bytes for the same content."""
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def make_manifest(packed: Packed, size: Size, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Plain:
-    """The manifest of a folder with these tensors and these other files."""
+    """Make the manifest of a folder with these tensors and other files."""
     entries = {name: _tensor_entry(name, tensor, packed) for name, tensor in packed.tensors.items()}
     content = {
         "format": FORMAT,
@@ -53,7 +53,7 @@ def make_manifest(packed: Packed, size: Size, files: Mapping[str, bytes], facts:
 
 
 def names_code(name: str, data: bytes) -> bool:
-    """Whether a configuration of a model, tokenizer or image processor names classes that lie beside it."""
+    """Return whether the configuration of a model, tokenizer or image processor names classes in its own folder."""
     return name.endswith("config.json") and "auto_map" in read_json(data, name)
 
 
@@ -106,7 +106,7 @@ def _read_manifest(folder: Path) -> Plain:
 
 
 def _count(listed: Plain) -> int:
-    """The bytes of the tensors as the manifest lists them; what it says is compared with the file later."""
+    """Sum the bytes of the tensors in the manifest; they are compared with the file later."""
     counts = [entry.get("bytes") for entry in listed.values() if isinstance(entry, dict)]
     return sum(count for count in counts if type(count) is int and count > 0)
 
@@ -149,7 +149,7 @@ def _kind(name: str, tensor: Tensor) -> str:
 
 
 def _totals(entries: Mapping[str, Plain], size: Size, packed: Packed) -> Plain:
-    """Bytes; bits a weight count the codes, scales and zero points of the weights that are quantized."""
+    """Sum bytes; bits_per_weight counts codes, scales and zero points of quantized weights."""
     of_weights = {f"{path}{part}" for path in packed.weights for part in PARTS}
     quantized = sum(entry["bytes"] for name, entry in entries.items() if name in of_weights)
     count = sum(math.prod(weight.shape) for weight in packed.weights.values())

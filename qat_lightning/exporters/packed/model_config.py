@@ -22,7 +22,7 @@ COMPILED = {"compile_config", "continuous_batching_config"}
 
 
 def model_class(model_type: object, architecture: object) -> Any:
-    """The class of transformers of that name for that family; nothing is imported by a name.
+    """Find the class of transformers of that name in that family, without an import by name.
 
     Raises:
         ValueError: a family without a table, or a class that is neither its base model nor one of its heads.
@@ -57,7 +57,7 @@ def check_class(model: Any) -> None:
 
 
 def make_config(model: Any, packed: Packed) -> Plain:
-    """config.json of a student; only fields of its class are written, and none of them can name code or a kernel.
+    """Make config.json of a student; only fields of its class are written, and none can name code or a kernel.
 
     Raises:
         ValueError: a model, or a quantizer, that could not be read again.
@@ -77,7 +77,7 @@ def make_config(model: Any, packed: Packed) -> Plain:
 def read_config(
     content: Plain, quantizers: Iterable[type[Quantizer]] = (), activations: bool = True
 ) -> tuple[Any, Any, Block]:
-    """The model's class, its configuration, and the block.
+    """Read the model's class, its configuration and the block.
 
     Raises:
         PackedError: another method or format; a key that is not a field of the configuration's class; a value that the class
@@ -107,7 +107,7 @@ def read_config(
 
 
 def make_generation(model: Any) -> Plain | None:
-    """generation_config.json of a language model; None for other models."""
+    """Make generation_config.json of a language model; None for other models."""
     if not model.can_generate():
         return None
     content = json.loads(model.generation_config.to_json_string())
@@ -115,7 +115,7 @@ def make_generation(model: Any) -> Plain | None:
 
 
 def read_generation(content: Plain) -> Any:
-    """How the model generates.
+    """Read the settings of generation.
 
     Raises:
         PackedError: a key that is not a field of transformers' own class, or a value that it refuses.

@@ -43,12 +43,20 @@ def load_packed(
     """
     config, generation, tensors = verify(Path(folder))
     kind, configuration, block = read_config(config, quantizers, activations)
-    state = _restored({name: to_tensor(tensor) for name, tensor in tensors.items()}, block)
+    state = _restore_tensors({name: to_tensor(tensor) for name, tensor in tensors.items()}, block)
     if not activations:
         state = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
-    blank = _blank(kind, configuration)
-    own = _compared(blank, state, block)
-    model = _built(kind, configuration, {name: _wide(tensor) for name, tensor in state.items() if name in own})
+    blank = _build_on_meta(kind, configuration)
+    own = _compare(blank, state, block)
+    model = _build(
+        kind,
+        configuration,
+        {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+            if name in own
+        },
+    )
     if generation is not None:
         model.generation_config = read_generation(generation)
     if activations:
@@ -59,20 +67,22 @@ def load_packed(
     return model.eval()
 
 
-def _restored(stored: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
-    """The model's own tensors by their own names, quantized weights made whole."""
+def _restore_tensors(stored: dict[str, Tensor], block: Block) -> dict[str, Tensor]:
+    """Return the model's tensors by name, with quantized weights restored."""
     for name, tensor in stored.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise PackedError(f"{name} is not finite: {REMEDY}")
-    weights = {f"{path}.weight": _weight(f"{path}.weight", weight, stored) for path, weight in block.weights.items()}
+    weights = {
+        f"{path}.weight": _restore_weight(f"{path}.weight", weight, stored) for path, weight in block.weights.items()
+    }
     for name in stored:
         if name.endswith(PARTS) or name in weights:
             raise PackedError(f"{name} is not part of a weight that config.json describes: {REMEDY}")
     return stored | weights
 
 
-def _weight(name: str, entry: Weight, stored: dict[str, Tensor]) -> Tensor:
-    """Takes codes, scale and zero_point out of `stored`."""
+def _restore_weight(name: str, entry: Weight, stored: dict[str, Tensor]) -> Tensor:
+    """Restore a weight from its codes, scale and zero_point, which are removed from `stored`."""
     try:
         packed, scale = stored.pop(f"{name}.codes"), stored.pop(f"{name}.scale")
         zero_point = stored.pop(f"{name}.zero_point") if entry.zero_point is None else entry.zero_point
@@ -94,8 +104,8 @@ def _weight(name: str, entry: Weight, stored: dict[str, Tensor]) -> Tensor:
     return weight.t().contiguous() if entry.transposed else weight
 
 
-def _blank(kind: Any, configuration: Any) -> nn.Module:
-    """The model without memory, to hold the tensors' names and shapes against."""
+def _build_on_meta(kind: Any, configuration: Any) -> nn.Module:
+    """Build the model on the meta device, to compare names and shapes of tensors."""
     try:
         with torch.device("meta"):
             return kind(copy.deepcopy(configuration))  # opening attention writes into it
@@ -104,7 +114,7 @@ def _blank(kind: Any, configuration: Any) -> nn.Module:
 
 
 def _quantize(model: nn.Module, block: Block) -> None:
-    """Quantizers of activations alone; weights are on their grids already."""
+    """Add the quantizers of activations; weights are on their grids already."""
     if block.rules or block.attention:
         try:
             quantize(model, block.rules, block.attention)
@@ -114,8 +124,8 @@ def _quantize(model: nn.Module, block: Block) -> None:
             ) from error
 
 
-def _compared(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set[str]:
-    """The names of the plain model's own tensors; the others are what its activations' quantizers know.
+def _compare(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set[str]:
+    """Compare the tensors with the model and return the names that do not belong to quantizers of activations.
 
     Raises:
         PackedError: a tensor that is missing, one too many, or one of another shape.
@@ -132,20 +142,18 @@ def _compared(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> se
         raise PackedError(f"{name} {wrong}: {REMEDY}")
     for name, tensor in wanted.items():
         if tensor.shape != state[name].shape or tensor.is_floating_point() != state[name].is_floating_point():
-            raise PackedError(f"{name} is {_described(state[name])} where the model has {_described(tensor)}: {REMEDY}")
+            raise PackedError(
+                f"{name} is {_shape_and_type(state[name])} where the model has {_shape_and_type(tensor)}: {REMEDY}"
+            )
     return set(own)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _described(tensor: Tensor) -> str:
+def _shape_and_type(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
-def _built(kind: Any, configuration: Any, state: dict[str, Tensor]) -> PreTrainedModel:
-    """transformers' own way from a state dict: no weight is drawn at random first, and no file is looked for."""
+def _build(kind: Any, configuration: Any, state: dict[str, Tensor]) -> PreTrainedModel:
+    """Build the model from a state dict; no weight is drawn at random, and no file is read."""
     from transformers.utils import logging
 
     bar = logging.is_progress_bar_enabled()

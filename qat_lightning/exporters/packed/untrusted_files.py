@@ -40,18 +40,18 @@ class StoredTensor(NamedTuple):
 
 
 def in_a_line(error: Exception) -> str:
-    """What went wrong; transformers' messages have several lines, and a KeyError's is the key alone."""
+    """Format an error in one line; the message of a KeyError is the key alone."""
     named = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
     return " ".join(named.split())
 
 
 def sha256(data: Any) -> str:
-    """The SHA-256 of bytes, or of an array's memory."""
+    """Compute the SHA-256 of bytes, or of an array's memory."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read_bytes(folder: Path, name: str, largest: int = LARGEST_JSON) -> bytes:
-    """The file of that name, which must lie in the folder itself.
+    """Read the file of that name, which must be in the folder itself.
 
     Raises:
         PackedError: a name that leads out of the folder, by dots or by a link; no such file; more than `largest` bytes.
@@ -78,12 +78,12 @@ def read_bytes(folder: Path, name: str, largest: int = LARGEST_JSON) -> bytes:
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """Where the hub's cache keeps the files that a snapshot links to."""
+    """Return the folders of the hub's cache to which a snapshot may link."""
     return [parent / "blobs" for parent in folder.resolve().parents]
 
 
 def read_json(data: bytes, name: str) -> dict[str, Any]:
-    """An object without a name twice and without NaN.
+    """Read a JSON object; names must be unique and numbers finite.
 
     Raises:
         PackedError: anything else.
@@ -124,7 +124,7 @@ def read_tensors(data: bytes, name: str) -> dict[str, StoredTensor]:
 
 
 def to_tensor(entry: StoredTensor) -> Tensor:
-    """The tensor of these bytes, in memory of its own."""
+    """Make a tensor of the entry's bytes."""
     kind = KINDS[entry.kind]
     flat = torch.frombuffer(entry.data, dtype=kind) if entry.data else torch.empty(0, dtype=kind)
     return flat.reshape(entry.shape)

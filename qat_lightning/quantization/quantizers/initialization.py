@@ -18,12 +18,12 @@ CHUNK = 2**22
 
 
 def minmax(values: Tensor, bits: int, largest_code: float, tail: float) -> Tensor:
-    """max|x|."""
+    """Return max|x|."""
     return values.abs().amax(-1)
 
 
 def lsq(values: Tensor, bits: int, largest_code: float, tail: float) -> Tensor:
-    """s = 2·mean|v|/√Q_P, so a threshold of 2·mean|v|·√Q_P (arXiv:1902.08153 §2.1)."""
+    """Return the threshold of s = 2·mean|v|/√Q_P: 2·mean|v|·√Q_P (arXiv:1902.08153 §2.1)."""
     return 2 * values.abs().mean(-1) * largest_code**0.5
 
 
@@ -83,7 +83,7 @@ def _divergence(cumulative: Tensor, cuts: Tensor, points: int) -> Tensor:
 
 
 def _read(cumulative: Tensor, places: Tensor, cuts: Tensor) -> Tensor:
-    """The clipped distribution at fractional bins: 1 at the last bin before the cut."""
+    """Read the clipped distribution at fractional bins: 1 at the last bin before the cut."""
     below = places.floor().clamp(max=cumulative.shape[-1] - 2).long()
 
     def at(bins: Tensor) -> Tensor:
