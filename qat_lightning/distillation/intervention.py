@@ -1,4 +1,4 @@
-"""The teacher's signal in place of the student's, and where the gradient stops."""
+"""Replace signals of the student by signals of the teacher, and stop gradients."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Intervention:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """What the teacher must be asked for."""
+        """Return the sites whose signals the teacher must provide."""
         return self.replace
 
     @contextmanager
@@ -70,7 +70,7 @@ class Intervention:
                 yield student.get_submodule(paths[layer]).register_forward_hook(_give(site, signal, layer))
 
     def check(self, student: nn.Module) -> None:
-        """Whether `student`'s family can do this; attention need not be open.
+        """Check that the family of `student` supports this intervention; attention need not be open.
 
         Raises:
             ValueError: it cannot.

@@ -67,7 +67,7 @@ class AttentionMapLoss:
         return torch.stack([self._divergence(own[s], other[t].detach(), counts) for s, t in pairs]).sum()
 
     def _by_blocks(self, student: Factors, teacher: Factors, batch: Batch) -> Tensor:
-        """Each query weighs 1/(B·H·n); padded keys have no probability, by the models' own masks."""
+        """Compute the loss in blocks of queries; a query weighs 1/(B·H·n), and the masks exclude padded keys."""
         samples, heads, queries, _ = student.query.shape
         counts = what_counts("attention.context", batch)  # (B, 1, N, 1)
         valid = student.query.new_ones(1, 1, queries) if counts is None else counts[..., 0].to(student.query.dtype)
@@ -80,7 +80,7 @@ class AttentionMapLoss:
         return sums.mean() / queries if counts is None else (sums / queries).mean()
 
     def _cooled(self, maps: Tensor) -> Tensor:
-        """softmax(scores / τ) from softmax(scores)."""
+        """Compute softmax(scores / τ) from softmax(scores)."""
         if self.temperature == 1:
             return maps
         # Off zero before the power, whose slope is infinite there: padded keys would turn the gradient into NaN.

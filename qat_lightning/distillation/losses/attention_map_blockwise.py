@@ -1,4 +1,4 @@
-"""The divergence of attention maps from what the maps are made of, some rows at a time: no map is ever whole.
+"""The divergence of attention maps from their factors, some rows at a time: no complete map is in memory.
 
 Shapes: B batch, H heads, G key heads (G divides H), N queries, M keys, D head width, R queries of one block.
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 ELEMENTS = 2**20
-"""A block has at most so many elements of a map, or one row of each head: 4 MiB in float32, which caches can hold."""
+"""The largest number of map elements in a block of more than one row: 4 MiB in float32, which fits into caches."""
 
 
 class Factors(NamedTuple):
-    """What scores are made of: scores = query · keyᵀ + mask."""
+    """The factors of scores: scores = query · keyᵀ + mask."""
 
     query: Tensor  # (B, H, N, D), scaled
     key: Tensor  # (B, G, M, D)
@@ -30,7 +30,7 @@ class Factors(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What the divergence of one layer depends on besides the scores.
+    """Settings of the divergence of one layer.
 
     Args:
         weights: of each query, (B or 1, 1, N).
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
 
 def divergence(student: Factors, teacher: Factors, settings: Settings) -> Tensor:
-    """Σ_bhi w_bi Σ_j P^T_ij · log(P^T_ij / P^S_ij) with P = max(softmax(scores / τ), smallest).
+    """Compute Σ_bhi w_bi Σ_j P^T_ij · log(P^T_ij / P^S_ij) with P = max(softmax(scores / τ), smallest).
 
     The gradient goes to the student's query and key; there is no second derivative.
 
@@ -63,7 +63,7 @@ def divergence(student: Factors, teacher: Factors, settings: Settings) -> Tensor
 
 
 class _Divergence(torch.autograd.Function):
-    """Of `divergence`, with the gradients of the value at hand."""
+    """The function `divergence` with its gradients, which the forward pass computes."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, mask: Tensor, teacher: Factors, settings: Settings) -> Tensor:
@@ -84,7 +84,7 @@ class _Divergence(torch.autograd.Function):
 
 
 def _summed(own: Factors, other: Factors, settings: Settings, learning: bool) -> tuple[Tensor, ...]:
-    """The divergence and, where the student learns from it, its gradients by query and key."""
+    """Compute the divergence and, if `learning`, its gradients by query and key."""
     total = own.query.new_zeros(())
     d_query, d_key = (torch.empty_like(own.query), torch.zeros_like(own.key)) if learning else (None, None)
     for rows in _blocks(own, settings.elements):
@@ -109,7 +109,7 @@ def _blocks(factors: Factors, elements: int) -> Iterator[slice]:
 
 
 def _log_probabilities(factors: Factors, rows: slice, temperature: float) -> Tensor:
-    """log softmax(scores / τ) of these rows, (B, H, R, M)."""
+    """Compute log softmax(scores / τ) of these rows, (B, H, R, M)."""
     query = factors.query[:, :, rows]
     mask = factors.mask if factors.mask.shape[-2] == 1 else factors.mask[..., rows, :]
     # Off −∞, which a row without any key would turn into NaN.
@@ -119,5 +119,5 @@ def _log_probabilities(factors: Factors, rows: slice, temperature: float) -> Ten
 
 
 def _by_key_head(tensor: Tensor, key: Tensor) -> Tensor:
-    """(B, H, R, ·) → (B, G, H/G·R, ·): consecutive heads share a key."""
+    """Reshape (B, H, R, ·) to (B, G, H/G·R, ·): consecutive heads share a key."""
     return tensor.reshape(len(tensor), key.shape[1], -1, tensor.shape[-1])

@@ -1,4 +1,4 @@
-"""Losses on what the model's heads say.
+"""Losses on the logits of the heads.
 
 Shapes: B batch, N tokens, C classes, V vocabulary. A classifier has one head (B, C); question answering has two, start and
 end, over positions (B, N); a language model has one, (B, N, V), with the next token of each token as labels.
@@ -17,11 +17,11 @@ from qat_lightning.models.capture import Batch, Signals
 from qat_lightning.quantization.quantizers.base import check_choice, to_float32
 
 IGNORED = -100
-"""The label of a token that has no next one."""
+"""The label of a token without a next token."""
 
 
 class LogitDistillationLoss:
-    """L_pred = −Σ_c p^T_c · log p^S_c, averaged over the batch, or over all tokens that have a next one.
+    """L_pred = −Σ_c p^T_c · log p^S_c, averaged over the batch, or over all tokens with a next token.
 
     The sum over start and end for question answering, padding outside both distributions (arXiv:2009.12812 §4.2). A
     single logit is a regression: then it is MSE(logits), as in the papers for STS-B.
@@ -110,18 +110,18 @@ PADDED = -1e30
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """−Σ_c softmax(teacher)_c · log softmax(student)_c over the last dimension."""
+    """Compute −Σ_c softmax(teacher)_c · log softmax(student)_c over the last dimension."""
     return -(functional.softmax(teacher, -1) * functional.log_softmax(student, -1)).sum(-1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over the labels that count; 0 where none does."""
+    """Compute the mean over the labels that are not ignored; 0 without such labels."""
     summed = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     return summed / (labels != IGNORED).sum().clamp(min=1)
 
 
 def _heads(signals: Signals, batch: Batch) -> list[Tensor]:
-    """The logits of each head; over positions, padding is out of the question."""
+    """Return the logits of each head; for heads over positions, padding gets a very low logit."""
     heads = [to_float32(head) for head in signals["logits"]]
     if len(heads) > 1 and "attention_mask" in batch:
         heads = [head.masked_fill(batch["attention_mask"] == 0, PADDED) for head in heads]
