@@ -108,6 +108,16 @@ def test_gradients_equal_those_of_floats(pair: str, precision: str, monkeypatch:
     assert all(torch.equal(*both) for both in zip(own, gradients(), strict=True))
 
 
+def test_autocast_saves_codes_too() -> None:
+    layer = layer_of("ternary and 8 bits")
+
+    def call(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x).float()
+
+    assert saved_by(call) <= 1.05 * (2 * ROWS * INPUTS + INPUTS * OUTPUTS)
+
+
 def test_three_layers_of_one_input_quantize_and_save_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     quantizers = [UniformQuantizer() for _ in range(3)]
     three = [QuantLinear(nn.Linear(INPUTS, 8), TernaryQuantizer(), quantizer) for quantizer in quantizers]
