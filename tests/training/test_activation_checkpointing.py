@@ -51,19 +51,6 @@ def test_a_run_that_was_begun_without_goes_on_with_it():
     assert own == other
 
 
-@pytest.mark.parametrize("word", ["activation_checkpointing=some", "activation_checkpointing=null"])
-def test_anything_but_a_flag_is_refused(word):
-    with pytest.raises(Exception, match="activation_checkpointing"):
-        composed(word)
-
-
-def test_with_a_compiled_student_it_is_refused_before_anything_is_loaded():
-    with pytest.raises(
-        ConfigError, match=r"compile=true and activation_checkpointing=true do not go together: leave out"
-    ):
-        composed(ON, "compile=true")
-
-
 def test_it_is_a_flag_in_a_run_folder_too():
     config = composed()
     assert config.activation_checkpointing is False

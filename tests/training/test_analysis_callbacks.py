@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ import torch
 from qat_lightning.analysis.result_files import read_landscapes, read_spectra
 from qat_lightning.training import analysis_callbacks
 from qat_lightning.training.analysis_callbacks import AttentionAnalysis, HessianSpectrum, LossLandscape
-from qat_lightning.training.callbacks import InterventionSchedule
-from qat_lightning.training.guards.diagnosis import NonFiniteError
 from qat_lightning.training.module import QATModule
 from tests.training.process.test_supervision import TWO, command_line_run
 from tests.training.runs import small_run
@@ -164,38 +161,6 @@ def test_two_processes_train_to_the_same_bits_with_them(tmp_path):
     assert hashes[0] == hashes[1]
     assert set(read_spectra(tmp_path / "with")[0]) == {"teacher", "student"}
     assert logged(tmp_path / "with", "train")["analysis/ranking_loss"]
-
-
-def trainer_and_module(quantized: bool, teacher: bool, intervening: bool, first: bool = True):
-    student = torch.nn.Linear(2, 2)
-    if quantized:
-        student.weight_quantizer = torch.nn.Identity()
-    callbacks = [InterventionSchedule({}, lambda step, steps: "none")] if intervening else []
-    trainer = SimpleNamespace(callbacks=callbacks, is_global_zero=first)
-    return trainer, SimpleNamespace(student=student, teacher=torch.nn.Linear(2, 2) if teacher else None)
-
-
-@pytest.mark.parametrize(
-    ("stage", "expected"),
-    [
-        ({"quantized": False, "teacher": False, "intervening": False}, False),  # the teacher's own fine-tuning
-        ({"quantized": True, "teacher": True, "intervening": True}, False),  # intervene
-        ({"quantized": True, "teacher": True, "intervening": False}, True),  # train
-        ({"quantized": True, "teacher": False, "intervening": False}, True),  # train, plain QAT
-        ({"quantized": False, "teacher": True, "intervening": False}, True),  # train, distillation alone
-        ({"quantized": True, "teacher": True, "intervening": False, "first": False}, False),  # another process
-    ],
-)
-def test_they_know_their_stage(stage, expected):
-    assert analysis_callbacks._at_hand(*trainer_and_module(**stage)) is expected
-
-
-def test_a_run_that_diverged_ends_in_words_without_analyses(tmp_path):
-    with pytest.raises(NonFiniteError, match=r"stage \w+, step 2: the loss is not finite"):
-        small_run(tmp_path, *ALL, "trainer.precision=16-true")  # in which AdamW's ε is 0
-    assert (tmp_path / "diverged.safetensors").is_file()
-    assert not (tmp_path / "metrics.json").exists()
-    assert not (tmp_path / "analysis").exists()
 
 
 def test_a_stage_is_not_lost_to_a_spectrum_that_is_not_finite(tmp_path):

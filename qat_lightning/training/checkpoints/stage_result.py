@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from qat_lightning.io.documents import read_json
-from qat_lightning.io.files import atomic_write, write_json
+from qat_lightning.io.files import atomic_write, checksum, write_json
 
 Settings = dict[str, Any]
 """Dotted key → value: all that decides a stage's result."""
@@ -77,7 +76,7 @@ def write_stage(stage: str, folder: Path, model: nn.Module, outcome: StageResult
     weights = weights_of(stage, folder)
     with atomic_write(weights) as temporary:
         save_model(model, str(temporary))  # a tied weight once
-        sha256 = _sha256(temporary)
+        sha256 = checksum(temporary)
     write_json(weights.with_suffix(".json"), asdict(replace(outcome, stage=stage, sha256=sha256)))
 
 
@@ -103,7 +102,7 @@ def _verified(stage: str, folder: Path) -> Path:
             f" part; the run's own command with hydra.run.dir={folder} trains what is missing"
         )
     try:
-        same = _sha256(weights) == outcome.sha256
+        same = checksum(weights) == outcome.sha256
     except OSError as error:
         raise ValueError(f"{weights} is not there, or cannot be read ({error}): {train_again(stage)}") from error
     if not same:
@@ -118,8 +117,3 @@ def train_again(stage: str) -> str:
     """Return the advice for a damaged stage."""
     names = f"{stage}.json and {stage}.safetensors beside it, and the run's metrics.json,"
     return f"copy it again, or remove {names} and the run's own command trains stage {stage!r} again"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,6 @@ from qat_lightning.config.schema import CONF, ModelConfig, RunConfig, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.exporters.onnx.format import OnnxFormat
 from qat_lightning.exporters.onnx.runtime import OnnxError
-from qat_lightning.training.checkpoints.archive import set_aside
 from tests.training.runs import SMALL, small_run
 
 
@@ -271,16 +270,6 @@ def test_another_student_than_the_recorded_one_is_refused(copy):
     for content in ("", "[]", '{"a": 1}'):
         (copy / "metrics.json").write_text(content)
         check_recorded(copy, results)
-
-
-def test_an_export_of_an_earlier_student_is_put_aside_with_its_results(copy):
-    for path in (copy / "checkpoints").glob("train*"):
-        path.unlink()
-    with pytest.warns(UserWarning, match="earlier run"):
-        to = set_aside(copy, "train")
-    assert not (copy / "export").exists()
-    assert (to / "export" / "packed" / "manifest.json").is_file()
-    assert (to / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize(

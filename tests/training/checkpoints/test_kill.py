@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.training.checkpoints.killing import FORTY, Kill, killed
+from tests.training.checkpoints.killing import Kill, killed
 
 WORKERS = ["data.num_workers=2"]
 STEPS = 40
@@ -79,13 +79,3 @@ LSQ = (
 def test_every_method_survives_kills(settings, processes):
     kills: list[Kill] = [("batch", 3, []), ("batch", 8, []), ("write", 6, []), ("batch", 17, []), ("batch", 33, [])]
     check_equal(" ".join(settings), killed(settings, kills, processes, 500), len(kills))
-
-
-def test_the_run_has_forty_steps_in_two_stages_and_random_dropout():
-    from tests.training.runs import composed
-
-    config = composed(*FORTY)
-    stages = config.stages
-    assert stages.teacher.max_steps + stages.train.max_steps == STEPS
-    assert stages.train.includes_intervene
-    assert "hidden_dropout_prob" not in config.model.architecture  # transformers' own, 0.1

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import math
 from types import SimpleNamespace
 
@@ -224,7 +223,7 @@ def test_results_of_another_run_are_set_aside(tmp_path):
     others = ("logs/train_more/x", "checkpoints/train_more.json", "checkpoints/other/last.ckpt")
     own = (
         "logs/train/metrics.csv", "logs/train.1/metrics.csv", "analysis/hessian.json", "checkpoints/train/last.ckpt",
-        "checkpoints/train.safetensors",
+        "checkpoints/train.safetensors", "metrics.json", "export/packed/manifest.json",
     )  # fmt: skip
     for name in (*others, *own):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -300,7 +299,17 @@ def test_what_decides_a_result_is_a_setting_of_it(setting, drawn):
     )
 
 
-@pytest.mark.parametrize("setting", ["threads=1", "data.num_workers=2", "trainer.accelerator=auto", "logger=wandb"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "threads=1",
+        "data.num_workers=2",
+        "trainer.accelerator=auto",
+        "logger=wandb",
+        "stages.train.checkpoint_every=7",
+        "stages.train.checkpoint_minutes=0.1",
+    ],
+)
 def test_what_decides_no_result_is_no_setting_of_it(setting, drawn):
     assert stage_settings(composed(setting), "train", 9, drawn, "content", None) == stage_settings(
         composed(), "train", 9, drawn, "content", None
@@ -361,15 +370,6 @@ def test_the_best_weights_give_way_to_last_ones_that_are_as_good(tmp_path, monke
     data = SimpleNamespace(higher_is_better=higher)
     assert Stage("train", tmp_path, {})._take_best(trainer, module, data, last) == kept
     assert loaded == ([] if kept == last else ["best-3.ckpt"])
-
-
-def test_record_of_a_stage_says_what_it_was(tmp_path):
-    results = small_run(tmp_path)
-    record = json.loads((tmp_path / "checkpoints" / "intervene.json").read_text())
-    assert record["steps"] == results["steps"]["intervene"] == 6
-    assert record["settings"]["intervention_schedule.shares.map"] == 4
-    assert record["assisted"] is not None
-    assert not (tmp_path / "checkpoints" / "intervene").exists()
 
 
 class Counting(LightningModule):
@@ -480,13 +480,3 @@ def test_any_damage_is_noticed(sealed, data):
 def test_minutes_between_checkpoints_are_above_zero(minutes):
     with pytest.raises(ConfigError, match=r"stages\.train\.checkpoint_minutes=.* must be above 0"):
         composed(f"stages.train.checkpoint_minutes={minutes}")
-
-
-def test_how_often_checkpoints_are_written_is_no_setting_of_a_result(tmp_path):
-    data = build_data(composed())
-    data.load()
-    often = ("stages.train.checkpoint_minutes=0.1", "stages.train.checkpoint_every=7")
-    settings = [stage_settings(composed(*words), "train", 9, data, "content", None) for words in ((), often)]
-    assert settings[0] == settings[1]
-    point = Stage("train", tmp_path, settings[0]).callbacks(data, 7, 0.1)[-1]
-    assert (point.every, point.seconds) == (7, 6.0)
