@@ -23,6 +23,7 @@ from qat_lightning.config.builders.training import build_callbacks, build_module
 from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.distillation.losses.feature_matching import FeatureMatchingLoss
 from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
+from qat_lightning.distillation.step import DistillationStep
 from qat_lightning.models.module_paths import part_paths
 from qat_lightning.models.quantized_model import calibrate, step_sizes
 from qat_lightning.training.module import QATModule
@@ -254,10 +255,10 @@ def test_momentum_of_an_earlier_intervention_moves_nothing(tmp_path: Path, optim
     assert all(not torch.equal(*pair) for pair in itertools.pairwise(feedforward))
 
 
-def test_second_step_begins_anew_from_the_weights_of_the_first(tmp_path: Path, monkeypatch) -> None:
+def test_second_step_starts_with_a_new_optimizer_from_the_weights_of_the_first(tmp_path: Path, monkeypatch) -> None:
     """B 5: N steps in all, a new optimizer and warm-up, no step at learning rate 0, no teacher in its evaluation."""
     started: dict[str, Any] = {}
-    start, validate, teach = QATModule.on_fit_start, QATModule.validation_step, QATModule.teach
+    start, validate, teach = QATModule.on_fit_start, QATModule.validation_step, DistillationStep.teacher_signals
     taught: list[bool] = []
 
     def on_fit_start(module: QATModule) -> None:
@@ -267,7 +268,11 @@ def test_second_step_begins_anew_from_the_weights_of_the_first(tmp_path: Path, m
 
     def validation_step(module: QATModule, batch: Any, batch_idx: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(QATModule, "teach", lambda own, given: taught.append(module.steps == 8) or teach(own, given))
+            patch.setattr(
+                DistillationStep,
+                "teacher_signals",
+                lambda own, given: taught.append(module.steps == 8) or teach(own, given),
+            )
             validate(module, batch, batch_idx)
 
     monkeypatch.setattr(QATModule, "on_fit_start", on_fit_start)

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 
 from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.commands.train.run import run
-from qat_lightning.config.builders.models import build_data
+from qat_lightning.config.builders.models import load_data
 from qat_lightning.config.schema import CONF, RunConfig, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.io.screen import console
@@ -45,8 +45,7 @@ def small_run(folder: Path, *overrides: str) -> dict[str, Any]:
 
 def planned(config: RunConfig, folder: Path = Path("never_made")) -> Run:
     """A run with its data read and its stages planned: what preflight checks."""
-    data = build_data(config)
-    data.load()
+    data = load_data(config)
     made = Run(config, folder, data, console(quiet=True), config)
     made.plan()
     return made

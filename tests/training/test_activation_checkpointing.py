@@ -1,14 +1,11 @@
 """Activation checkpointing by an override: the same run in less memory."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import build_module, stage_settings
-from qat_lightning.config.schema import ConfigError
-from qat_lightning.config.validation import check
 from qat_lightning.models.module_paths import layer_paths
 from tests.training.runs import composed, small_run
 
@@ -49,10 +46,3 @@ def test_a_run_that_was_begun_without_goes_on_with_it():
     data = build_data(composed())
     own, other = (stage_settings(composed(*words), "train", 4, data, "content", None) for words in ((), (ON,)))
     assert own == other
-
-
-def test_it_is_a_flag_in_a_run_folder_too():
-    config = composed()
-    assert config.activation_checkpointing is False
-    with pytest.raises(ConfigError, match=r"activation_checkpointing='yes' must be true, false"):
-        check(replace(config, activation_checkpointing="yes"))

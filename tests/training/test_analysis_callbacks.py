@@ -10,8 +10,8 @@ from qat_lightning.analysis.result_files import read_landscapes, read_spectra
 from qat_lightning.training import analysis_callbacks
 from qat_lightning.training.analysis_callbacks import AttentionAnalysis, HessianSpectrum, LossLandscape
 from qat_lightning.training.module import QATModule
-from tests.training.process.test_supervision import TWO, command_line_run
-from tests.training.runs import small_run
+from tests.command_line import call
+from tests.training.runs import SMALL, small_run
 
 LOGGED = ("analysis/ranking_loss", "analysis/cover_length_ratio", "analysis/map_divergence")
 TARGET = "qat_lightning.training.analysis_callbacks"
@@ -156,7 +156,8 @@ def test_they_are_one_override_away(tmp_path, method):
 def test_two_processes_train_to_the_same_bits_with_them(tmp_path):
     hashes = []
     for name, callbacks in (("with", ALL), ("without", ())):
-        command_line_run(tmp_path / name, "data.batch_size=10", *callbacks, *TWO)
+        words = (*SMALL, "data.batch_size=10", *callbacks, "trainer.devices=2", "trainer.strategy=ddp")
+        assert call(tmp_path, *words, f"hydra.run.dir={name}").returncode == 0
         hashes.append(json.loads((tmp_path / name / "metrics.json").read_text())["student_hash"])
     assert hashes[0] == hashes[1]
     assert set(read_spectra(tmp_path / "with")[0]) == {"teacher", "student"}

@@ -186,9 +186,9 @@ def _term(name: str, loss: Any, student: Signals, teacher: Signals, batch: Any) 
         term: Tensor = loss.weight * loss(student, teacher, batch)
     except ValueError as error:
         raise ConfigError(f"losses.{name}: {error}") from error
-    if not math.isfinite(float(term)):
+    if not math.isfinite(value := float(term.detach())):
         raise ConfigError(
-            f"losses.{name} is {float(term)} for two rows of the data: check its arguments, and the model's weights"
+            f"losses.{name} is {value} for two rows of the data: check its arguments, and the model's weights"
         )
     return term
 

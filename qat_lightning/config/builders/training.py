@@ -192,7 +192,7 @@ def build_callbacks(
 ) -> list[Callback]:
     """Build the callbacks that apply schedules in this stage, then the configured ones with their `mode` (`with_mode`)."""
     callbacks: list[Callback] = [SeedEachBatch(config.seed)]
-    if stage == "intervene":
+    if stage == "intervene" and config.intervention_schedule:
         schedule = create(config.intervention_schedule, "intervention_schedule")
         callbacks.append(InterventionSchedule((objective or build_objective(config)).interventions, schedule))
     chosen = {name: node for name, node in config.callbacks.items() if node is not None}

@@ -255,7 +255,7 @@ def test_exports_name_the_classes_in_the_order_of_the_model(tmp_path, capsys):
         "intervention=none",
         "intervention_schedule=none",
     )
-    assert "data: classes are numbered as the model numbers them: 0 'Good', 1 'Bad'" in capsys.readouterr().out
+    assert "data: classes have the numbers of the model: 0 'Good', 1 'Bad'" in capsys.readouterr().out
     exported = tmp_path / "run" / "export"
     assert json.loads((exported / "metrics.json").read_text())["classes"] == ["Good", "Bad"]
     assert json.loads((exported / "packed" / "config.json").read_text())["id2label"] == {"0": "Good", "1": "Bad"}
