@@ -64,7 +64,7 @@ def check(config: RunConfig) -> None:
     create_all(config.quantization.rules, "quantization.rules")
     if config.quantization.attention is not None:
         create(config.quantization.attention, "quantization.attention")
-    for key, quantizer in _quantizers(config.quantization):
+    for key, quantizer in quantizer_nodes(config.quantization):
         create(quantizer | {"_partial_": False}, key)
     if not any(loss.weight for loss in losses.values()):
         raise ConfigError("no loss is left: give one of losses a weight above 0, or choose losses=…")
@@ -188,7 +188,7 @@ def _check_optimizer(node: Plain) -> None:
         raise ConfigError(f"optimizer ({given}): its first step does not go down the slope of the loss")
 
 
-def _quantizers(quantization: QuantizationConfig) -> Iterator[tuple[str, Any]]:
+def quantizer_nodes(quantization: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Yield the key and the node of each quantizer of the rules and the attention."""
     holders = {f"rules.{name}": rule for name, rule in quantization.rules.items()} | {
         "attention": quantization.attention

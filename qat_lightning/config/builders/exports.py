@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from qat_lightning.config.allowed_targets import locate
-from qat_lightning.config.instantiate import check_targets, create, create_all
+from qat_lightning.config.instantiate import check_targets, create
 from qat_lightning.config.schema import ConfigError, RunConfig
+from qat_lightning.config.validation import quantizer_nodes
 from qat_lightning.exporters.base import ExportFormat
-from qat_lightning.quantization.quantizers.base import Quantizer
 
 RESERVED = ("metric", "float32", "classes", "versions")
 """Keys of export/metrics.json that cannot name a format."""
@@ -27,7 +26,7 @@ def build_formats(config: RunConfig) -> dict[str, ExportFormat]:
     offered = {
         "unquantized_dtype": config.export.unquantized_dtype.name,
         "ternary_encoding": config.export.ternary_encoding.name,
-        "quantizers": _quantizers(config),
+        "quantizers": [locate(node["_target_"], key) for key, node in quantizer_nodes(config.quantization)],
         "threads": config.threads,
     }
     return {name: _build(name, node, offered) for name, node in config.export.formats.items() if node is not None}
@@ -64,13 +63,3 @@ def _build(name: str, node: Any, offered: dict[str, Any]) -> ExportFormat:
     given = {argument: value for argument, value in offered.items() if argument in parameters and argument not in node}
     made: ExportFormat = create(node, key, **given)
     return made
-
-
-def _quantizers(config: RunConfig) -> list[type[Quantizer]]:
-    """The classes of quantizers that the run's rules make."""
-    rules = list(create_all(config.quantization.rules, "quantization.rules").values())
-    attention = config.quantization.attention
-    operands = vars(create(attention, "quantization.attention")).values() if attention else ()
-    makers = [*(maker for rule in rules for maker in (rule.weight, rule.input)), *operands]
-    kinds = [maker.func if isinstance(maker, partial) else maker for maker in makers]
-    return list(dict.fromkeys(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Quantizer)))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, Scale, arguments, check_choice, is_static
+from qat_lightning.quantization.quantizers.base import Granularity, Quantizer, Scale, arguments, check_choice
 
 Range = Literal["minmax", "symmetric", "mean"]
 
@@ -40,9 +40,7 @@ class AffineQuantizer(Quantizer):
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, clip, group_size)
-        self.scale = scale
-        self.static, self.calibrated = is_static(scale, granularity, clip), False
-        self.is_deterministic = not self.static
+        self.choose_scale(scale)
         if self.static and clip is not None:
             self.register_buffer("ends", torch.tensor([-float(clip), float(clip)]))
         self.range = check_choice(range, Range, "range")

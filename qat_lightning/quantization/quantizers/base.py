@@ -139,6 +139,20 @@ class Quantizer(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define codes(x)")
 
+    def choose_scale(self, scale: Scale) -> None:
+        """Set whether the scale is measured once ("static") or on each tensor ("dynamic").
+
+        Raises:
+            ValueError: another value; a static scale of rows, or without a clip as its first value.
+        """
+        if check_choice(scale, Scale, "scale") == "static" and (self.granularity != "per_tensor" or self.clip is None):
+            raise ValueError(
+                "a static scale is one for the tensor, below the clip: it needs granularity=per_tensor and a clip"
+            )
+        self.scale = scale
+        self.static, self.calibrated = scale == "static", False
+        self.is_deterministic = not self.static
+
     def calibrate(self, x: Tensor) -> None:
         """Measure static scales on x, joined with earlier calls; a quantizer without static scales ignores it."""
 
@@ -264,17 +278,3 @@ def _fits(value: object, hint: Any) -> bool:
 def to_float32(x: Tensor) -> Tensor:
     """Convert x to float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def is_static(scale: str, granularity: Granularity, clip: float | None) -> bool:
-    """Whether a scale is measured once ("static") and not on each tensor ("dynamic").
-
-    Raises:
-        ValueError: another value; a static scale of rows, or without a clip as its first value.
-    """
-    check_choice(scale, Scale, "scale")
-    if scale == "static" and (granularity != "per_tensor" or clip is None):
-        raise ValueError(
-            "a static scale is one for the tensor, below the clip: it needs granularity=per_tensor and a clip"
-        )
-    return scale == "static"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat_lightning.quantization.quantizers.base import Granularity, IntegerGrid, Quantizer, Scale, arguments, is_static
+from qat_lightning.quantization.quantizers.base import Granularity, IntegerGrid, Quantizer, Scale, arguments
 
 
 class UniformQuantizer(Quantizer):
@@ -37,9 +37,7 @@ class UniformQuantizer(Quantizer):
         group_size: int | None = None,
     ) -> None:
         super().__init__(bits, granularity, clip, group_size)
-        self.scale = scale
-        self.static, self.calibrated = is_static(scale, granularity, clip), False
-        self.is_deterministic = not self.static
+        self.choose_scale(scale)
         if self.static and clip is not None:
             self.register_buffer("maximum", torch.tensor(float(clip)))
 
