@@ -1,7 +1,12 @@
 """Measures of models: attention, layer errors, dynamic range, Hessian, loss landscape."""
 
-from qat_lightning.analysis.attention_comparison import compare_maps, describe_maps
-from qat_lightning.analysis.attention_maps import attention_distance, column_mass, map_divergence
+from qat_lightning.analysis.attention_maps import (
+    attention_distance,
+    column_mass,
+    compare_maps,
+    describe_maps,
+    map_divergence,
+)
 from qat_lightning.analysis.attention_norms import (
     Norms,
     norm_analysis,

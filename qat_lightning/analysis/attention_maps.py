@@ -6,13 +6,20 @@ value for each sample and head, (B, H), a mean over the queries that are not pad
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from qat_lightning.analysis.token_masks import token_mask
-from qat_lightning.models.capture import Batch, what_counts
+from qat_lightning.analysis.attention_ranking import check_shapes, cover_length_ratio, ranking_loss
+from qat_lightning.analysis.token_masks import first_token, token_mask
+from qat_lightning.models.capture import Batch, Signals, what_counts
 from qat_lightning.models.map_divergence import map_divergence_sums
+from qat_lightning.models.module_paths import layer_pairs
 from qat_lightning.quantization.quantizers.base import to_float32
+
+Layers = list[float]
+MAPS = "attention.probs"
 
 
 def map_divergence(student_map: Tensor, teacher_map: Tensor, batch: Batch | None = None) -> Tensor:
@@ -23,11 +30,7 @@ def map_divergence(student_map: Tensor, teacher_map: Tensor, batch: Batch | None
     Raises:
         ValueError: maps of different shapes.
     """
-    if student_map.shape != teacher_map.shape:
-        raise ValueError(
-            f"attention maps of shapes {tuple(student_map.shape)} and {tuple(teacher_map.shape)} cannot be compared:"
-            " student and teacher need as many heads and tokens as each other"
-        )
+    check_shapes(student_map, teacher_map)
     counts = None if batch is None else what_counts("attention.probs", batch)
     student, teacher = _measurable(student_map), _measurable(teacher_map.to(student_map.device))
     sums, queries = map_divergence_sums(student, teacher, None if counts is None else counts.to(student.device))
@@ -56,6 +59,46 @@ def attention_distance(maps: Tensor, batch: Batch | None = None, normalise: bool
     apart = (places[: maps.shape[-2], None] - places[: maps.shape[-1]]).abs()
     distance = _over_rows(_measurable(maps) * apart, tokens)
     return distance / tokens.sum(-1, keepdim=tokens.dim() > 1).clamp(min=1) if normalise else distance
+
+
+def compare_maps(student: Signals, teacher: Signals, batch: Batch, k: int = 5) -> dict[str, Layers]:
+    """Return `ranking_loss`, `cover_length_ratio`, `map_divergence` → one number for each layer, mean over samples and heads.
+
+    If the teacher is deeper, each layer of the student is compared with the one of `module_paths.layer_pairs`.
+
+    Raises:
+        ValueError: a teacher whose depth is not a multiple of the student's, or maps of different shapes.
+    """
+    own, other = student[MAPS], teacher[MAPS]
+    pairs = [(own[layer], other[partner]) for layer, partner in layer_pairs(MAPS, len(own), len(other))]
+    return {
+        "ranking_loss": [float(ranking_loss(*pair, batch).mean()) for pair in pairs],
+        "cover_length_ratio": [float(cover_length_ratio(*pair, batch, k=k).mean()) for pair in pairs],
+        "map_divergence": [float(map_divergence(*pair, batch).mean()) for pair in pairs],
+    }
+
+
+def describe_maps(signals: Signals, batch: Batch, columns: Mapping[str, Tensor] | None = None) -> dict[str, Layers]:
+    """Return `attention_distance`, `cls_mass` and the mass of each of `columns` → one number for each layer.
+
+    The first token counts as [CLS], in a text and in an image.
+
+    Args:
+        columns: name → keys, boolean (B, M), see `token_classes`.
+    """
+    maps = signals[MAPS]
+    described = {
+        "attention_distance": [float(attention_distance(layer, batch).mean()) for layer in maps],
+        "cls_mass": [float(column_mass(layer, first_token(token_mask(batch, layer)), batch).mean()) for layer in maps],
+    }
+    for name, keys in (columns or {}).items():
+        described[name] = [float(column_mass(layer, keys, batch).mean()) for layer in maps]
+    return described
+
+
+def mean(layers: Sequence[float]) -> float:
+    """Average over the layers."""
+    return sum(layers) / len(layers)
 
 
 def _over_rows(terms: Tensor, tokens: Tensor) -> Tensor:

@@ -98,9 +98,14 @@ def _of_keys(tokens: Tensor) -> Tensor:
 
 def _doubles(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Convert both maps to float64: ranks multiply the rounding errors of the values."""
+    check_shapes(student, teacher)
+    return student.detach().double(), teacher.detach().to(student.device).double()
+
+
+def check_shapes(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError for maps of different shapes."""
     if student.shape != teacher.shape:
         raise ValueError(
             f"attention maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)} cannot be compared: student and"
             " teacher need as many heads and tokens as each other"
         )
-    return student.detach().double(), teacher.detach().to(student.device).double()

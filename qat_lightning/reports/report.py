@@ -48,17 +48,9 @@ def draw_sections(
         classes: token class → the positions of its tokens in the batch, see `qat_lightning.analysis.token_classes`.
     """
     with default_style():
-        drawn = [
-            sections.layer_error_section(folder, signals, batch),
-            sections.map_section(folder, signals, batch, tokens),
-            sections.measure_section(folder, signals, batch, tokens),
-            sections.norm_section(folder, signals, batch, classes),
-            sections.range_section(folder, signals, batch),
-            sections.spectrum_section(folder),
-            sections.landscape_section(folder),
-        ]
+        drawn = list(sections.draw_all(sections.Captured(folder, signals, batch, tokens, classes)))
         training = sections.draw_training(folder, results)
-    return {**training, "sections": [section for section in drawn if section], "command": _command(folder)}
+    return {**training, "sections": drawn, "command": _command(folder)}
 
 
 def write_report(folder: Path, results: Mapping[str, Any], drawn: Drawn) -> Path:

@@ -1,8 +1,10 @@
-"""Measure and draw the sections of report.md: each is its title, plot and table, or the reason why it is missing."""
+"""Measure and draw the sections of report.md: each is its plot and table, or the reason why it is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qat_lightning.analysis.attention_comparison import MAPS, compare_maps, describe_maps, mean
+from qat_lightning.analysis.attention_maps import MAPS, compare_maps, describe_maps, mean
 from qat_lightning.analysis.attention_norms import Norms, norm_analysis, norm_differences
 from qat_lightning.analysis.dynamic_range import dynamic_range
 from qat_lightning.analysis.layer_errors import layer_errors, sample_map, valid_tokens
@@ -25,14 +27,44 @@ from qat_lightning.reports.summary import NAMES
 
 COMPARED = {"ranking_loss": "ranking loss", "cover_length_ratio": "cover-length ratio", "map_divergence": "map KL"}
 DESCRIBED = {"attention_distance": "attention distance", "cls_mass": "first token's mass", "sep_mass": "[SEP] mass"}
-VALUES, PROJECTIONS = "attention.value", "attention.projection.weight"
-"""The value's signal, and the name of W_O among the signals."""
+HIDDEN, OUTPUT, VALUES, PROJECTIONS = "hidden", "attention.output", "attention.value", "attention.projection.weight"
+"""Names of signals; the last one is W_O, which is among them."""
 
-NO_TEACHER = "Not measured: there was no teacher to compare with."
 Section = dict[str, Any]
 """title, and name, alt and table of the plot; or title and reason."""
-Models = Mapping[str, Signals]
-"""teacher, untrained, student → signals; absent models are missing."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The signals of a run's models on one batch, see `qat_lightning.reports.report.draw_sections`."""
+
+    folder: Path
+    models: Mapping[str, Signals]
+    batch: Batch
+    tokens: Sequence[str] | None = None
+    classes: Mapping[str, Tensor] | None = None
+
+    def having(self, *sites: str) -> dict[str, Signals]:
+        """Return the models whose signals include the sites, by their names in plots; ValueError if there is none."""
+        found = {NAMES[key]: self.models[key] for key in NAMES if set(sites) <= set(self.models.get(key) or {})}
+        if not found:
+            raise ValueError(f"no model has the signal {' and '.join(sites)}")
+        return found
+
+    def compared(self, *sites: str) -> tuple[Signals, dict[str, Signals]]:
+        """Return the teacher and the other models; ValueError if one of them is missing."""
+        students = self.having(*sites)
+        if (teacher := students.pop("teacher", None)) is None or not students:
+            raise ValueError("there was no teacher to compare with")
+        return teacher, students
+
+    @cached_property
+    def sample_tokens(self) -> Sequence[str] | None:
+        """The tokens of the first sample without its padding."""
+        valid = valid_tokens(self.batch)
+        if self.tokens is None or valid is None or len(self.tokens) != self.batch["attention_mask"].shape[1]:
+            return self.tokens
+        return [self.tokens[position] for position in valid.tolist()]
 
 
 def draw_training(folder: Path, results: Mapping[str, Any]) -> dict[str, bool]:
@@ -48,115 +80,17 @@ def draw_training(folder: Path, results: Mapping[str, Any]) -> dict[str, bool]:
     return {"curves": True, "step_sizes": steps is not None}
 
 
-def layer_error_section(folder: Path, models: Models, batch: Batch) -> Section:
-    """Draw the error of each layer's output."""
-    title, students = "Error of each layer", _with_site(models, "hidden")
-    teacher = students.pop("teacher", None)
-    if teacher is None or not students:
-        return {"title": title, "reason": NO_TEACHER}
-    try:
-        errors = {NAMES[name]: layer_errors(signals, teacher, batch) for name, signals in students.items()}
-    except ValueError as error:  # a student of another depth or width than its teacher
-        return {"title": title, "reason": f"Not measured: {error}."}
-    picture(folder, plots.layer_error_plot(errors), "layer_errors")
-    section = _drawn(title, "layer_errors", "Mean squared error of each layer's output", tables.error_table(errors))
-    return section | {"has_zero": any(error == 0 for line in errors.values() for error in line)}
-
-
-def map_section(folder: Path, models: Models, batch: Batch, tokens: Sequence[str] | None) -> Section:
-    """Draw the attention maps of the first sample side by side."""
-    title = "Attention maps"
-    maps = {
-        NAMES[name]: [sample_map(layer, batch) for layer in signals[MAPS]]
-        for name, signals in _with_site(models, MAPS).items()
-    }
-    if not maps:
-        return {"title": title, "reason": f"Not captured: no model has the signal {MAPS}."}
-    picture(folder, plots.attention_map_plot(maps, _without_padding(tokens, batch)), "attention_maps")
-    return _drawn(title, "attention_maps", "Attention maps, a column for each model")
-
-
-def measure_section(folder: Path, models: Models, batch: Batch, tokens: Sequence[str] | None) -> Section:
-    """Draw ranking loss, cover-length ratio, map divergence, attention distance, and the mass on [CLS] and [SEP]."""
-    title, found = "Attention against the teacher", _with_site(models, MAPS)
-    if "teacher" not in found or len(found) < 2:
-        return {"title": title, "reason": NO_TEACHER}
-    try:
-        compared = {name: compare_maps(signals, found["teacher"], batch) for name, signals in found.items()}
-    except ValueError as error:
-        return {"title": title, "reason": f"Not measured: {error}."}
-    separators = _separators(tokens, batch)
-    measured = {name: compared[name] | describe_maps(found[name], batch, separators) for name in found}
-    names = {key: name for key, name in (COMPARED | DESCRIBED).items() if key in measured["teacher"]}
-    panels = {
-        name: {NAMES[model]: own[key] for model, own in measured.items() if model != "teacher" or key in DESCRIBED}
-        for key, name in names.items()
-    }
-    rows = [[NAMES[model], *(f"{mean(own[key]):.4g}" for key in own)] for model, own in measured.items()]
-    head = ["mean over layers", *(names[key] for key in measured["teacher"])]
-    picture(folder, plots.layer_panels_plot(panels), "attention_measures")
-    return _drawn(title, "attention_measures", "Measures of attention, layer by layer", table(head, rows))
-
-
-def norm_section(folder: Path, models: Models, batch: Batch, classes: Mapping[str, Tensor] | None) -> Section:
-    """Draw norm-based attention by token class."""
-    title, found = "Norm-based attention", _with_site(models, MAPS)
-    found = {name: signals for name, signals in found.items() if VALUES in signals and PROJECTIONS in signals}
-    teacher = found.pop("teacher", None)
-    if teacher is None or not found:
-        return {"title": title, "reason": NO_TEACHER}
-    try:
-        reference, keys = _norms(teacher), classes or _patch_classes(teacher[MAPS][0])
-        differences = {
-            NAMES[name]: norm_differences(reference, _norms(signals), keys, batch) for name, signals in found.items()
-        }
-    except ValueError as error:  # a student of another depth, or heads that share keys and values
-        return {"title": title, "reason": f"Not measured: {error}."}
-    picture(folder, plots.norm_plot(differences), "norms")
-    return _drawn(title, "norms", "Differences of norm-based attention, by token class")
-
-
-def range_section(folder: Path, models: Models, batch: Batch) -> Section:
-    """Draw the dynamic range of the attention outputs."""
-    title, site = "Dynamic range", "attention.output"
-    ranges = {NAMES[name]: dynamic_range(own, batch, site) for name, own in _with_site(models, site).items()}
-    if not ranges:
-        return {"title": title, "reason": f"Not captured: no model has the signal {site}."}
-    picture(folder, plots.dynamic_range_plot(ranges), "dynamic_range")
-    return _drawn(title, "dynamic_range", "Range of each layer's attention output")
-
-
-def spectrum_section(folder: Path) -> Section | None:
-    """Draw the Hessian's eigenvalues, if the run's callbacks have written them."""
-    title = "Hessian eigenvalues"
-    try:
-        written = read_spectra(folder)
-    except ValueError as error:
-        return {"title": title, "reason": f"Not shown: {error}."}
-    if written is None:
-        return None
-    spectra, about = written
-    pooled = {NAMES.get(name, name): [value for batch in own for value in batch] for name, own in spectra.items()}
-    picture(folder, plots.spectrum_plot(pooled), "hessian")
-    head = ["model", "mean of the positive", "largest", "negative"]
-    rows = [[name, *_spectrum_row(values)] for name, values in pooled.items()]
-    section = _drawn(title, "hessian", "The largest eigenvalues of the Hessian", table(head, rows))
-    return section | {"about": about}
-
-
-def landscape_section(folder: Path) -> Section | None:
-    """Draw the loss around the weights, if the run's callbacks have written it."""
-    title = "Loss landscape"
-    try:
-        written = read_landscapes(folder)
-        if written is None:
-            return None
-        landscapes, about = written
-        figure = plots.landscape_plot({NAMES.get(name, name): own for name, own in landscapes.items()})
-    except ValueError as error:
-        return {"title": title, "reason": f"Not shown: {error}."}
-    picture(folder, figure, "landscape")
-    return _drawn(title, "landscape", "The loss around the weights") | {"about": about}
+def draw_all(run: Captured) -> Iterator[Section]:
+    """Draw the sections of `SECTIONS`; what a section raises as ValueError is the reason why it is missing."""
+    for title, draw in SECTIONS.items():
+        try:
+            section = draw(run)
+        except ValueError as error:  # no such signal, a student of another shape, a damaged file
+            section = {"reason": f"Not shown: {error}."}
+        if section is not None:
+            if "figure" in section:
+                picture(run.folder, section.pop("figure"), section["name"])
+            yield {"title": title, **section}
 
 
 def picture(folder: Path, figure: Figure, name: str) -> None:
@@ -165,30 +99,93 @@ def picture(folder: Path, figure: Figure, name: str) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _drawn(title: str, name: str, alt: str, rows: str = "") -> Section:
-    return {"title": title, "name": name, "alt": alt, "table": rows}
+def _drawn(name: str, alt: str, figure: Figure, rows: str = "", **more: Any) -> Section:
+    return {"name": name, "alt": alt, "figure": figure, "table": rows, **more}
 
 
-def _with_site(models: Models, site: str) -> dict[str, Signals]:
-    """Return the models whose signals include the site, in the order of `NAMES`."""
-    return {name: models[name] for name in NAMES if site in (models.get(name) or {})}
+def _layer_errors(run: Captured) -> Section:
+    teacher, students = run.compared(HIDDEN)
+    errors = {name: layer_errors(signals, teacher, run.batch) for name, signals in students.items()}
+    figure, rows = plots.layer_error_plot(errors), tables.error_table(errors)
+    zero = any(error == 0 for line in errors.values() for error in line)
+    return _drawn("layer_errors", "Mean squared error of each layer's output", figure, rows, has_zero=zero)
 
 
-def _without_padding(tokens: Sequence[str] | None, batch: Batch) -> Sequence[str] | None:
-    valid = valid_tokens(batch)
-    if tokens is None or valid is None or len(tokens) != batch["attention_mask"].shape[1]:
-        return tokens
-    return [tokens[position] for position in valid.tolist()]
+def _maps(run: Captured) -> Section:
+    maps = {name: [sample_map(layer, run.batch) for layer in own[MAPS]] for name, own in run.having(MAPS).items()}
+    figure = plots.attention_map_plot(maps, run.sample_tokens)
+    return _drawn("attention_maps", "Attention maps, a column for each model", figure)
 
 
-def _separators(tokens: Sequence[str] | None, batch: Batch) -> dict[str, Tensor]:
+def _measures(run: Captured) -> Section:
+    teacher, students = run.compared(MAPS)
+    models, separators = {"teacher": teacher, **students}, _separators(run)
+    measured = {
+        name: compare_maps(own, teacher, run.batch) | describe_maps(own, run.batch, separators)
+        for name, own in models.items()
+    }
+    names = {key: name for key, name in (COMPARED | DESCRIBED).items() if key in measured["teacher"]}
+    panels = {
+        name: {model: own[key] for model, own in measured.items() if model != "teacher" or key in DESCRIBED}
+        for key, name in names.items()
+    }
+    rows = [[model, *(f"{mean(layers):.4g}" for layers in own.values())] for model, own in measured.items()]
+    head = ["mean over layers", *(names[key] for key in measured["teacher"])]
+    figure = plots.layer_panels_plot(panels)
+    return _drawn("attention_measures", "Measures of attention, layer by layer", figure, table(head, rows))
+
+
+def _norm_differences(run: Captured) -> Section:
+    teacher, students = run.compared(MAPS, VALUES, PROJECTIONS)
+    reference, keys = _norms(teacher), run.classes or _patch_classes(teacher[MAPS][0])
+    differences = {name: norm_differences(reference, _norms(own), keys, run.batch) for name, own in students.items()}
+    return _drawn("norms", "Differences of norm-based attention, by token class", plots.norm_plot(differences))
+
+
+def _ranges(run: Captured) -> Section:
+    ranges = {name: dynamic_range(own, run.batch, OUTPUT) for name, own in run.having(OUTPUT).items()}
+    return _drawn("dynamic_range", "Range of each layer's attention output", plots.dynamic_range_plot(ranges))
+
+
+def _spectrum(run: Captured) -> Section | None:
+    if (written := read_spectra(run.folder)) is None:
+        return None
+    spectra, about = written
+    pooled = {NAMES.get(name, name): [value for batch in own for value in batch] for name, own in spectra.items()}
+    head = ["model", "mean of the positive", "largest", "negative"]
+    rows = table(head, [[name, *_spectrum_row(values)] for name, values in pooled.items()])
+    alt, figure = "The largest eigenvalues of the Hessian", plots.spectrum_plot(pooled)
+    return _drawn("hessian", alt, figure, rows, about=about)
+
+
+def _landscape(run: Captured) -> Section | None:
+    if (written := read_landscapes(run.folder)) is None:
+        return None
+    landscapes, about = written
+    figure = plots.landscape_plot({NAMES.get(name, name): own for name, own in landscapes.items()})
+    return _drawn("landscape", "The loss around the weights", figure, about=about)
+
+
+SECTIONS: dict[str, Callable[[Captured], Section | None]] = {
+    "Error of each layer": _layer_errors,
+    "Attention maps": _maps,
+    "Attention against the teacher": _measures,
+    "Norm-based attention": _norm_differences,
+    "Dynamic range": _ranges,
+    "Hessian eigenvalues": _spectrum,
+    "Loss landscape": _landscape,
+}
+"""Title → the function that draws the section, in the order of the report; None leaves the section out."""
+
+
+def _separators(run: Captured) -> dict[str, Tensor]:
     """Find the positions, in all samples, of the ids that are [SEP] in the first sample; {} for images."""
-    names, valid = _without_padding(tokens, batch), valid_tokens(batch)
-    if names is None or "input_ids" not in batch:
+    names, valid = run.sample_tokens, valid_tokens(run.batch)
+    if names is None or "input_ids" not in run.batch:
         return {}
-    ids = batch["input_ids"][0].tolist() if valid is None else batch["input_ids"][0, valid].tolist()
+    ids = run.batch["input_ids"][0].tolist() if valid is None else run.batch["input_ids"][0, valid].tolist()
     separators = class_ids(names, ids)[SEP] if len(names) == len(ids) else []
-    return {"sep_mass": token_classes(batch, {SEP: separators})[SEP]} if separators else {}
+    return {"sep_mass": token_classes(run.batch, {SEP: separators})[SEP]} if separators else {}
 
 
 def _norms(signals: Signals) -> list[Norms]:

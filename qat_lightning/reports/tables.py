@@ -10,9 +10,6 @@ from qat_lightning.reports.summary import NAMES, score
 
 Results = Mapping[str, Any]
 
-EXPORTS = {"packed": "export/packed", "onnx": "export/model.onnx"}
-"""Export → its place in the run folder; any other export format is a folder of its name."""
-
 PADDED = {
     "longest": "batches of mixed rows, each padded to its longest",
     "max_length": "all rows padded to `data.max_length`",
@@ -32,8 +29,8 @@ def model_rows(results: Results) -> list[list[str]]:
     small = [human_bytes(size.get("packed")), f"{size['ratio']:.2f}×" if "ratio" in size else "–"]
     sizes = {"teacher": [human_bytes(size.get("float32")), "1×"], "untrained": small, "student": small}
     rows = [[name, score(results[key]), *sizes[key]] for key, name in NAMES.items() if key in results]
-    for name, figures in exports(results).items():
-        place = EXPORTS.get(name, f"export/{name}")
+    for figures in exports(results).values():
+        place = f"export/{figures['path'].rstrip('/')}"
         rows.append([place, _export_score(figures, results), human_bytes(figures["bytes"]), f"{figures['ratio']:.2f}×"])
     return rows
 

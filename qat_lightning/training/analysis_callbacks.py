@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from qat_lightning.analysis.attention_comparison import MAPS, compare_maps, mean
+from qat_lightning.analysis.attention_maps import MAPS, compare_maps, mean
 from qat_lightning.analysis.hessian import hessian_spectrum, with_norms
 from qat_lightning.analysis.loss_landscape import loss_landscape
 from qat_lightning.analysis.result_files import write_landscapes, write_spectra

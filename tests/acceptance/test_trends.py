@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_model
 
-from qat_lightning.analysis.attention_comparison import compare_maps
+from qat_lightning.analysis.attention_maps import compare_maps
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.schema import resolve
 from qat_lightning.models.capture import SignalCapture

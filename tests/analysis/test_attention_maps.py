@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qat_lightning.analysis.attention_comparison import describe_maps
-from qat_lightning.analysis.attention_maps import attention_distance, column_mass, map_divergence
+from qat_lightning.analysis.attention_maps import attention_distance, column_mass, describe_maps, map_divergence
 from qat_lightning.analysis.token_masks import class_ids, first_token, token_classes
 from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.models.capture import SignalCapture

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qat_lightning.analysis.attention_comparison import compare_maps
+from qat_lightning.analysis.attention_maps import compare_maps
 from qat_lightning.analysis.attention_ranking import cover_length_ratio, ranking_loss
 
 BATCH, HEADS = 3, 2

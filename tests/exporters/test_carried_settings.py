@@ -110,7 +110,7 @@ def test_settings_of_compilation_are_not_exported(tmp_path, generating):
     [
         ({"generate": "x"}, "'generate' is not a field that is read"),
         ({"compile_config": {"backend": "x"}}, "'compile_config' is not a field that is read"),
-        ({"max_new_tokens": -1}, "generation_config.json cannot be read: .*max_new_tokens"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
     ],
 )
 def test_unknown_settings_are_refused(tmp_path, generating, monkeypatch, content, message):

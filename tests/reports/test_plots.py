@@ -1,7 +1,6 @@
 """The plots show the numbers that they are given."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,8 +212,3 @@ LOST = Landscape([-1.0, 0.0, 1.0], [[NAN] * 3] * 3)
 )
 def test_empty_constant_and_non_finite_values_can_be_drawn(draw: Any) -> None:
     draw().draw_without_rendering()
-
-
-def test_plots_do_not_use_pyplot() -> None:
-    """pyplot keeps global state and may need a display."""
-    assert not [file for file in Path(plots.__file__).parent.glob("*.py") if "pyplot" in file.read_text()]

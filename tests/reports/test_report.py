@@ -160,25 +160,25 @@ def test_run_without_a_teacher(folder: Path, signals: dict[str, Signals]) -> Non
     assert "| teacher |" not in text
     assert "PTQ baseline" not in text
     assert "teacher's level" not in text
-    assert text.count("Not measured: there was no teacher to compare with.") == 3  # errors, attention
+    assert text.count("Not shown: there was no teacher to compare with.") == 2  # errors, attention
     assert plots(folder) == {"training", "attention_maps", "dynamic_range"}
 
 
 def test_run_without_logs_and_signals(tmp_path: Path) -> None:
     text = write(tmp_path, {}, bits={}, versions={}, seconds={})
     assert "No curves" in text
-    assert text.count("Not captured: no model has the signal") == 2
+    assert text.count("Not shown: no model has the signal") == 5
     assert not [title for title in ("## Hessian", "## Loss landscape", "```bash", "## Bits") if title in text]
     assert plots(tmp_path) == set()
 
 
 def test_student_of_another_shape_is_not_compared(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(folder, {"teacher": run("bert", 0, num_hidden_layers=4), "student": signals["student"]})
-    assert "Not measured: hidden: the student's signals (3 of shape" in text
+    assert "Not shown: hidden: the student's signals (3 of shape" in text
     assert plots(folder) == PLOTS - {"layer_errors"}  # attention is compared with every other layer of the teacher
     (folder / "plots" / "attention_measures.png").unlink()
     text = write(folder, signals | {"student": run("bert", 0, num_attention_heads=2)})
-    assert "Not measured: attention maps of shapes (3, 2, 9, 9) and (3, 4, 9, 9)" in text
+    assert "Not shown: attention maps of shapes (3, 2, 9, 9) and (3, 4, 9, 9)" in text
     assert "attention_measures" not in plots(folder)
 
 
@@ -292,7 +292,7 @@ def test_damaged_files_of_callbacks_do_not_end_a_run(tmp_path: Path) -> None:
     for content in DAMAGED:
         for name in ("hessian", "landscape"):
             (tmp_path / "analysis" / f"{name}.json").write_text(content)
-        assert write(tmp_path, {}).count("Not shown: ") == 2
+        assert write(tmp_path, {}).count("Not shown: ") == 7
 
 
 def test_plots_do_not_depend_on_matplotlibrc(folder: Path) -> None:

@@ -572,7 +572,7 @@ BOMBS = {
         "lists and dictionaries within each other",
     ),
     "a manifest that is a pipe": Case(
-        lambda folder: plant.replaced_by_a_pipe(plant.packed(folder), "manifest.json"), load_packed, "is not a file|is no file"
+        lambda folder: plant.replaced_by_a_pipe(plant.packed(folder), "manifest.json"), load_packed, "is not a plain file"
     ),
 }  # fmt: skip
 

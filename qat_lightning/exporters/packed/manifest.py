@@ -13,7 +13,6 @@ from torch import Tensor
 from qat_lightning.exporters.packed.untrusted_files import (
     KINDS,
     LARGEST_JSON,
-    REMEDY,
     PackedError,
     StoredTensor,
     read_bytes,
@@ -61,12 +60,12 @@ def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, StoredTensor]]:
     """Return config.json, generation_config.json if there is one, and the tensors, after the manifest has been checked.
 
     Raises:
-        PackedError: a file or a tensor that is missing, unknown to the manifest, or different from what was written.
+        ValueError: a file or a tensor that is missing, unknown to the manifest, or different from what was written.
     """
     if not folder.is_dir():
         raise PackedError(f"{folder} is not a folder: give the folder that an export has written")
     written = read_bytes(folder, CONFIG)
-    config = read_json(written, f"{folder}: {CONFIG}")
+    config = read_json(written, CONFIG)
     if "quantization_config" not in config:
         raise PackedError(
             f"{folder} is a plain transformers folder, not a packed one: read it with AutoModel….from_pretrained, or"
@@ -76,32 +75,29 @@ def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, StoredTensor]]:
     for name, digest in manifest["files"].items():
         data = written if name == CONFIG else read_bytes(folder, name)
         if sha256(data) != digest:
-            raise PackedError(f"{folder}: {name} is not the file that was exported (its SHA-256 differs): {REMEDY}")
+            raise ValueError(f"{name} is not the file that was exported (its SHA-256 differs)")
         if names_code(name, data):
-            raise PackedError(
-                f"{folder}: {name} names code of its own (auto_map), which is never run: export without it"
-            )
+            raise ValueError(f"{name} names code of its own (auto_map), which is never run")
         if name == GENERATION:
-            generation = read_json(data, f"{folder}: {name}")
+            generation = read_json(data, name)
     if CONFIG not in manifest["files"]:
-        raise PackedError(f"{folder}: {MANIFEST} does not know {CONFIG}: {REMEDY}")
-    weights = read_bytes(folder, WEIGHTS, LARGEST_JSON + _count(manifest["tensors"]))
-    tensors = read_tensors(weights, f"{folder}: {WEIGHTS}")
-    _compare(folder, manifest["tensors"], tensors)
+        raise ValueError(f"{MANIFEST} does not know {CONFIG}")
+    tensors = read_tensors(read_bytes(folder, WEIGHTS, LARGEST_JSON + _count(manifest["tensors"])), WEIGHTS)
+    _compare(manifest["tensors"], tensors)
     return config, generation, tensors
 
 
 def _read_manifest(folder: Path) -> Plain:
-    manifest = read_json(read_bytes(folder, MANIFEST), f"{folder}: {MANIFEST}")
+    manifest = read_json(read_bytes(folder, MANIFEST), MANIFEST)
     if type(manifest.get("format")) is int and manifest["format"] > FORMAT:
         raise PackedError(
             f"{folder} was written by a later version (format {manifest['format']}): update qat-lightning"
         )
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if manifest.get("sha256") != sha256(canonical(content)):
-        raise PackedError(f"{folder}: {MANIFEST} was changed after the export (its own SHA-256 differs): {REMEDY}")
+        raise ValueError(f"{MANIFEST} was changed after the export (its own SHA-256 differs)")
     if not all(isinstance(content.get(name), dict) for name in ("tensors", "files")):
-        raise PackedError(f"{folder}: {MANIFEST} lists no tensors and files: {REMEDY}")
+        raise ValueError(f"{MANIFEST} lists no tensors and files")
     return manifest
 
 
@@ -111,11 +107,10 @@ def _count(listed: Plain) -> int:
     return sum(count for count in counts if type(count) is int and count > 0)
 
 
-def _compare(folder: Path, listed: Plain, tensors: Mapping[str, StoredTensor]) -> None:
-    if missing := sorted(listed.keys() - tensors.keys()):
-        raise PackedError(f"{folder}: {WEIGHTS} lacks the tensor {missing[0]}, which {MANIFEST} lists: {REMEDY}")
-    if extra := sorted(tensors.keys() - listed.keys()):
-        raise PackedError(f"{folder}: {WEIGHTS} has the tensor {extra[0]}, which {MANIFEST} does not list: {REMEDY}")
+def _compare(listed: Plain, tensors: Mapping[str, StoredTensor]) -> None:
+    for name in sorted(listed.keys() ^ tensors.keys()):
+        wrong = "lacks" if name in listed else "has"
+        raise ValueError(f"{WEIGHTS} {wrong} the tensor {name}, other than {MANIFEST} lists")
     for name, tensor in tensors.items():
         found = {
             "shape": list(tensor.shape),
@@ -123,11 +118,9 @@ def _compare(folder: Path, listed: Plain, tensors: Mapping[str, StoredTensor]) -
             "bytes": len(tensor.data),
             "sha256": sha256(tensor.data),
         }
-        wrong = [
-            key for key, value in found.items() if not isinstance(listed[name], dict) or listed[name].get(key) != value
-        ]
-        if wrong:
-            raise PackedError(f"{folder}: the {wrong[0]} of {name} is not the one that {MANIFEST} lists: {REMEDY}")
+        for key, value in found.items():
+            if not isinstance(listed[name], dict) or listed[name].get(key) != value:
+                raise ValueError(f"the {key} of {name} is not the one that {MANIFEST} lists")
 
 
 def _tensor_entry(name: str, tensor: Tensor, packed: Packed) -> Plain:

@@ -9,7 +9,6 @@ from typing import Any
 
 from qat_lightning.exporters.packed.manifest import Plain
 from qat_lightning.exporters.packed.quantization_config import Block, make_block, read_block
-from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line
 from qat_lightning.models.families import FAMILIES
 from qat_lightning.models.packed_state import Packed
 from qat_lightning.quantization.quantizers.base import Quantizer
@@ -80,30 +79,22 @@ def read_config(
     """Read the model's class, its configuration and the block.
 
     Raises:
-        PackedError: another method or format; a key that is not a field of the configuration's class; a value that the class
-            refuses.
+        ValueError: another method or format; a key that is not a field of the configuration's class.
+        transformers' own errors: a value that the class refuses.
     """
     from transformers import CONFIG_MAPPING
 
-    try:
-        architectures = content.get("architectures")
-        named = architectures[0] if isinstance(architectures, list) and architectures else None
-        kind = model_class(content.get("model_type"), named)
-        block = read_block(content["quantization_config"], quantizers, activations)
-        config_class = CONFIG_MAPPING[content["model_type"]]
-        fields = {each.name for each in dataclasses.fields(config_class)}
-        if unknown := sorted(content.keys() - fields - set(BESIDES)):
-            raise ValueError(
-                f"{unknown[0]!r} is not a field of {config_class.__name__}, and is not honoured: remove it"
-            )
-        if content.get("dtype") != "float32":
-            raise ValueError(f"dtype={content.get('dtype')!r} where a packed model is float32")
-        config = config_class(**{name: value for name, value in content.items() if name not in BESIDES})
-    except PackedError:
-        raise
-    except Exception as error:  # transformers' checks of values raise classes of their own
-        raise PackedError(f"config.json cannot be read: {in_a_line(error)}: {REMEDY}") from error
-    return kind, config, block
+    architectures = content.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = model_class(content.get("model_type"), named)
+    block = read_block(content["quantization_config"], quantizers, activations)
+    config_class = CONFIG_MAPPING[content["model_type"]]
+    fields = {each.name for each in dataclasses.fields(config_class)}
+    if unknown := sorted(content.keys() - fields - set(BESIDES)):
+        raise ValueError(f"{unknown[0]!r} is not a field of {config_class.__name__}, and is not honoured: remove it")
+    if content.get("dtype") != "float32":
+        raise ValueError(f"dtype={content.get('dtype')!r} where a packed model is float32")
+    return kind, config_class(**{name: value for name, value in content.items() if name not in BESIDES}), block
 
 
 def make_generation(model: Any) -> Plain | None:
@@ -118,16 +109,13 @@ def read_generation(content: Plain) -> Any:
     """Read the settings of generation.
 
     Raises:
-        PackedError: a key that is not a field of transformers' own class, or a value that it refuses.
+        ValueError: a key that is not a field of transformers' own class, or a value that it refuses.
     """
     from transformers import GenerationConfig
 
-    try:
-        if unknown := sorted(content.keys() - _generation_fields()):
-            raise ValueError(f"{unknown[0]!r} is not a field that is read: remove it")
-        return GenerationConfig(**content)
-    except Exception as error:  # transformers' checks of values raise classes of their own
-        raise PackedError(f"generation_config.json cannot be read: {in_a_line(error)}: {REMEDY}") from error
+    if unknown := sorted(content.keys() - _generation_fields()):
+        raise ValueError(f"{unknown[0]!r} is not a field that is read: remove it")
+    return GenerationConfig(**content)
 
 
 def _generation_fields() -> set[str]:

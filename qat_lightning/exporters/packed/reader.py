@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qat_lightning.exporters.packed.manifest import PARTS, verify
 from qat_lightning.exporters.packed.model_config import read_config, read_generation
 from qat_lightning.exporters.packed.quantization_config import Block, Weight
-from qat_lightning.exporters.packed.untrusted_files import REMEDY, PackedError, in_a_line, to_tensor
+from qat_lightning.exporters.packed.untrusted_files import in_a_line, refusing, to_tensor
 from qat_lightning.models.convert import quantize
 from qat_lightning.quantization.packing.bit_packing import unpack, unpack_base3
 from qat_lightning.quantization.packing.stored_weight import dequantized
@@ -41,22 +41,21 @@ def load_packed(
     Raises:
         PackedError: a folder that is damaged, or no packed one; names the tensor or the file.
     """
-    config, generation, tensors = verify(Path(folder))
+    with refusing(Path(folder)):
+        return _load(Path(folder), activations, quantizers)
+
+
+def _load(folder: Path, activations: bool, quantizers: Iterable[type[Quantizer]]) -> PreTrainedModel:
+    config, generation, tensors = verify(folder)
     kind, configuration, block = read_config(config, quantizers, activations)
     state = _restore_tensors({name: to_tensor(tensor) for name, tensor in tensors.items()}, block)
     if not activations:
         state = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
-    blank = _build_on_meta(kind, configuration)
-    own = _compare(blank, state, block)
-    model = _build(
-        kind,
-        configuration,
-        {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in state.items()
-            if name in own
-        },
-    )
+    own = _compare(_build_on_meta(kind, configuration), state, block)
+    weights = {
+        name: state[name].float() if state[name].is_floating_point() else state[name] for name in state.keys() & own
+    }
+    model = _build(kind, configuration, weights)
     if generation is not None:
         model.generation_config = read_generation(generation)
     if activations:
@@ -71,36 +70,37 @@ def _restore_tensors(stored: dict[str, Tensor], block: Block) -> dict[str, Tenso
     """Return the model's tensors by name, with quantized weights restored."""
     for name, tensor in stored.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise PackedError(f"{name} is not finite: {REMEDY}")
+            raise ValueError(f"{name} is not finite")
     weights = {
         f"{path}.weight": _restore_weight(f"{path}.weight", weight, stored) for path, weight in block.weights.items()
     }
     for name in stored:
         if name.endswith(PARTS) or name in weights:
-            raise PackedError(f"{name} is not part of a weight that config.json describes: {REMEDY}")
+            raise ValueError(f"{name} is not part of a weight that config.json describes")
     return stored | weights
 
 
 def _restore_weight(name: str, entry: Weight, stored: dict[str, Tensor]) -> Tensor:
     """Restore a weight from its codes, scale and zero_point, which are removed from `stored`."""
-    try:
-        packed, scale = stored.pop(f"{name}.codes"), stored.pop(f"{name}.scale")
-        zero_point = stored.pop(f"{name}.zero_point") if entry.zero_point is None else entry.zero_point
-    except KeyError as error:
-        raise PackedError(f"the tensor {error.args[0]} is missing: {REMEDY}") from error
-    for part in (scale, zero_point):
-        if isinstance(part, Tensor) and part.dtype != torch.float32:
-            raise PackedError(f"{name} has a scale or a zero point of {part.dtype} where float32 is written: {REMEDY}")
+    parts = [f"{name}.codes", f"{name}.scale", *([f"{name}.zero_point"] if entry.zero_point is None else [])]
+    for part in parts:
+        if part not in stored:
+            raise ValueError(f"the tensor {part} is missing")
+    packed, scale, *moved = (stored.pop(part) for part in parts)
+    for tensor in (scale, *moved):
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} has a scale or a zero point of {tensor.dtype} where float32 is written")
+    zero_point = moved[0] if entry.zero_point is None else entry.zero_point
     group = entry.group_size
     shape = entry.shape if group is None else (*entry.shape[:-1], entry.shape[-1] // group, group)
     try:
         count = torch.Size(shape).numel()
         codes = unpack_base3(packed, count) if entry.packing == "base3" else unpack(packed, int(entry.bits), count)
-        if torch.broadcast_shapes(shape, scale.shape, getattr(zero_point, "shape", ())) != torch.Size(shape):
+        if torch.broadcast_shapes(shape, scale.shape, *(tensor.shape for tensor in moved)) != torch.Size(shape):
             raise ValueError(f"a scale of shape {tuple(scale.shape)} for codes of shape {tuple(shape)}")
         weight = dequantized(codes.view(shape), scale, zero_point, entry.shape)
     except (RuntimeError, ValueError) as error:
-        raise PackedError(f"{name}: {error}: {REMEDY}") from error
+        raise ValueError(f"{name}: {error}") from error
     return weight.t().contiguous() if entry.transposed else weight
 
 
@@ -110,25 +110,20 @@ def _build_on_meta(kind: Any, configuration: Any) -> nn.Module:
         with torch.device("meta"):
             return kind(copy.deepcopy(configuration))  # opening attention writes into it
     except Exception as error:
-        raise PackedError(f"config.json describes no {kind.__name__}: {in_a_line(error)}: {REMEDY}") from error
+        raise ValueError(f"config.json describes no {kind.__name__}: {in_a_line(error)}") from error
 
 
 def _quantize(model: nn.Module, block: Block) -> None:
     """Add the quantizers of activations; weights are on their grids already."""
     if block.rules or block.attention:
-        try:
-            quantize(model, block.rules, block.attention)
-        except ValueError as error:
-            raise PackedError(
-                f"config.json describes quantizers that do not fit the model: {error}: {REMEDY}"
-            ) from error
+        quantize(model, block.rules, block.attention)
 
 
 def _compare(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set[str]:
     """Compare the tensors with the model and return the names that do not belong to quantizers of activations.
 
     Raises:
-        PackedError: a tensor that is missing, one too many, or one of another shape.
+        ValueError: a tensor that is missing, one too many, or one of another shape.
     """
     own: dict[str, Tensor] = {}
     for name, tensor in blank.state_dict(keep_vars=True).items():
@@ -139,17 +134,13 @@ def _compare(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set
     wanted = own | {name: tensor for name, tensor in blank.state_dict().items() if name not in plain}
     for name in sorted(wanted.keys() ^ state.keys()):
         wrong = "is missing" if name in wanted else f"is not a tensor of a {type(blank).__name__}"
-        raise PackedError(f"{name} {wrong}: {REMEDY}")
+        raise ValueError(f"{name} {wrong}")
     for name, tensor in wanted.items():
-        if tensor.shape != state[name].shape or tensor.is_floating_point() != state[name].is_floating_point():
-            raise PackedError(
-                f"{name} is {_shape_and_type(state[name])} where the model has {_shape_and_type(tensor)}: {REMEDY}"
-            )
+        found = state[name]
+        if tensor.shape != found.shape or tensor.is_floating_point() != found.is_floating_point():
+            here, there = (f"{each.dtype} {tuple(each.shape)}" for each in (found, tensor))
+            raise ValueError(f"{name} is {here} where the model has {there}")
     return set(own)
-
-
-def _shape_and_type(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def _build(kind: Any, configuration: Any, state: dict[str, Tensor]) -> PreTrainedModel:
@@ -172,5 +163,5 @@ def _build(kind: Any, configuration: Any, state: dict[str, Tensor]) -> PreTraine
         if bar:
             logging.enable_progress_bar()
     if wrong := [str(name) for names in report.values() for name in names]:
-        raise PackedError(f"{wrong[0]} does not fit a {kind.__name__} of this version of transformers: {REMEDY}")
+        raise ValueError(f"{wrong[0]} does not fit a {kind.__name__} of this version of transformers")
     return model

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
-from qat_lightning.io.documents import DocumentError, check_nesting
+from qat_lightning.io.documents import check_nesting
 from qat_lightning.io.documents import read_bytes as read_limited
 
 LARGEST_JSON = 100 * 2**20
@@ -29,6 +30,17 @@ REMEDY = "export again, or copy the whole folder again"
 
 class PackedError(ValueError):
     """A folder that cannot be trusted, or is not a packed one."""
+
+
+@contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """Turn every error inside the block into a PackedError of one line, with the folder and the remedy."""
+    try:
+        yield
+    except (PackedError, MemoryError):
+        raise
+    except Exception as error:  # of the checks here, of safetensors, torch and transformers
+        raise PackedError(f"{folder}: {in_a_line(error)}: {REMEDY}") from error
 
 
 class StoredTensor(NamedTuple):
@@ -54,27 +66,18 @@ def read_bytes(folder: Path, name: str, largest: int = LARGEST_JSON) -> bytes:
     """Read the file of that name, which must be in the folder itself.
 
     Raises:
-        PackedError: a name that leads out of the folder, by dots or by a link; no such file; more than `largest` bytes.
+        ValueError: a name that leads out of the folder, by dots or by a link; no plain file; more than `largest` bytes.
+        OSError: no such file.
     """
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
-        raise PackedError(f"{folder}: the name {name!r} leads out of the folder: {REMEDY}")
+        raise ValueError(f"the name {name!r} leads out of the folder")
     if PurePosixPath(name).suffix not in SUFFIXES:
-        raise PackedError(
-            f"{folder}: {name} is not a file of a packed folder ({', '.join(sorted(SUFFIXES))}): {REMEDY}"
-        )
+        raise ValueError(f"{name} is not a file of a packed folder ({', '.join(sorted(SUFFIXES))})")
     path = folder.joinpath(*parts)
-    try:
-        if folder.resolve() not in path.resolve().parents and path.resolve().parent not in _blobs(folder):
-            raise PackedError(f"{folder}: {name} is a link out of the folder: copy the file itself")
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise PackedError(f"{folder}: {name} is not a file: {REMEDY}")
-        return read_limited(path, largest)
-    except DocumentError as error:
-        raise PackedError(f"{error}: {REMEDY}") from error
-    except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError
-        reason = getattr(error, "strerror", None) or error
-        raise PackedError(f"{folder}: {name} cannot be read ({reason}): {REMEDY}") from error
+    if folder.resolve() not in path.resolve().parents and path.resolve().parent not in _blobs(folder):
+        raise PackedError(f"{folder}: {name} is a link out of the folder: copy the file itself")
+    return read_limited(path, largest)
 
 
 def _blobs(folder: Path) -> list[Path]:
@@ -86,19 +89,17 @@ def read_json(data: bytes, name: str) -> dict[str, Any]:
     """Read a JSON object; names must be unique and numbers finite.
 
     Raises:
-        PackedError: anything else.
+        ValueError: anything else.
     """
-    if len(data) > LARGEST_JSON:
-        raise PackedError(f"{name} has {len(data)} bytes of JSON, more than any model needs: {REMEDY}")
     try:
         found = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse)
         check_nesting(found, name)
         # Half a surrogate pair or 1e999 could not be written again, neither for a checksum nor in a message.
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise PackedError(f"{name} is not valid JSON ({error}): {REMEDY}") from error
+        raise ValueError(f"{name} is not valid JSON ({error})") from error
     if not isinstance(found, dict):
-        raise PackedError(f"{name} does not hold a JSON object: {REMEDY}")
+        raise ValueError(f"{name} does not hold a JSON object")
     return found
 
 
@@ -106,20 +107,16 @@ def read_tensors(data: bytes, name: str) -> dict[str, StoredTensor]:
     """Read a safetensors file; the library checks that its tensors cover the file without a gap or an overlap.
 
     Raises:
-        PackedError: a damaged file, or a type that a packed folder does not hold.
+        ValueError: a damaged file, or a type that a packed folder does not hold.
     """
     try:
-        found = {
-            tensor: StoredTensor(each["dtype"], tuple(each["shape"]), each["data"])
-            for tensor, each in deserialize(data)
-        }
+        entries = deserialize(data)
     except SafetensorError as error:
-        raise PackedError(f"{name} is not a complete safetensors file ({in_a_line(error)}): {REMEDY}") from error
+        raise ValueError(f"{name} is not a complete safetensors file ({error})") from error
+    found = {tensor: StoredTensor(each["dtype"], tuple(each["shape"]), each["data"]) for tensor, each in entries}
     for tensor, entry in found.items():
         if entry.kind not in KINDS:
-            raise PackedError(
-                f"{name}: {tensor} has the type {entry.kind}, which a packed folder does not hold: {REMEDY}"
-            )
+            raise ValueError(f"{name}: {tensor} has the type {entry.kind}, which a packed folder does not hold")
     return found
 
 

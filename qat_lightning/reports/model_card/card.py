@@ -122,8 +122,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "onnx_bits": [(bits, WIDTHS[bits]) for bits in sorted({int(b) for b in widths.values() if b < LOW_PRECISION})],
         "packed_code": block("python", _packed_code(facts)),
         "onnx_code": block("python", _onnx_code(facts)) if "onnx" in facts.exports else "",
-        "data_lines": _data_lines(facts),
-        "training_lines": _training_lines(facts),
+        "exported_with": _newer_versions(facts),
         "evaluate": block("bash", [f"python -m qat_lightning.evaluate run=DIR model={name}" for name in facts.exports]),
         "command": block("bash", [shlex.join(["python", "-m", "qat_lightning", *shown])]) if facts.overrides else "",
         "shortened": shown != overrides,
@@ -131,8 +130,9 @@ def _context(facts: Facts) -> dict[str, Any]:
 
 
 def _model_rows(facts: Facts, results: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the report with places beside the card, as files."""
     names: dict[str, str] = {
-        tables.EXPORTS.get(name, f"export/{name}"): code(facts.file(name)) for name in facts.exports
+        f"export/{entry['path'].rstrip('/')}": code(entry["path"]) for entry in facts.exports.values()
     }
     if not facts.distilled:
         names["teacher"] = "full precision, the student's initialization"
@@ -144,11 +144,11 @@ def _comparison_table(facts: Facts, metric: str) -> str:
     head = ["file", metric, f"{metric} of the student", "largest difference of logits", "equal predictions", "rows"]
     rows = [
         [
-            code(facts.file(name)), score(entry["score"]), score(entry["student"]),
+            code(entry["path"]), score(entry["score"]), score(entry["student"]),
             "undefined" if entry["largest_difference"] is None else f"{entry['largest_difference']:.2g}",
             percent(entry["agreement"]), entry["rows"],
         ]
-        for name, entry in facts.exports.items()
+        for entry in facts.exports.values()
     ]  # fmt: skip
     return table(head, rows) if rows else ""
 
@@ -217,41 +217,12 @@ def _input_code(facts: Facts, tensors: str) -> list[str]:
     return [f'processor = {facts.processor}.from_pretrained("packed")', call]
 
 
-def _data_lines(facts: Facts) -> list[str]:
-    path, name = facts.at("data", "path"), facts.at("data", "name")
-    kind = str(facts.at("data", "_target_") or "").rpartition(".")[2]
-    where = "" if path and facts.is_hub_id(path) else " (a local folder)" if path else f" ({code(kind)})"
-    lines = [f"Data: {code(facts.data)}{where}{f', {code(name)}' if name else ''}"]
-    for split in ("train", "validation"):
-        limit = facts.at("data", f"{split}_limit")
-        rows = "all rows" if limit is None else f"at most {limit} rows"
-        lines.append(f"{split.capitalize()}: {code(facts.split(split))}, {rows}")
-    if length := facts.at("data", "max_length"):
-        lines.append(f"Tokens in a row: at most {length}")
-    if facts.at("stages", "train", "keep") == "best":
-        lines.append("The weights with the best score on this validation split were kept: unseen rows may score lower")
-    return [Markdown(line) for line in lines]
-
-
-def _training_lines(facts: Facts) -> dict[str, Any]:
-    optimizer, versions = facts.at("optimizer") or {}, facts.results.get("versions") or {}
-    newer = {
-        name: number for name, number in (facts.exported.get("versions") or {}).items() if versions.get(name) != number
+def _newer_versions(facts: Facts) -> dict[str, str]:
+    """Return the versions of the export that differ from those of the training."""
+    trained = facts.results.get("versions") or {}
+    return {
+        name: number for name, number in (facts.exported.get("versions") or {}).items() if trained.get(name) != number
     }
-    kind, rate = str(optimizer.get("_target_") or "").rpartition(".")[2], optimizer.get("lr")
-    student_hash = facts.results.get("student_hash")
-    lines = {
-        "Seed": facts.results.get("seed"),
-        "Optimizer": Markdown(code(kind) + (f", learning rate {rate:g}" if isinstance(rate, float) else ""))
-        if kind
-        else None,
-        "Rows in a batch": facts.at("data", "batch_size"),
-        "Precision": facts.at("trainer", "precision"),
-        "Trained with": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "Exported with": ", ".join(f"{name} {number}" for name, number in newer.items()),
-        "SHA-256 of the student's tensors": code(student_hash) if student_hash else None,
-    }
-    return {name: value for name, value in lines.items() if value not in (None, "")}
 
 
 def _without_folders(facts: Facts, override: str) -> str:

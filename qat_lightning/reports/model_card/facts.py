@@ -13,9 +13,6 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from qat_lightning.reports.summary import student_kind
 from qat_lightning.reports.tables import exports
 
-FILES = {"packed": "packed/", "onnx": "model.onnx"}
-"""Export → its place beside the card; any other export format is a folder of its name."""
-
 INTERVENTIONS = {"attention.projection": "TI-O", "attention.context": "TI-C", "attention.probs": "TI-M"}
 """Signal that the teacher replaces → the intervention's name in arXiv:2302.11812 §3."""
 
@@ -47,6 +44,10 @@ class Facts:
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+    def class_of(self, *keys: str) -> str:
+        """Return the name of the class that a node of the configuration creates, or ""."""
+        return str(self.at(*keys, "_target_") or "").rpartition(".")[2]
 
     def is_hub_id(self, place: str) -> bool:
         """Return whether `place` is a hub id, and not a folder that a run from here or above the run folder would read."""
@@ -112,14 +113,10 @@ class Facts:
         """Export → its figures."""
         return exports({"export": self.exported})
 
-    def file(self, export: str) -> str:
-        """Return the place of an export beside the card."""
-        return FILES.get(export, f"{export}/")
-
     @cached_property
     def processor(self) -> str | None:
         """The class of transformers that reads the packed folder's preprocessing; None without preprocessing."""
-        packed = self.folder / "export" / FILES["packed"]
+        packed = self.folder / "export" / "packed"
         files = {"preprocessor_config.json": "AutoImageProcessor", "tokenizer_config.json": "AutoTokenizer"}
         return next((name for file, name in files.items() if (packed / file).is_file()), None)
 

@@ -42,13 +42,6 @@ CASES = {
     "vit": Case("vit", "binary_w1a8", 8, (STATIC,)),
     "deit": Case("deit", "ternary_w2a8", 0, (BY_ROW,)),
 }
-LSQ = {f"lsq w{bits}": Case("bert", f"lsq_w2a8 quantization.weight.bits={bits}", 9) for bits in (2, 4, 5, 6, 7, 8)}
-STEP = {
-    f"lsq step w{bits}": Case(
-        "roberta", f"lsq_w2a8 quantization.weight.bits={bits}", 9, ("quantization.weight.parametrization=step_size",)
-    )
-    for bits in (2, 5, 8)
-}
 MANY = {
     f"{family} {method}": Case(family, method, whole, changes={"layers": 2})
     for family, pooler in zip(FAMILIES, (1, 1, 1, 1, 0, 0), strict=True)
@@ -63,8 +56,6 @@ MANY = {
     }.items()
 }
 SLOW = {
-    **LSQ,
-    **STEP,
     **MANY,
     "ternary by row": Case("bert", "ternary_w2a8", 9, ("quantization.weight.granularity=per_channel",)),
     "ternary by group": Case("bert", "ternary_w2a8", 2, GROUP),

@@ -52,20 +52,6 @@ LINEAR: dict[str, tuple[Make, Make, bool]] = {
     "inputs alone": (None, UniformQuantizer, False),
 }
 """Quantizers of weight and input, and whether their product is of whole numbers."""
-MORE: dict[str, tuple[Make, Make, bool]] = {
-    "8 bits": (UniformQuantizer, UniformQuantizer, True),
-    "affine 4 bits, mean ends": (partial(AffineQuantizer, bits=4, range="mean"), UniformQuantizer, True),
-    "step 2 bits by row": (
-        partial(LSQQuantizer, bits=2, parametrization="step_size", granularity="per_channel"),
-        LSQQuantizer,
-        True,
-    ),
-    "ternary, static asymmetric inputs": (TernaryQuantizer, partial(AffineQuantizer, scale="static"), False),
-    "affine 4 bits": (partial(AffineQuantizer, bits=4), UniformQuantizer, False),
-    "affine 8 bits, mean ends": (partial(AffineQuantizer, range="mean"), UniformQuantizer, False),
-    "nothing": (None, None, False),
-}
-"""Others, of which only the kind is looked at."""
 EMBEDDING: dict[str, Make] = {
     "ternary by row": partial(TernaryQuantizer, granularity="per_channel"),
     "affine 4 bits by row": partial(AffineQuantizer, bits=4, granularity="per_channel"),
@@ -182,22 +168,11 @@ def test_embedding_rows_are_the_tables_to_the_last_bit(layers: tuple[_Layers, Gr
         assert torch.equal(rows, layer.weight_quantizer(layer.weight)[ids])
 
 
-@pytest.mark.parametrize("name", LINEAR | MORE)
+@pytest.mark.parametrize("name", LINEAR)
 def test_which_products_are_of_whole_numbers(name: str) -> None:
-    weight, inputs, whole = (LINEAR | MORE)[name]
+    weight, inputs, whole = LINEAR[name]
     (layer,) = replace_layers(nn.Sequential(_linear(weight, inputs)))
     assert isinstance(layer, IntegerLinear if whole else FloatLinear)
-
-
-def test_integer_linear_by_hand() -> None:
-    """x = (1.27, −0.64), codes (127, −64); W = [[1, −1], [1, 1]]·0.5, α = 0.5; y = ((127 + 64), (127 − 64))/100 · 0.5 + b."""
-    layer = nn.Linear(2, 2)
-    layer.weight.data, layer.bias.data = torch.tensor([[0.5, -0.5], [0.5, 0.5]]), torch.tensor([0.25, -1.0])
-    quantized = QuantLinear(layer, TernaryQuantizer(), UniformQuantizer())
-    graph = Graph(replace_layers(nn.Sequential(quantized)), torch.zeros(2, 2), free=[[0]])
-    (y,) = graph(torch.tensor([[1.27, -0.64]]))
-    assert graph.count("MatMulInteger") == 1
-    torch.testing.assert_close(y, torch.tensor([[0.955 + 0.25, 0.315 - 1.0]]))
 
 
 @torch.no_grad()

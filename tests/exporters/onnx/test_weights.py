@@ -76,20 +76,6 @@ def test_codes_lie_lowest_first_in_a_byte() -> None:
     assert rows(torch.tensor([1, 1])).tolist() == [[10, 10, 10, 11, 12]] * 2
 
 
-@given(rows=SIZES[0], columns=st.integers(1, 19), bits=st.integers(1, 8), seed=st.integers(0, 10_000))
-def test_rows_are_what_their_codes_stand_for(rows: int, columns: int, bits: int, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    codes = torch.randint(2**bits, (rows, columns), generator=draw).byte()
-    values = torch.randn(2**bits, generator=draw)
-    packed = PackedRows(codes, bits, values)
-    assert packed.packed.dtype == torch.uint8
-    assert packed.packed.shape == (rows, _bytes(columns, bits))
-    expected = torch.tensor([[float(values[code]) for code in row] for row in codes.tolist()])
-    assert torch.equal(packed(), expected)
-    chosen = torch.randint(rows, (2, 3), generator=draw)
-    assert torch.equal(packed(chosen), expected[chosen])
-
-
 @given(st.sampled_from(sorted(EVERY)), *SIZES, st.integers(0, 10_000))
 def test_float_weight_is_the_quantizers_to_the_last_bit(name: str, rows: int, columns: int, seed: int) -> None:
     weight, quantizer = _quantized(name, rows, columns, seed)

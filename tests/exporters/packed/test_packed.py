@@ -377,10 +377,3 @@ def test_transformers_itself_refuses_the_folder(tmp_path):
     write_packed(student("bert", "ternary_w2a8"), tmp_path / "packed")
     with pytest.raises(OSError, match=r"model\.safetensors"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
-
-
-def test_others_may_read_the_files(tmp_path):
-    write_packed(student("bert", "ternary_w2a8"), tmp_path / "packed")
-    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "packed").iterdir()}
-    (tmp_path / "plain").touch()
-    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
