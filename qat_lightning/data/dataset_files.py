@@ -10,9 +10,8 @@ from pathlib import Path
 import pyarrow
 from datasets import Dataset, load_dataset, packaged_modules
 from datasets.exceptions import DatasetGenerationError
-from pyarrow import types
 
-from qat_lightning.data.file_formats import SUFFIXES, Column, Content, read_file, suffix_of
+from qat_lightning.data.file_formats import SUFFIXES, Column, Content, read_file
 from qat_lightning.data.hub import require_hub
 
 DAMAGED = (OSError, ValueError, NotImplementedError, TypeError, KeyError, RecursionError)
@@ -71,30 +70,12 @@ def _read_files(files: Sequence[Path], path: str, split: str, columns: Sequence[
         for column in columns if content.names else ():
             _check_column(column, content.names, path, split)
     try:
-        return Dataset(_concatenate([content.table for content in contents]))
+        return Dataset(pyarrow.concat_tables([content.table for content in contents], promote_options="permissive"))
     except DAMAGED as error:
         raise ValueError(
             f"the files of the {split} split of path={path!r} have columns of different types ({_line(error)}): make them"
             " the same"
         ) from error
-
-
-def _concatenate(tables: Sequence[pyarrow.Table]) -> pyarrow.Table:
-    """Join the rows of all files.
-
-    A column that is text in some files and numbers in others becomes text, as it would be in one csv file, unless a
-    parquet file declares more of its types, such as the names of classes.
-    """
-    texts = {field.name for table in tables for field in table.schema if types.is_string(field.type)}
-
-    def as_text(field: pyarrow.Field) -> pyarrow.Field:
-        number = types.is_integer(field.type) or types.is_floating(field.type)
-        return field.with_type(pyarrow.string()) if number and field.name in texts else field
-
-    alike = [
-        table if table.schema.metadata else table.cast(pyarrow.schema(map(as_text, table.schema))) for table in tables
-    ]
-    return pyarrow.concat_tables(alike, promote_options="permissive")
 
 
 def _read_file(file: Path, columns: Sequence[Column]) -> Content:
@@ -107,20 +88,19 @@ def _read_file(file: Path, columns: Sequence[Column]) -> Content:
 
 
 def _check_column(column: Column, names: Sequence[str], path: str, split: str) -> None:
-    """Raise ValueError if the split does not have the column exactly once."""
-    where = f"the {split} split of path={path!r}"
-    if (count := names.count(column.name)) > 1:
-        raise ValueError(f"{where} has {count} columns called {column.name!r}: rename all but one of them")
-    if not count:
+    """Raise ValueError if the split does not have the column."""
+    if column.name not in names:
         found = ", ".join(name if name == name.strip() else repr(name) for name in names) or "none"
-        raise ValueError(f"{where} has no column {column.name!r} (columns: {found}): {column.remedy}")
+        raise ValueError(
+            f"the {split} split of path={path!r} has no column {column.name!r} (columns: {found}): {column.remedy}"
+        )
 
 
 def _files(folder: Path, split: str) -> list[Path]:
     """Return train.parquet, its shards, or the only file whose name starts with the split (validation_matched.parquet)."""
     groups = _groups(folder, split)
     files = [file for group in groups.values() for file in group]
-    shards = [shard for file in files if (shard := SHARD.fullmatch(_stem(file)))]
+    shards = [shard for file in files if (shard := SHARD.fullmatch(file.stem))]
     if len(groups) == 1 and len(shards) == len(files):
         totals = {int(shard["total"]) for shard in shards}
         if len(totals) > 1 or sorted(int(shard["number"]) for shard in shards) != list(range(max(totals))):
@@ -143,19 +123,11 @@ def _groups(folder: Path, split: str) -> dict[str, list[Path]]:
     """Return split → files of the split, or of all splits whose name starts with `split`."""
     groups: dict[str, list[Path]] = {}
     for file in sorted(folder.iterdir()):
-        if suffix_of(file) in SUFFIXES and (own := _split_of(file)).startswith(split):
+        shard = SHARD.fullmatch(file.stem)
+        own = shard["split"] if shard else file.stem
+        if file.suffix.lower() in SUFFIXES and own.startswith(split):
             groups.setdefault(own, []).append(file)
     return {split: groups[split]} if split in groups else groups
-
-
-def _stem(file: Path) -> str:
-    """Return "train" for train.csv and train.csv.gz."""
-    return file.name[: file.name.lower().rindex(suffix_of(file))]
-
-
-def _split_of(file: Path) -> str:
-    shard = SHARD.fullmatch(_stem(file))
-    return shard["split"] if shard else _stem(file)
 
 
 def _line(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """Read columns of one csv, tsv, json, jsonl or parquet file as a table.
 
-`datasets`' own readers write a cache, read all columns (so one bad cell anywhere ends them) and turn the texts "NA" and
-"null" into missing values; pyarrow reads the chosen columns alone, with text as text.
+`datasets`' own readers write a cache, read all columns, and turn the texts "NA" and "null" into missing values.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import codecs
 import csv
 import io
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +20,9 @@ from pyarrow import csv as arrow_csv
 from qat_lightning.io.documents import check_size
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl")
-COMPRESSED = ".gz"
-"""A further suffix of a text file."""
 
 LARGEST_BLOCK = 2**31 - 1
 """pyarrow's limit in bytes of a block; a row must fit into one block."""
-
-SPACE = re.compile(r"\s*")
 
 
 class Column(NamedTuple):
@@ -46,15 +40,10 @@ class Column(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The names of all columns of a file, and the table of the chosen columns whose name occurs once."""
+    """The names of all columns of a file, and the table of the chosen columns that it has."""
 
     names: list[str]
     table: pyarrow.Table
-
-
-def suffix_of(file: Path) -> str:
-    """Return ".csv" for data.csv, data.CSV and data.csv.gz."""
-    return Path(file.name.lower().removesuffix(COMPRESSED)).suffix
 
 
 def read_file(file: Path, columns: Sequence[Column]) -> Content:
@@ -68,29 +57,21 @@ def read_file(file: Path, columns: Sequence[Column]) -> Content:
     """
     check_size(file)  # reading a named pipe would block
     wanted = {column.name: column.text for column in columns}
-    if suffix_of(file) == ".parquet":
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
         with parquet.ParquetFile(file) as content:  # read_table adds columns for a folder called key=value
             names = content.schema_arrow.names
-            return Content(names, content.read(columns=_unique(names, wanted)))
-    data = _decompressed(file)
-    if suffix_of(file) == ".csv":
+            return Content(names, content.read(columns=_chosen(names, wanted)))
+    data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if suffix == ".csv":
         header = data.split(b"\n", 1)[0]
         return _read_csv(data, wanted, next((sign for sign in ",;\t" if sign.encode() in header), ","), '"')
-    if suffix_of(file) == ".tsv":
+    if suffix == ".tsv":
         return _read_csv(data, wanted, "\t", '"' if encloses_cells(data) else False)
     rows = read_records(data.decode())
     names = list(dict.fromkeys(name for row in rows for name in row))
-    arrays = {name: _array(name, [row.get(name) for row in rows]) for name in _unique(names, wanted)}
+    arrays = {name: _array(name, [row.get(name) for row in rows]) for name in _chosen(names, wanted)}
     return Content(names, pyarrow.table(arrays))
-
-
-def _decompressed(file: Path) -> bytes:
-    """Return the content in UTF-8, decompressed, and converted if it starts as UTF-16."""
-    with pyarrow.input_stream(str(file), compression="gzip" if file.suffix.lower() == COMPRESSED else None) as stream:
-        data: bytes = stream.read()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16").encode()
-    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def _read_csv(data: bytes, wanted: dict[str, bool], delimiter: str, quote: str | bool) -> Content:
@@ -99,9 +80,9 @@ def _read_csv(data: bytes, wanted: dict[str, bool], delimiter: str, quote: str |
     parsing = arrow_csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote))
     converting = arrow_csv.ConvertOptions(column_types=dict.fromkeys(wanted, pyarrow.string()))
     table = arrow_csv.read_csv(pyarrow.BufferReader(data), block, parsing, converting)
-    names = _unique(table.column_names, wanted)
-    chosen = {name: table[name] if wanted.get(name, True) else _numbers(table[name]) for name in names}
-    return Content(table.column_names, pyarrow.table(chosen))
+    names = _chosen(table.column_names, wanted)
+    columns = {name: table[name] if wanted.get(name, True) else _numbers(table[name]) for name in names}
+    return Content(table.column_names, pyarrow.table(columns))
 
 
 def _numbers(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
@@ -144,7 +125,7 @@ def encloses_cells(data: bytes) -> bool:
 
 
 def read_records(text: str) -> list[dict[str, Any]]:
-    r"""Return the rows of a JSON list, of {"data": list}, of JSON Lines, or of SQuAD's nested form.
+    r"""Return the rows of a JSON list, of {"data": list}, of JSON Lines, or of SQuAD's nested form (arXiv:1606.05250).
 
     Raises:
         ValueError: not JSON, or a row that is not an object.
@@ -152,41 +133,19 @@ def read_records(text: str) -> list[dict[str, Any]]:
     >>> read_records('{"text": "a cat"}\n{"text": "a dog"}\n')
     [{'text': 'a cat'}, {'text': 'a dog'}]
     """
-    rows = list(_json_values(text))
-    if len(rows) == 1:
-        rows = _row_list(rows[0]) or rows
+    try:
+        value = json.loads(text)
+    except ValueError:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    else:
+        inner = value.get("data") if isinstance(value, dict) else value
+        rows = inner if isinstance(inner, list) and all(isinstance(row, dict) for row in inner) else [value]
     if wrong := [row for row in rows if not isinstance(row, dict)]:
         raise ValueError(f"{wrong[0]!r} is not an object with a value for each column")
-    return _questions(rows) if rows and "paragraphs" in rows[0] else rows
-
-
-def _json_values(text: str) -> Iterator[Any]:
-    decoder, position = json.JSONDecoder(), SPACE.match(text).end()  # type: ignore[union-attr]
-    while position < len(text):
-        value, position = decoder.raw_decode(text, position)
-        yield value
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
-
-
-def _row_list(value: Any) -> list[Any] | None:
-    """Return the rows in a single JSON value; None if it is a row itself."""
-    if isinstance(value, list):
-        return value
-    inner = value.get("data") if isinstance(value, dict) else None
-    return inner if isinstance(inner, list) and all(isinstance(row, dict) for row in inner) else None
-
-
-def _questions(articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row with context for each question of SQuAD's articles (arXiv:1606.05250)."""
-    try:
-        return [
-            {"context": paragraph["context"], **question}
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for question in paragraph["qas"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"SQuAD's nested form has paragraphs, each with context and qas; {error} is missing") from None
+    if not rows or "paragraphs" not in rows[0]:
+        return rows
+    paragraphs = [paragraph for article in rows for paragraph in article["paragraphs"]]
+    return [{"context": paragraph["context"], **question} for paragraph in paragraphs for question in paragraph["qas"]]
 
 
 def _array(name: str, values: list[Any]) -> pyarrow.Array:
@@ -200,6 +159,6 @@ def _array(name: str, values: list[Any]) -> pyarrow.Array:
         raise ValueError(f"column {name!r}: {error}") from None
 
 
-def _unique(names: Sequence[str], wanted: dict[str, bool]) -> list[str]:
-    """Return the names of the wanted columns, or of all, that occur once."""
-    return [name for name in wanted or dict.fromkeys(names) if names.count(name) == 1]
+def _chosen(names: Sequence[str], wanted: dict[str, bool]) -> list[str]:
+    """Return the names of the wanted columns that exist, or of all."""
+    return [name for name in wanted or names if name in names]

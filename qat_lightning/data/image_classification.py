@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from transformers import ViTImageProcessorPil
 
 from qat_lightning.data.base import Row, TaskData
-from qat_lightning.data.class_names import UNLABELLED, LabelColumn, as_names
 from qat_lightning.data.file_formats import Column
 from qat_lightning.data.image_decoding import EncodedImages, Scale, decode, read_images
-from qat_lightning.data.labels import read_labels
+from qat_lightning.data.labels import UNLABELLED, LabelColumn, read_labels
 from qat_lightning.data.samplers import seed_of
 
 HALF = (0.5,)
@@ -78,7 +77,8 @@ class ImageClassificationData(TaskData):
             raise ValueError(f"channels={channels} must be 3 for RGB, or 1 for grey")
         self.path, self.name, self.task = path, name, Path(path).name
         self.image_column, self.label_column = image_column, label_column
-        self.labels = LabelColumn(label_column, self.num_labels, as_names(label_names), unlabelled=unlabelled)
+        names = None if label_names is None else [*map(str, label_names)]
+        self.labels = LabelColumn(label_column, self.num_labels, names, unlabelled=unlabelled)
         self.splits = {"train": train_split, "validation": validation_split}
         self.size, self.channels = size, channels
         self.statistics = {"mean": mean, "std": std}

@@ -20,9 +20,6 @@ from qat_lightning.data.file_formats import Column
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
-HIDDEN = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
-"""Folders of archives, network drives and trash, with images that are not the user's."""
-
 
 class EncodedImages(Sequence[Row]):
     """One split's labelled rows: "image", the bytes of an image file (L,) uint8, "labels", and their origin ("row", "held_out").
@@ -108,7 +105,7 @@ def read_images(path: str, name: str | None, split: str, image: Column, label: C
     folder = Path(path) / split
     if not folder.is_dir():
         return read_split(path, name, split, [image, label])
-    classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not _is_hidden(place.name))
+    classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
     files = [(file, number) for number, word in enumerate(classes) for file in _image_files(folder / word)]
     if not files:
         raise ValueError(
@@ -140,11 +137,7 @@ def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
 def _image_files(folder: Path) -> list[Path]:
     """Return the image files of a class's folder and its subfolders, except hidden ones."""
     files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return sorted(file for file in files if not any(map(_is_hidden, file.relative_to(folder).parts)))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in HIDDEN
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _read_bytes(value: Any) -> bytes:

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from qat_lightning.data.class_names import LabelColumn, class_names, numbering, one_class, shortened, whole_number
+UNLABELLED = ("", "-", "-1")
+"""Labels of rows without a class: "-" in SNLI, where annotators disagreed, and −1 in sets of the `datasets` library."""
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """The label column of a data set.
+
+    Args:
+        name: the column.
+        num_labels: number of classes; 1 for a regression.
+        names: the user's classes in the order of their numbers; None for no order.
+        model_names: the classes in the order of the model's configuration.
+        unlabelled: labels of rows without a class, beside null and NaN.
+    """
+
+    name: str
+    num_labels: int
+    names: Sequence[str] | None = None
+    model_names: Sequence[str] | None = None
+    unlabelled: Sequence[Any] = UNLABELLED
+
+    def __post_init__(self) -> None:
+        if self.names is None:
+            return
+        if self.num_labels == 1 or len(self.names) != self.num_labels or len(set(self.names)) != len(self.names):
+            raise ValueError(
+                f"label_names={list(self.names)} has {len(set(self.names))} different names for num_labels={self.num_labels}:"
+                " name each class once (a regression, num_labels=1, has none)"
+            )
+
+    def is_unlabelled(self, word: str) -> bool:
+        """Return whether the label means that the row has no class; never true for the name of a class."""
+        return word in map(str, self.unlabelled) and word not in (*(self.names or ()), *(self.model_names or ()))
 
 
 @dataclass
@@ -44,99 +78,164 @@ def read_labels(splits: Mapping[str, Dataset], column: LabelColumn) -> Labels:
         labels = Labels({name: _scores(split, column, name) for name, split in splits.items()})
     else:
         texts = {name: _words(split, column, name) for name, split in splits.items()}
-        skipped = _skipped_words(splits["train"], texts["train"], column)
-        names, notes = class_names(splits["train"], texts["train"], column, _hint(skipped))
+        names, notes = _class_names(splits["train"], texts["train"], column)
         labels = Labels({name: _numbers(texts[name], names, column, name) for name in splits}, names, notes)
+        if len(found := set(labels.splits["train"]) - {None}) == 1:
+            raise ValueError(_one_class(labels.shown(found.pop()), column))  # type: ignore[arg-type]
     for name, split in splits.items():
         labels.notes += _missing_labels(split, labels, column, name)
-    if column.num_labels > 1:
-        _check_classes(labels, column, [] if isinstance(splits["train"].features[column.name], ClassLabel) else skipped)
     return labels
+
+
+def normalized(name: str) -> str:
+    """Remove differences of case, spaces and hyphens from a name, and decimal zeros from a whole number.
+
+    >>> normalized("Not-Entailed "), normalized("7.0")
+    ('not_entailed', '7')
+    """
+    bare = re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", name.strip().casefold())
+    return re.sub(r"[\s_-]+", "_", bare)
+
+
+def whole_number(word: str) -> int | None:
+    """Return the whole number in a word.
+
+    >>> whole_number("7.0"), whole_number("LABEL_7"), whole_number("seven")
+    (7, 7, None)
+    """
+    found = re.fullmatch(r"(?:LABEL_)?([+-]?[0-9]{1,18})(?:\.0+)?", word)
+    return int(found[1]) if found else None
 
 
 def _words(split: Dataset, column: LabelColumn, name: str) -> list[str | None]:
     """Return each row's class as a word; None for none."""
     feature = split.features[column.name]
-    names = feature.names if isinstance(feature, ClassLabel) else None
-    texts = [_word(value, names, f"row {row} of the {name} split") for row, value in enumerate(split[column.name][:])]
-    return [None if word is None or column.is_unlabelled(word) else word for word in texts]
+    names = feature.names if isinstance(feature, ClassLabel) else ()
+    words: list[str | None] = []
+    for row, value in enumerate(split[column.name][:]):
+        if value is None or value != value:
+            words.append(None)
+            continue
+        if names and 0 <= value < len(names):
+            value = names[value]
+        elif isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, str | bool | int | float):
+            raise ValueError(
+                f"row {row} of the {name} split has label {value!r}, which is neither a word nor a whole number: set another"
+                " label_column=…"
+            )
+        word = str(value).strip()
+        words.append(None if column.is_unlabelled(word) else word)
+    return words
 
 
-def _word(value: Any, names: Sequence[str] | None, row: str) -> str | None:
-    if value is None or value != value:
-        return None
-    if names is not None:
-        return names[value].strip() if 0 <= value < len(names) else str(value)
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, bool | int | float):
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-    raise ValueError(
-        f"{row} has label {value!r}, which is neither a word nor a whole number: set another label_column=…"
+def _class_names(
+    train: Dataset, texts: Sequence[str | None], column: LabelColumn
+) -> tuple[list[str] | None, list[str]]:
+    """Return the names of the classes in the order of their numbers, None for plain numbers; and notes for the user.
+
+    Args:
+        texts: the class of each row as a word; None for none.
+    """
+    feature = train.features[column.name]
+    own = _own_names(feature, texts, column)
+    for names in (column.names, column.model_names):
+        if names and own and all(number is not None for number in map(_numbering(names), own)):
+            order = [normalized(name) for name in names if normalized(name) in set(map(normalized, own))]
+            differs = names is column.model_names and order != [*map(normalized, own)]
+            return list(names), [f"classes have the numbers of the model: {_numbered(names)}"] * differs
+    if str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float")) and not isinstance(feature, ClassLabel):
+        return (None if column.names is None else list(column.names)), []
+    if column.names is not None:
+        unknown = next(word for word in own if _numbering(column.names)(word) is None)
+        raise ValueError(
+            f"column {column.name!r} has the label {unknown!r}, which is not in label_names={list(column.names)}: name all"
+            f" classes ({_shortened(own)})"
+        )
+    numbers = {whole_number(word): word for word in own}
+    if own and len(numbers) == len(own) and all(number in range(column.num_labels) for number in numbers):
+        return [numbers.get(number, str(number)) for number in range(column.num_labels)], []
+    if own and len(own) != column.num_labels:
+        raise ValueError(_wrong_count(own, column))
+    note = (
+        f"the model's classes ({_shortened(column.model_names or ())}) differ from the data's, which are numbered"
+        f" {_numbered(own)}; label_names=[…] sets another order"
     )
+    return own or None, [note] * bool(column.model_names)
+
+
+def _own_names(feature: Any, texts: Sequence[str | None], column: LabelColumn) -> list[str]:
+    """Return the data's classes: in a `ClassLabel`'s own order, whole numbers by size, others sorted."""
+    if isinstance(feature, ClassLabel):
+        return [name.strip() for name in feature.names if not column.is_unlabelled(name.strip())]
+    found = {word for word in texts if word is not None}
+    numbers = {word: whole_number(word) for word in found}
+    return sorted(found) if None in numbers.values() else sorted(found, key=lambda word: (numbers[word], word))
+
+
+def _numbering(names: Sequence[str]) -> Callable[[str], int | None]:
+    """Return a function from a class's name, or one that only differs in case or spaces, to its number."""
+    exact = {name: number for number, name in enumerate(names)}
+    folded = {normalized(name): number for number, name in enumerate(names)}
+    if len(folded) < len(names):  # two classes that differ in case only
+        folded = {}
+    return lambda word: exact.get(word, folded.get(normalized(word)))
 
 
 def _numbers(
     texts: Sequence[str | None], names: Sequence[str] | None, column: LabelColumn, name: str
 ) -> list[int | None]:
     """Return the class, 0…num_labels − 1, of each row of the split called `name`."""
-    number_of = numbering(names or [str(number) for number in range(column.num_labels)])
+    number_of = _numbering(names or [str(number) for number in range(column.num_labels)])
     known: dict[str | None, int | None] = {None: None}
     for row, word in enumerate(texts):
-        if word not in known:
-            assert word is not None
-            known[word] = number = number_of(word)
-            if (
-                number is None
-                and column.names is not None
-                and (itself := whole_number(word)) in range(column.num_labels)
-            ):
-                known[word] = number = itself  # label_names only gives names to plain numbers
-            if number is None:
-                raise ValueError(f"row {row} of the {name} split has label {_unknown(word, names, column, texts)}")
+        if word is None or word in known:
+            continue
+        number = number_of(word)
+        if number is None and column.names is not None and whole_number(word) in range(column.num_labels):
+            number = whole_number(word)  # label_names only gives names to plain numbers
+        if number is None:
+            raise ValueError(f"row {row} of the {name} split has label {_unknown(word, names, column, texts)}")
+        known[word] = number
     return [known[word] for word in texts]
 
 
 def _unknown(word: str, names: Sequence[str] | None, column: LabelColumn, texts: Sequence[str | None]) -> str:
     if names:
         return (
-            f"{word!r}, which the train split does not have ({shortened(names)}): set another label_column=…, or path=FOLDER"
+            f"{word!r}, which the train split does not have ({_shortened(names)}): set another label_column=…, or path=FOLDER"
             " with files that agree"
         )
-    try:
-        float(word)
-    except ValueError:
+    if whole_number(word) is None:
         return f"{word!r}, while the labels of the train split are whole numbers: set path=FOLDER with files that agree"
-    outside = f"{word}, outside 0…{column.num_labels - 1}"
     found = sorted({word for word in texts if word is not None}, key=lambda word: (whole_number(word) or 0, word))
+    remedy = "num_labels=… to the number of classes, or num_labels=1 for scores"
     if len(found) == column.num_labels:
-        return f"{outside}: classes are numbered from 0, so set label_names=[{','.join(found)}]"
-    return f"{outside}: set num_labels=… to the number of classes, or num_labels=1 for scores"
+        remedy = f"label_names=[{','.join(found)}], as classes are numbered from 0"
+    return f"{word}, outside 0…{column.num_labels - 1}: set {remedy}"
 
 
 def _scores(split: Dataset, column: LabelColumn, name: str) -> list[float | None]:
     """Return the target of a regression for each row of the split called `name`."""
     if isinstance(feature := split.features[column.name], ClassLabel):
         raise ValueError(
-            f"column {column.name!r} has classes ({shortened(feature.names)}), but num_labels=1 is a regression: set"
+            f"column {column.name!r} has classes ({_shortened(feature.names)}), but num_labels=1 is a regression: set"
             f" num_labels={len(feature.names)}, or another label_column=…"
         )
-    return [_score(value, column, f"row {row} of the {name} split") for row, value in enumerate(split[column.name][:])]
-
-
-def _score(value: Any, column: LabelColumn, row: str) -> float | None:
-    try:
-        if value is None or math.isnan(score := float(value)):
-            return None
-        if math.isfinite(score):
-            return score
-    except (TypeError, ValueError):
-        if isinstance(value, str) and column.is_unlabelled(value.strip()):
-            return None
-    raise ValueError(
-        f"{row} has label {value!r}, which is not a finite number, but num_labels=1 is a regression: set another"
-        " label_column=…, or num_labels=… to the number of classes"
-    )
+    scores: list[float | None] = []
+    for row, value in enumerate(split[column.name][:]):
+        try:
+            score = math.nan if value is None else float(value)
+        except (TypeError, ValueError):
+            score = math.nan if isinstance(value, str) and column.is_unlabelled(value.strip()) else math.inf
+        if math.isinf(score):
+            raise ValueError(
+                f"row {row} of the {name} split has label {value!r}, which is not a finite number, but num_labels=1 is a"
+                " regression: set another label_column=…, or num_labels=… to the number of classes"
+            )
+        scores.append(None if math.isnan(score) else score)
+    return scores
 
 
 def _missing_labels(split: Dataset, labels: Labels, column: LabelColumn, name: str) -> list[str]:
@@ -148,7 +247,7 @@ def _missing_labels(split: Dataset, labels: Labels, column: LabelColumn, name: s
     if counts.total() == len(numbers):
         raise ValueError(
             f"no row of the {name} split has a label ({found}): name a split with labels by {name}_split=…, or set another"
-            " label_column=…"
+            " label_column=…, or unlabelled=[]"
         )
     notes = []
     if counts:
@@ -156,34 +255,33 @@ def _missing_labels(split: Dataset, labels: Labels, column: LabelColumn, name: s
             f"{counts.total()} of {len(numbers)} rows of the {name} split have no label ({found}) and are left out"
         )
     if column.num_labels > 1 and (missing := sorted(set(range(column.num_labels)).difference(numbers))):
-        notes.append(f"the {name} split has no row of class {shortened([*map(labels.shown, missing)])}")
+        notes.append(f"the {name} split has no row of class {_shortened([*map(labels.shown, missing)])}")
     return notes
 
 
-def _skipped_words(train: Dataset, texts: Sequence[str | None], column: LabelColumn) -> list[Any]:
-    """Return the labels that count as missing although they are not empty: they may be meant as a class."""
-    without = [value for value, word in zip(train[column.name][:], texts, strict=True) if word is None]
-    return [value for value in without if value is not None and value == value and str(value).strip()]
+def _wrong_count(names: Sequence[str], column: LabelColumn) -> str:
+    if len(names) == 1:
+        return _one_class(repr(names[0]), column)
+    problem = (
+        f"num_labels={column.num_labels}, but column {column.name!r} has {len(names)} classes ({_shortened(names)})"
+    )
+    distinct = {normalized(name): name for name in names}
+    if len(distinct) == column.num_labels:
+        order = _shortened([*distinct.values()])
+        return f"{problem}, some of which differ in case or spaces only: set label_names=[…], each once ({order})"
+    return f"{problem}: set num_labels={len(names)}, another label_column=…, or unlabelled=[…] (rows without a class)"
 
 
-def _hint(skipped: Sequence[Any]) -> str:
-    if not skipped:
-        return ""
+def _one_class(name: str, column: LabelColumn) -> str:
     return (
-        f" ({len(skipped)} rows have label {skipped[0]!r}, which counts as no label: if it is a class, set unlabelled=[];"
-        " classes that are whole numbers start at 0)"
+        f"all labels of the train split are of one class, {name}, so nothing can be learned: set path=FOLDER with rows of other"
+        f" classes, or another label_column=… than {column.name!r}"
     )
 
 
-def _check_classes(labels: Labels, column: LabelColumn, skipped: Sequence[Any]) -> None:
-    """Refuse a single class, and a class without rows if a label that counts as missing may be that class."""
-    found = set(labels.splits["train"]) - {None}
-    if len(found) == 1:
-        only = next(number for number in found if number is not None)
-        raise ValueError(one_class(labels.shown(only), column) + _hint(skipped))
-    if skipped and len(found) < column.num_labels:
-        missing = min(set(range(column.num_labels)) - found)
-        raise ValueError(
-            f"the train split has no row of class {labels.shown(missing)}: set num_labels=… to the number of classes that have"
-            f" rows{_hint(skipped)}"
-        )
+def _numbered(names: Sequence[str]) -> str:
+    return _shortened([f"{number} {name!r}" for number, name in enumerate(names)])
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

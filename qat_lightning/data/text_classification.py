@@ -11,10 +11,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from qat_lightning.data.base import Row
-from qat_lightning.data.class_names import UNLABELLED, LabelColumn, as_names
 from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.file_formats import Column
-from qat_lightning.data.labels import Labels, read_labels
+from qat_lightning.data.labels import UNLABELLED, LabelColumn, Labels, read_labels
 from qat_lightning.data.tokenizers import CHUNK, TokenizedData, check_texts
 
 
@@ -47,7 +46,8 @@ class TextClassificationData(TokenizedData):
         if isinstance(text_columns, str) or not 1 <= len(text_columns) <= 2:
             raise ValueError(f"text_columns={text_columns!r} must be a list of one column, or of two for pairs")
         self.text_columns, self.label_column = list(text_columns), label_column
-        self.labels = LabelColumn(label_column, self.num_labels, as_names(label_names), unlabelled=unlabelled)
+        names = None if label_names is None else [*map(str, label_names)]
+        self.labels = LabelColumn(label_column, self.num_labels, names, unlabelled=unlabelled)
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         self.read_tokenizer()

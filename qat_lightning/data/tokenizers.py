@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from qat_lightning.data.base import TaskData, check_sizes
-from qat_lightning.data.hub import require_hub
-from qat_lightning.data.remote_code import source
+from qat_lightning.data.hub import require_hub, source
 
 Padding = Literal["longest", "max_length"]
 

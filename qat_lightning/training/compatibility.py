@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from qat_lightning.data.class_names import normalized
+from qat_lightning.data.labels import normalized
 from qat_lightning.quantization.quantizers.base import Quantizer
 
 

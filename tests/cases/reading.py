@@ -79,13 +79,6 @@ def shards(folder: Path) -> None:
         Dataset.from_list(sentences(4)).to_parquet(folder / f"{name}.parquet")
 
 
-def mixed_shards(folder: Path) -> None:
-    """Write a split of two files, whose labels are numbers alone in the first."""
-    write_rows(folder, "csv", "sentence,label\na,0\nb,1\n")
-    (folder / "train.csv").rename(folder / "train-00000-of-00002.csv")
-    (folder / "train-00001-of-00002.csv").write_text("sentence,label\nc,-\nd,1\n")
-
-
 def slow_tokenizer(folder: Path) -> None:
     write_rows(folder, "jsonl", lines([question(1), question(2)]))
     (folder / "tokenizer").mkdir()
@@ -121,15 +114,11 @@ FILES = {
         rows("jsonl", lines(sentences(6, id=2**64))), sizes(TEXT), (6, 6)
     ),
     "c06 several files of a split": Case(shards, sizes(TEXT), (8, 4)),
-    "c06 words in one of two csv files": Case(mixed_shards, sizes(TEXT), (3, 2)),
     "c15 a tokenizer without offsets": Case(
         slow_tokenizer, SQUAD, refused=r"data\.tokenizer='.*' is a ByT5Tokenizer without .*: set data\.tokenizer=FOLDER"
     ),
     "c21 hidden folders": Case(hidden_image("cat/.ipynb_checkpoints/0.png"), sizes(images), (2, 2)),
     "c21b hidden files": Case(hidden_image("cat/._0.png"), sizes(images), (2, 2)),
-    "c21 folders of network drives": Case(
-        hidden_image("cat/@eaDir/0.png"), sizes(images), (2, 2)
-    ),
     "c31 an answer one character off": Case(
         rows("jsonl", lines([question(1), question(2, start=12), question(3)])), answers, ["paris", "paris"]
     ),

@@ -94,16 +94,6 @@ def test_train_limit_takes_the_same_mixed_rows_for_every_seed():
     assert chosen[0] < {row["pixel_values"].item() for row in more.train_rows}
 
 
-def test_validation_limit_takes_the_first_rows_in_order():
-    data = Numbered(validation_limit=3)
-    assert numbers(data.val_dataloader()) == [[100, 101, 102]]
-
-
-@pytest.mark.parametrize(("world_size", "batches"), [(1, 3), (2, 2), (3, 1)])
-def test_batches_per_epoch(world_size, batches):
-    assert Numbered().batches_per_epoch(world_size) == batches  # of 10 rows, 4 for each process
-
-
 @pytest.mark.parametrize(("given", "width"), [(None, 8), (3, 3)])
 def test_validation_batches_are_twice_as_large_unless_given(given, width):
     batches = numbers(Numbered(validation_rows=20, evaluation_batch_size=given).val_dataloader())
@@ -115,11 +105,6 @@ def test_two_ranks_read_what_one_process_with_the_double_batch_reads():
     alone = numbers(attached(Numbered(rows=16, batch_size=4), 0, 1).train_dataloader())
     assert [first + second for first, second in zip(*ranks, strict=True)] == alone
     assert len(alone) == 3
-
-
-def test_two_ranks_validate_every_row_once():
-    ranks = [numbers(attached(Numbered(validation_rows=7), rank, 2).val_dataloader()) for rank in range(2)]
-    assert ranks == [[[100, 102, 104, 106]], [[101, 103, 105]]]
 
 
 def test_a_resumed_stage_reads_on_behind_the_batches_that_were_processed():

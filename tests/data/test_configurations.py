@@ -6,7 +6,6 @@ from hydra import compose, initialize_config_dir
 
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.schema import CONF, resolve
-from qat_lightning.config.validation import check
 from qat_lightning.data.base import TaskData
 
 ONE, PAIR = ["sentence"], ["sentence1", "sentence2"]
@@ -135,17 +134,3 @@ def test_every_choice_spells_out_what_users_override(choice):
         assert set(config) >= {"max_length", "padding"}
     if "label_column" in config:
         assert "num_labels" in config
-
-
-def test_every_file_says_what_it_is_and_those_of_tasks_how_to_run_them():
-    for path in (CONF / "data").glob("*.yaml"):
-        what, how = path.read_text().splitlines()[:2]
-        assert what.startswith("# "), path
-        assert path.stem in ("_text", "glue", "digits", "images") or f"data={path.stem}" in how, path
-
-
-@pytest.mark.parametrize("choice", ["random_text", "random_images"])
-def test_random_sets_run_as_their_headers_say(choice):
-    header = (CONF / "data" / f"{choice}.yaml").read_text().splitlines()[1]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        check(resolve(compose("config", overrides=header.split("-m qat_lightning")[1].split())))

@@ -1,7 +1,6 @@
 """Splits and cells from files in five formats, and the argument that each error names."""
 
 import csv
-import gzip
 import json
 
 import pandas
@@ -75,15 +74,13 @@ LONG = 3_000_000 * "a"
         ("csv", "text,label,id\na,1,18446744073709551616\n", ["a"], [1]),
         ("csv", b"text,label,id\na,1,caf\xe9\n", ["a"], [1]),
         ("csv", b"\xef\xbb\xbftext,label\r\na,1\r\n\r\n", ["a"], [1]),
-        ("csv", "text,label\nä,1\n".encode("utf-16"), ["ä"], [1]),
         ("csv", f"text,label\n{LONG},1\n", [LONG], [1]),
         ("csv", 'text,label\n"a cat, a\ndog",1\n', ["a cat, a\ndog"], [1]),
-        ("CSV.GZ", gzip.compress(b"text,label\na,1\n"), ["a"], [1]),
-        ("tsv.gz", gzip.compress(b"text\tlabel\na\t1\n"), ["a"], [1]),
+        ("CSV", "text,label\na,1\n", ["a"], [1]),
         ("jsonl", '{"label": 1}\n{"text": "b", "label": 0}\n{"text": "c"}', [None, "b", "c"], [1, 0, None]),
         ("jsonl", '{"text": "a", "label": 1, "id": 18446744073709551616}', ["a"], [1]),
         ("jsonl", '{"text": "a", "label": 1, "id": 3}\n{"text": "b", "id": {"x": []}}', ["a", "b"], [1, None]),
-        ("jsonl", '\n{"text": "a\u2028b",\n "label": 1}\r\n\n{"text": "c", "label": 0}\n\n', ["a\u2028b", "c"], [1, 0]),
+        ("jsonl", '\n{"text": "a\u2028b", "label": 1}\r\n\n{"text": "c", "label": 0}\n\n', ["a\u2028b", "c"], [1, 0]),
         ("jsonl", '{"text": 42, "label": 1}\n{"text": "b", "label": 0}', ["42", "b"], [1, 0]),
         ("json", b'\xef\xbb\xbf[{"text": "a", "label": 1},\n {"label": 0}]\n', ["a", None], [1, 0]),
         ("json", '{"version": 1, "data": [{"text": "a", "label": 1}]}', ["a"], [1]),
@@ -146,13 +143,12 @@ def test_shards_are_one_split(tmp_path):
 
 
 def test_shards_may_differ_in_columns_that_are_not_read(tmp_path):
-    put(tmp_path, "train-00000-of-00002.jsonl", '{"sentence": "one", "label": 1, "id": 3, "parts": 3}\n')
-    put(tmp_path, "train-00001-of-00002.jsonl", '{"sentence": null, "label": 0, "id": "x", "parts": [3]}\n')
+    put(tmp_path, "train-00000-of-00002.jsonl", '{"sentence": "one", "label": 1, "id": 3}\n')
+    put(tmp_path, "train-00001-of-00002.jsonl", '{"sentence": null, "label": 0, "id": "x"}\n')
     split = read_split(str(tmp_path), None, "train", [Column("sentence", "", text=True), Column("label", "")])
     assert split.to_list() == [{"sentence": "one", "label": 1}, {"sentence": None, "label": 0}]
-    assert read_split(str(tmp_path), None, "train", [Column("id", "")])["id"][:] == ["3", "x"]
     with pytest.raises(ValueError, match=r"path=.* different types"):
-        read_split(str(tmp_path), None, "train", [Column("parts", "")])
+        read_split(str(tmp_path), None, "train", [Column("id", "")])
 
 
 @pytest.mark.parametrize(("name", "place"), [(None, "data"), ("cola", "cola"), ("cola", "data"), (None, "label=7")])
@@ -165,7 +161,7 @@ def test_copy_of_a_hub_data_set_is_read(tmp_path, name, place):
 @pytest.mark.parametrize(
     ("content", "column", "words"),
     [
-        ("a text,label,id,id\nx,1,2,3\n", "id", "has 2 columns called 'id'"),
+        ("a text,label,id,id\nx,1,2,3\n", "id", '"id" exists 2 times'),
         ("a text,label\nx,1\n", "text", r"has no column 'text' \(columns: a text, label\): name another"),
         ("text, label\nx,1\n", "label", r"\(columns: text, ' label'\)"),
     ],
@@ -202,7 +198,6 @@ def test_folder_without_the_split_is_refused(tmp_path, names, words):
         ("train.json", b"[[1, 2]]"), ("train.jsonl", b'{"sentence": "caf\xe9"}\n'),
         ("train.jsonl", b'{"label": 1}\n{"label": ["one"]}\n'), ("train.jsonl", b'{"label": 18446744073709551616}\n'),
         ("train.jsonl", b'{"label": 1}\n{"label": 1,}\n'), ("train.json", b'{"data": [{"paragraphs": [{"qas": [{}]}]}]}'),
-        ("train.csv.gz", b"sentence\na cat\n"),
     ],
 )  # fmt: skip
 def test_damaged_file_is_named_in_one_line(tmp_path, name, content):

@@ -74,12 +74,6 @@ def test_folders_need_no_hub_and_ask_none(tmp_path, monkeypatch):
     assert not asked
 
 
-def test_only_what_is_missing_is_named(tmp_path):
-    with pytest.raises(UnreachableError) as error:
-        require_hub(BOTH | {"model.path": str(tmp_path)})
-    assert "model.path" not in str(error.value)
-
-
 @pytest.mark.parametrize("place", ["/no/such/folder", "~/data", "data/glue/cola"])
 def test_a_path_that_is_no_folder_is_named_as_such_beside_the_rest(place):
     with pytest.raises(UnreachableError) as error:
@@ -92,17 +86,6 @@ def test_cached_models_and_data_sets_need_no_hub(tmp_path):
     cache(tmp_path, "hub", "models--google-bert--bert-base-uncased", "snapshots", "abc", "config.json")
     cache(tmp_path, "hub", "datasets--nyu-mll--glue", "snapshots", "abc", "README.md")
     require_hub(BOTH)
-
-
-def test_a_cached_model_is_no_cached_data_set(tmp_path):
-    cache(tmp_path, "hub", "models--nyu-mll--glue", "snapshots", "abc", "config.json")
-    with pytest.raises(UnreachableError, match=r"^data\.path="):
-        require_hub({"data.path": "nyu-mll/glue"})
-
-
-def test_a_data_set_that_was_built_before_needs_no_hub(tmp_path):
-    cache(tmp_path, "datasets", "nyu-mll___glue", "cola", "dataset_info.json")
-    require_hub({"data.path": "nyu-mll/glue"})
 
 
 def test_a_hub_that_answers_is_asked_once(monkeypatch):

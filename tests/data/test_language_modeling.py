@@ -3,19 +3,16 @@
 import json
 import math
 
-import numpy
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torchmetrics.text import Perplexity
-from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.schema import CONF, resolve
-from qat_lightning.data import language_modeling as language_module
 from qat_lightning.data.language_modeling import LanguageModelingData
 from tests.data.conftest import MODEL_MAX_LENGTH, WORDS
 
@@ -79,13 +76,6 @@ def test_packed_texts_are_one_stream_and_labels_the_tokens_that_follow(language,
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
 
 
-def test_without_an_end_of_text_token_texts_follow_each_other(language, write):
-    write(ROWS)
-    batch = language().example_batch(1)
-    assert batch["input_ids"].tolist() == [tokens("the cat sat a")]
-    assert batch["labels"].tolist() == [tokens("cat sat a dog")]
-
-
 def test_a_separator_joins_the_texts_in_place_of_the_end_of_text_token(language, write, ending):
     write(ROWS)
     batch = language(tokenizer=ending, separator=" very ", max_length=16).example_batch(1)
@@ -122,15 +112,6 @@ def test_texts_alone_are_cut_and_padded(language, write):
     assert batch["attention_mask"].sum(1).tolist() == [4, 1, 5]
 
 
-def test_a_text_of_one_token_predicts_nothing_and_makes_no_row(language, write, tmp_path):
-    plain = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]").save_pretrained(tmp_path / "plain")
-    write(["the", "", "a dog"])
-    data = language(packing=False, tokenizer=str(tmp_path / "plain"))
-    assert data.example_batch(9)["input_ids"].tolist() == [tokens("a")]
-
-
 def test_padding_to_the_maximal_length(language, write):
     write(["a dog", "the cat sat"])
     longest, fixed = (language(packing=False, max_length=6, padding=padding) for padding in ("longest", "max_length"))
@@ -138,24 +119,6 @@ def test_padding_to_the_maximal_length(language, write):
     batch = fixed.example_batch(1)
     assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(batch, (1, 6))
     assert longest.fingerprint() != fixed.fingerprint()
-
-
-def test_perplexity_is_over_all_tokens_of_all_batches_and_no_padding(language, write):
-    """Against float64: exp of the mean of log Σ exp − the label's logit."""
-    write(["the cat sat", "a dog", "the film is not very good"])
-    data = language(packing=False, max_length=9)
-    data.load()
-    batches = [data.collate(rows) for rows in (data.validation_rows[:2], data.validation_rows[2:])]
-    logits = [torch.randn(*batch["input_ids"].shape, len(WORDS)) * 3 for batch in batches]
-    losses = []
-    for scores, batch in zip(logits, batches, strict=True):
-        for row, labels in zip(scores.double().numpy(), batch["labels"].tolist(), strict=True):
-            losses += [
-                numpy.log(numpy.exp(s).sum()) - s[label] for s, label in zip(row, labels, strict=True) if label >= 0
-            ]
-    assert len(losses) == 4 + 3 + 7
-    assert perplexity(data, logits, batches) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
-    assert not data.higher_is_better
 
 
 def test_labels_are_those_that_a_model_of_transformers_shifts_itself(language, write):
@@ -169,13 +132,6 @@ def test_labels_are_those_that_a_model_of_transformers_shifts_itself(language, w
     logits = model(batch["input_ids"]).logits.detach()
     loss = model(whole, labels=whole).loss.item()
     assert perplexity(data, [logits], [batch]) == pytest.approx(math.exp(loss), rel=1e-4)
-
-
-def test_rows_are_the_same_however_many_are_tokenized_at_once(language, write, monkeypatch):
-    write(ROWS)
-    whole = language().fingerprint()
-    monkeypatch.setattr(language_module, "CHUNK", 1)
-    assert language().fingerprint() == whole
 
 
 @pytest.mark.parametrize("changed", [{"packing": False}, {"separator": " very "}, {"max_length": 5}])

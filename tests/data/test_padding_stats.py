@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from qat_lightning.data.image_classification import Digits
 from qat_lightning.data.padding_stats import count_padding
-from qat_lightning.data.synthetic import RandomQuestions, RandomText, RandomTokens
+from qat_lightning.data.synthetic import RandomText
 from tests.data.test_base import Numbered, attached
 
 COMMON = {"metrics": {"accuracy": MulticlassAccuracy(2)}, "metric": "accuracy"}
@@ -81,27 +81,6 @@ def test_it_is_the_padding_of_the_batches_themselves(lengths, batch_size, world_
         assert counted == expected | {"longest": mixed}
     else:
         assert counted is None
-
-
-@pytest.mark.parametrize("choice", [RandomText, RandomQuestions, RandomTokens])
-@pytest.mark.parametrize("grouped", [True, False])
-def test_of_random_rows(choice, grouped):
-    classes = {"num_labels": 2} if choice is RandomText else {}
-    data = choice(rows=50, length=9, batch_size=4, group_by_length=grouped, **classes, **COMMON)
-    assert own(count_padding(data, 20)) == seen(data, 20)
-
-
-@pytest.mark.parametrize("padding", ["longest", "max_length"])
-def test_of_texts(text, write, padding):
-    write("sentence,label\n" + "".join(f"{'the ' * (row % 5)}cat,{row % 2}\n" for row in range(11)))
-    data = text(padding=padding)
-    counted = count_padding(data, 9)
-    assert own(counted) == seen(data, 9)
-    assert counted["longest"] == seen(text(), 9)["padding"]
-    assert counted["max_length"] == seen(text(padding="max_length"), 9)["padding"]
-    grouped = text(group_by_length=True)
-    assert own(count_padding(grouped, 9)) == seen(grouped, 9)
-    assert seen(grouped, 9)["padding"] < counted["longest"]
 
 
 def test_images_and_rows_of_one_length_have_none():

@@ -46,16 +46,6 @@ def test_texts_have_several_lengths_and_a_mask_over_their_padding():
     assert ids.max() == 11
 
 
-@pytest.mark.parametrize("make", [random_text, random_images])
-def test_labels_are_classes_or_scores(make):
-    classes = make().example_batch(40)["labels"]
-    assert classes.dtype == torch.int64
-    assert set(classes.tolist()) == {0, 1, 2}
-    scores = make(num_labels=1).example_batch(40)["labels"]
-    assert scores.dtype == torch.float32
-    assert len(scores.unique()) > 10
-
-
 def test_answers_are_spans_behind_the_first_token_and_before_the_padding():
     batch = random_questions().example_batch(40)
     start, end = batch["labels"].T

@@ -1,13 +1,10 @@
 """From rows of text to batches: encoding, padding, labels, reproducibility, and the argument that each error names."""
 
-import itertools
-
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer, BertTokenizerFast
 
-from qat_lightning.data import text_classification as text_module
 from tests.data.conftest import MODEL_MAX_LENGTH, WORDS
 
 ROWS = "sentence,label\nthe cat sat,1\nthe dog,0\nthe film is not very good,1\n"
@@ -49,23 +46,6 @@ def test_long_rows_are_cut_and_pairs_encoded_together(text, write):
     assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_rows_do_not_depend_on_the_chunk(text, write, monkeypatch, chunk):
-    write("sentence,label\nthe,0\na,1\ncat,2\ndog,3\nsat,4\n")
-    monkeypatch.setattr(text_module, "CHUNK", chunk)
-    data = text(num_labels=5)
-    batch = data.example_batch(5)
-    assert data.tokenizer.convert_ids_to_tokens(batch["input_ids"][:, 1]) == ["the", "a", "cat", "dog", "sat"]
-    assert batch["labels"].tolist() == [0, 1, 2, 3, 4]
-
-
-def test_regression_labels_are_float32(text, write):
-    write("sentence,label\na cat,2.5\na dog,4\n")
-    data = text(num_labels=1)
-    labels = data.example_batch(2)["labels"]
-    assert (labels.dtype, labels.tolist(), data.label_names) == (torch.float32, [2.5, 4.0], None)
-
-
 def test_classes_have_the_order_of_words_or_of_their_column(text, write, tmp_path):
     write("sentence,label\na,positive\na,negative\na,neutral\n", "sentence,label\nthe,neutral\nthe,positive\n")
     data = text(num_labels=3)
@@ -96,26 +76,6 @@ def test_rows_without_a_label_are_left_out(text, write):
     assert data.example_batch(9)["input_ids"][:, 1:3].tolist() == [tokens("the cat"), tokens("a film")]
     assert data.example_batch(9)["labels"].tolist() == [1, 0]
     assert "1 of 3 rows of the validation split have no label ('-': 1) and are left out" in data.notes
-
-
-def test_calibration_rows_are_mixed_training_rows(text, write):
-    write(SORTED, "sentence,label\nfilm,1\nfilm,0\n")
-    batches = text().calibration_batches(20)
-    labels = list(itertools.chain(*(batch["labels"].tolist() for batch in batches)))
-    assert len(labels) == 20
-    assert 5 <= sum(labels) <= 15
-    assert not any((batch["input_ids"] == WORDS.index("film")).any() for batch in batches)
-    assert sum(len(batch["labels"]) for batch in text().calibration_batches(999)) == 100
-
-
-def test_limited_rows_are_the_same_for_every_seed_in_another_order(text, write):
-    rows = [" ".join(words) for words in itertools.permutations(["the", "cat", "sat", "good"])]
-    write("sentence,label\n" + "".join(f"{row},{number % 2}\n" for number, row in enumerate(rows)))
-    first, second = (text(train_limit=12, seed=seed, batch_size=12) for seed in (0, 1))
-    assert first.fingerprint() == second.fingerprint()
-    orders = [next(iter(data.train_dataloader()))["input_ids"].tolist() for data in (first, second)]
-    assert orders[0] != orders[1]
-    assert sorted(orders[0]) == sorted(orders[1])
 
 
 def test_fingerprint_does_not_depend_on_folder_format_and_tokenizer_folder(text, write, tmp_path):

@@ -24,7 +24,7 @@ from qat_lightning.config.run_config import read_run
 from qat_lightning.config.schema import ModelConfig, resolve
 from qat_lightning.config.validation import check
 from qat_lightning.data.dataset_files import read_split
-from qat_lightning.data.remote_code import LARGEST_VOCABULARY
+from qat_lightning.data.hub import LARGEST_VOCABULARY
 from qat_lightning.data.tokenizers import read_tokenizer
 from qat_lightning.exporters.packed.reader import load_packed
 from qat_lightning.exporters.packed.untrusted_files import LARGEST_JSON as LARGEST_PACKED

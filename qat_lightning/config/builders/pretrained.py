@@ -14,8 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 
 from qat_lightning.config.schema import ConfigError, ModelConfig
-from qat_lightning.data.hub import require_hub
-from qat_lightning.data.remote_code import source
+from qat_lightning.data.hub import require_hub, source
 from qat_lightning.io.documents import read_json
 from qat_lightning.io.external_errors import explain
 

@@ -14,9 +14,8 @@ from qat_lightning.data.base import Row, TaskData, check_sizes
 from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.samplers import permutation
 from qat_lightning.data.squad.examples import COLUMNS, Question, has_words, read_questions
-from qat_lightning.data.squad.features import Lengths, check_room, encode
-from qat_lightning.data.squad.metric import AnswerKey, AnswerScore
-from qat_lightning.data.squad.spans import best_spans
+from qat_lightning.data.squad.features import encode
+from qat_lightning.data.squad.metric import AnswerKey, AnswerScore, best_spans
 from qat_lightning.data.tokenizers import TokenizedData, pad_rows
 
 
@@ -60,7 +59,7 @@ class SquadData(TokenizedData):
     ) -> None:
         super().__init__(num_labels=2, max_length=max_length, **common)  # a start and an end
         check_sizes(max_question_length=max_question_length, n_best=n_best, max_answer_length=max_answer_length)
-        self.lengths = Lengths(max_length, stride, max_question_length)
+        self.stride, self.max_question_length = stride, max_question_length
         self.n_best, self.max_answer_length = n_best, max_answer_length
         self.unanswerable, self.null_threshold = unanswerable, null_threshold
         # `load` would apply the limits to features
@@ -78,12 +77,16 @@ class SquadData(TokenizedData):
                 f"tokenizer={self.tokenizer_path!r} is a {type(self.tokenizer).__name__} without offsets, which question"
                 " answering needs: set tokenizer=FOLDER to a tokenizer with a tokenizer.json"
             )
-        check_room(self.tokenizer, self.lengths)
         self.notes = []
         train, validation = self._questions("train"), self._questions("validation")
         self.key.contexts = [question.context for question in validation]
-        self.key.answers = [self._accepted(question) for question in validation]
-        return encode(train, self.tokenizer, self.lengths), encode(validation, self.tokenizer, self.lengths)
+        # SQuAD 2.0 accepts only answers with words, else "" would be right as well
+        self.key.answers = [
+            [answer for answer in question.answers if has_words(answer) or not self.unanswerable]
+            for question in validation
+        ]
+        lengths = (self.max_length, self.stride, self.max_question_length)
+        return encode(train, self.tokenizer, *lengths), encode(validation, self.tokenizer, *lengths)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         length = self.max_length if self.padding == "max_length" else 0
@@ -110,10 +113,6 @@ class SquadData(TokenizedData):
         chosen = (self.padding, self.max_length, *answer)
         text = json.dumps([TaskData.fingerprint(self), chosen, self.key.contexts, self.key.answers])
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def _accepted(self, question: Question) -> list[str]:
-        """Return the accepted answers; in SQuAD 2.0 only those with words, else "" would be right as well."""
-        return [answer for answer in question.answers if has_words(answer) or not self.unanswerable]
 
     def _questions(self, name: str) -> list[Question]:
         """Return the questions of one split up to its limit: the first, or for training those of a fixed permutation."""

@@ -42,10 +42,6 @@ class Question:
         return start, start + len(answer.strip())
 
 
-class MisplacedError(ValueError):
-    """The context of a row does not have the answer at `answer_start`."""
-
-
 def read_questions(split: Dataset, name: str, unanswerable: bool) -> tuple[list[Question], list[str]]:
     """Return the question of each row of the split called `name`, and a note about rows with a misplaced answer.
 
@@ -60,16 +56,23 @@ def read_questions(split: Dataset, name: str, unanswerable: bool) -> tuple[list[
     misplaced: list[str] = []
     for row, (context, text, answers) in enumerate(zip(*columns, strict=True)):
         where = f"row {row} of the {name} split"
-        try:
-            question = _question(context, text, answers, where)
-        except MisplacedError as error:
-            misplaced.append(str(error))
-            continue
-        if not question.answers and not unanswerable:
+        for column, value in (("context", context), ("question", text)):
+            if not isinstance(value, str):
+                raise ValueError(f"{where} has {column}={value!r}, which is not text: repair it, or set another path=…")
+        texts, starts = _answers(answers, where)
+        if not texts and not unanswerable:
             raise ValueError(
                 f"{where} has no answer: set unanswerable=true for a set with unanswerable questions (data=squad_v2)"
             )
-        questions.append(question)
+        for answer, start in zip(texts, starts, strict=True):
+            if start < 0 or not context.startswith(answer, start):
+                misplaced.append(
+                    f"{where} has the answer {answer!r}, but its context has {context[max(start, 0) :][: len(answer)]!r} at"
+                    f" answer_start={start}: repair the row (answer_start counts characters from 0)"
+                )
+                break
+        else:
+            questions.append(Question(context, text, texts, starts))
     if misplaced and not questions:
         raise ValueError(misplaced[0])
     note = f"{len(misplaced)} of {len(split)} rows of the {name} split have a misplaced answer and are left out: "
@@ -84,20 +87,6 @@ def has_words(answer: str) -> bool:
     """
     bare = "".join(character for character in answer.lower() if character not in string.punctuation)
     return not {"a", "an", "the"}.issuperset(bare.split())
-
-
-def _question(context: Any, text: Any, answers: Any, where: str) -> Question:
-    for column, value in (("context", context), ("question", text)):
-        if not isinstance(value, str):
-            raise ValueError(f"{where} has {column}={value!r}, which is not text: repair it, or set another path=…")
-    texts, starts = _answers(answers, where)
-    for answer, start in zip(texts, starts, strict=True):
-        if start < 0 or not context.startswith(answer, start):
-            raise MisplacedError(
-                f"{where} has the answer {answer!r}, but its context has {context[max(start, 0) :][: len(answer)]!r} at"
-                f" answer_start={start}: repair the row (answer_start counts characters from 0)"
-            )
-    return Question(context, text, texts, starts)
 
 
 def _answers(answers: Any, where: str) -> tuple[list[str], list[int]]:

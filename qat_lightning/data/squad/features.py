@@ -3,48 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qat_lightning.data.base import Row
 from qat_lightning.data.squad.examples import Question
-from qat_lightning.data.squad.spans import NOWHERE, token_span
 from qat_lightning.data.tokenizers import CHUNK
 
-
-@dataclass(frozen=True)
-class Lengths:
-    """Numbers of tokens: of a feature, of the overlap of two features, of the longest question."""
-
-    feature: int
-    stride: int
-    question: int
+NOWHERE = (0, 0)
+"""Labels of a feature without the complete answer: both at the first token ([CLS])."""
 
 
-def check_room(tokenizer: Any, lengths: Lengths) -> None:
-    """Raise ValueError if features would overlap completely, which would abort the tokenizers library."""
-    room = max(lengths.feature - lengths.question - tokenizer.num_special_tokens_to_add(pair=True), 0)
-    if not 0 <= lengths.stride < room:
+def token_span(offsets: Tensor, start: int, end: int) -> tuple[int, int]:
+    """Return first and last token of the characters start…end−1 of the context; `NOWHERE` if one of them is missing."""
+    context = offsets[offsets[:, 0] >= 0]
+    if not len(context) or context[0, 0] > start or context[-1, 1] < end:
+        return NOWHERE
+    overlapping = ((offsets[:, 0] >= 0) & (offsets[:, 0] < end) & (offsets[:, 1] > start)).nonzero()
+    return (int(overlapping[0]), int(overlapping[-1])) if len(overlapping) else NOWHERE
+
+
+def encode(
+    questions: Sequence[Question], tokenizer: Any, max_length: int, stride: int, max_question_length: int
+) -> list[Row]:
+    """Return all features in order: the tokenizer's inputs, "offsets" (N, 2), "labels" (2,) of `token_span`, "question".
+
+    Raises:
+        ValueError: features would overlap completely, which would abort the tokenizers library.
+    """
+    room = max(max_length - max_question_length - tokenizer.num_special_tokens_to_add(pair=True), 0)
+    if not 0 <= stride < room:
         raise ValueError(
-            f"stride={lengths.stride} must be 0 or more and less than the {room} tokens that max_length={lengths.feature} leaves"
-            f" for the context beside a question of max_question_length={lengths.question}: set a longer max_length=…, or a"
-            " shorter stride=… or max_question_length=…"
+            f"stride={stride} must be 0 or more and less than the {room} tokens that max_length={max_length} leaves for the"
+            f" context beside a question of max_question_length={max_question_length}: set a longer max_length=…, or a shorter"
+            " stride=… or max_question_length=…"
         )
-
-
-def encode(questions: Sequence[Question], tokenizer: Any, lengths: Lengths) -> list[Row]:
-    """Return all features in order: the tokenizer's inputs, "offsets" (N, 2) and "labels" (2,) as in `spans`, "question"."""
     rows: list[Row] = []
     for start in range(0, len(questions), CHUNK):
         chunk = questions[start : start + CHUNK]
         encoded = tokenizer(
-            [_cut(question.text, tokenizer, lengths.question) for question in chunk],
+            [_cut(question.text, tokenizer, max_question_length) for question in chunk],
             [question.context for question in chunk],
             truncation="only_second",
-            max_length=lengths.feature,
-            stride=lengths.stride,
+            max_length=max_length,
+            stride=stride,
             return_attention_mask=True,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,

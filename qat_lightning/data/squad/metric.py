@@ -1,9 +1,10 @@
-"""SQuAD's exact match and F1 of the best answer over all features of each question."""
+"""The best span of a model's logits, and SQuAD's exact match and F1 of the best answer over all features of a question."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.text.squad import squad
@@ -74,14 +75,38 @@ class AnswerScore(Metric):
         nulls: dict[int, float] = {}
         spans, questions = dim_zero_cat(self.spans).tolist(), dim_zero_cat(self.questions).tolist()
         for question, (score, null, start, end) in zip(questions, spans, strict=True):
-            found = (
-                score,
-                -int(start),
-                -int(end),
-            )  # the earliest of equal scores, independent of the order of the ranks
+            # the earliest of equal scores, independent of the order of the ranks
+            found = (score, -int(start), -int(end))
             best[question] = max(best.get(question, found), found)
             nulls[question] = min(nulls.get(question, null), null)
         return {
             question: "" if nulls[question] > score else self.key.contexts[question][-start:-end]
             for question, (score, start, end) in sorted(best.items())
         }
+
+
+def best_spans(start: Tensor, end: Tensor, offsets: Tensor, n_best: int, max_length: int) -> tuple[Tensor, Tensor]:
+    """Find the best answer of each feature: max of start_i + end_j over i ≤ j < i + max_length inside the context.
+
+    i and j are among the `n_best` highest logits of the context's tokens, as in SQuAD's common evaluation scripts.
+
+    Args:
+        start, end: logits (B, N).
+        offsets: (B, N, 2), each token's first character and the one after its last, −1 outside of the context.
+        max_length: largest number of tokens of an answer.
+
+    Returns:
+        Scores (B,), −∞ without a valid pair, and characters (B, 2), first and one after the last, 0 and 0 without one.
+    """
+    outside, count = offsets[..., 0] < 0, min(n_best, start.shape[1])
+    (starts, first), (ends, last) = (
+        logits.masked_fill(outside, -torch.inf).topk(count) for logits in (start, end)
+    )  # (B, K) each
+    tokens = last[:, None, :] - first[:, :, None] + 1
+    scores = (starts[:, :, None] + ends[:, None, :]).masked_fill((tokens < 1) | (tokens > max_length), -torch.inf)
+    best, pair = scores.flatten(1).max(1)  # pair = start · K + end
+    first, last = (
+        places.gather(1, chosen[:, None]) for places, chosen in ((first, pair // count), (last, pair % count))
+    )
+    characters = torch.cat([offsets[..., 0].gather(1, first), offsets[..., 1].gather(1, last)], 1)
+    return best, characters.masked_fill((best == -torch.inf)[:, None], 0)
