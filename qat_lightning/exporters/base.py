@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ExportContext:
-    """What a format may need besides the student.
+    """The batch and the processor that a format may need besides the student.
 
     Attributes:
         batch: rows that the student accepts.
@@ -24,7 +24,7 @@ class ExportContext:
 
 
 class ExportFormat(Protocol):
-    """A form in which a student is handed over, as a file or folder below the run's export folder.
+    """A form in which a student is exported, as a file or folder below the run's export folder.
 
     A format may also have `path` (the name of its file or folder; without it, `name`), `exact` (True if the exported model
     must predict exactly what the student predicts; without it, as well as the student) and `cpu_only` (True if the loaded
@@ -58,5 +58,5 @@ class ExportFormat(Protocol):
 
 
 def path_of(export_format: ExportFormat) -> str:
-    """The name of a format's file or folder below the export folder."""
+    """Return the name of a format's file or folder below the export folder."""
     return getattr(export_format, "path", export_format.name)

@@ -16,7 +16,7 @@ from qat_lightning.reports.summary import score
 
 @cache
 def _environment() -> Environment:
-    """The templates, without which the package is not complete; values that are not `Markdown` are escaped."""
+    """Return the environment of the templates, which escapes values that are not `Markdown`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         finalize=_escaped,

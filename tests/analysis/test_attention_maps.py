@@ -12,7 +12,7 @@ from qat_lightning.analysis.token_masks import class_ids, first_token, token_cla
 from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention
-from tests.analysis.test_attention_ranking import HEADS, naive, random_maps, random_mask
+from tests.analysis.test_attention_ranking import naive, random_maps, random_mask
 from tests.tiny_models import pad_batch, tiny_batch, tiny_model
 
 
@@ -54,15 +54,6 @@ def test_divergence_is_the_attention_map_loss_of_each_layer() -> None:
     assert mean.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_by_hand() -> None:
-    looks_at_itself, looks_at_the_first = torch.eye(4), torch.eye(4)[[0, 0, 0, 0]]
-    assert attention_distance(looks_at_itself).item() == 0
-    assert attention_distance(looks_at_the_first).item() == (0 + 1 + 2 + 3) / 4
-    first = torch.tensor([True, False, False, False])
-    assert column_mass(looks_at_the_first, first).item() == 1
-    assert column_mass(looks_at_itself, first).item() == 0.25
-
-
 @torch.no_grad()
 def test_more_padding_changes_nothing() -> None:
     model, batch = open_attention(tiny_model("bert")), tiny_batch("bert")
@@ -93,10 +84,3 @@ def test_tokens_have_classes() -> None:
         class_ids(names, [0, 1])
     with pytest.raises(ValueError, match="no input_ids"):
         token_classes({"pixel_values": torch.zeros(1)}, ids)
-
-
-def test_the_first_token_may_stand_anywhere() -> None:
-    tokens = torch.tensor([[True, True, True], [False, True, True]])
-    assert first_token(tokens).tolist() == [[True, False, False], [False, True, False]]
-    assert first_token(torch.ones(3, dtype=torch.bool)).tolist() == [True, False, False]
-    assert column_mass(random_maps(0, 3), first_token(tokens[0])).shape == (3, HEADS)

@@ -1,4 +1,4 @@
-"""Every file is written whole or not at all, never through what lies in the folder; a folder with a link is refused."""
+"""Files are written atomically and never through links in the folder; a folder with a link is refused."""
 
 from __future__ import annotations
 

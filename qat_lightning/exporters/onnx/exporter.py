@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qat_lightning.exporters.onnx.layers import replace_layers
-from qat_lightning.exporters.onnx.runtime import INPUTS, OnnxError, OnnxModel
+from qat_lightning.exporters.onnx.runtime import INPUTS, OnnxError, OnnxModel, first_line
 from qat_lightning.io.files import atomic_write
 from qat_lightning.models.capture import LOGITS
 from qat_lightning.models.module_paths import family
@@ -29,7 +29,7 @@ FOLDED = 16
 
 
 def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> OnnxModel:
-    """Write `model` as ONNX; returns it under the runtime.
+    """Write `model` as ONNX; return it as the runtime loads it.
 
     Batches may be of any size, texts of any length that the model has positions for. Weights are stored at 1, 2, 4 or 8
     bits. Where inputs have whole codes and one scale (`UniformQuantizer`, `LSQQuantizer`) and weights whole codes and a
@@ -102,7 +102,7 @@ def _write(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise OnnxError(f"torch cannot export this model: {_reason(error)}") from error
+            raise OnnxError(f"torch cannot export this model: {first_line(error)}") from error
         assert program is not None
         optimizer.optimize(program.model, input_size_limit=FOLDED)
         _sum_before_normalization(program.model.graph)
@@ -152,7 +152,7 @@ def _runnable(path: Path, inputs: Mapping[str, Tensor]) -> OnnxModel:
         runnable(**inputs)
     except Exception as error:  # of onnxruntime, whose errors have no common ancestor but this
         raise OnnxError(
-            f"the installed onnxruntime cannot run this model: {_reason(error)}; a newer one may"
+            f"the installed onnxruntime cannot run this model: {first_line(error)}; a newer one may"
             " (pip install --upgrade onnxruntime)"
         ) from error
     return runnable
@@ -161,21 +161,11 @@ def _runnable(path: Path, inputs: Mapping[str, Tensor]) -> OnnxModel:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the exporter's notes on torchvision and on names of axes."""
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for log, level in zip(logs, levels, strict=True):
-                log.setLevel(level)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of the root cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        logging.disable(before)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from qat_lightning.exporters.base import ExportContext
-from qat_lightning.exporters.onnx.runtime import OnnxError, OnnxModel
+from qat_lightning.exporters.onnx.runtime import OnnxError, OnnxModel, first_line
 from qat_lightning.models.module_paths import family
 
 
@@ -41,8 +41,9 @@ class OnnxFormat:
         try:
             return OnnxModel(folder / self.path, self.threads)
         except Exception as error:  # onnxruntime's errors have no common ancestor but this
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise OnnxError(f"onnxruntime cannot read {folder / self.path} ({reason}): export again") from error
+            raise OnnxError(
+                f"onnxruntime cannot read {folder / self.path} ({first_line(error)}): export again"
+            ) from error
 
     def describe(self, folder: Path) -> dict[str, Any]:
         model = OnnxModel(folder / self.path, self.threads)

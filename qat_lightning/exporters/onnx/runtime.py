@@ -55,3 +55,10 @@ class OnnxModel(nn.Module):
         feed = {name: numpy.asarray(given[name]) for name in self.inputs if given.get(name) is not None}
         outputs = self.session.run(self.outputs, feed)
         return {name: torch.from_numpy(output) for name, output in zip(self.outputs, outputs, strict=True)}
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the root cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -75,6 +75,6 @@ class PackedFormat:
 
 
 def _unquantized_matrices(tensors: Plain) -> list[str]:
-    """Names of the matrices that are not quantized, without layer numbers; vectors are biases, normalization and scales."""
+    """Return the names of the unquantized matrices without layer numbers; vectors are biases, normalization and scales."""
     names = [name for name, entry in tensors.items() if len(entry["shape"]) > 1 and not name.endswith(PARTS)]
     return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in names))

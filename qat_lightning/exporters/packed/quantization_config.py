@@ -55,7 +55,7 @@ class Block:
 
 
 def class_name(kind: type[Quantizer]) -> str:
-    """The name of a quantizer's class in a file: with its module, unless the class is one of this package."""
+    """Return the name of a quantizer's class in a file: with its module, unless the class is one of this package."""
     name = kind.__name__
     return name if PACKAGE_QUANTIZERS.get(name) is kind else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -97,7 +97,7 @@ def make_block(model: nn.Module, packed: Packed) -> Plain:
 
 
 def check_quantizers(model: nn.Module) -> tuple[dict[str, Quantizer], dict[str, Quantizer]]:
-    """The quantizers of inputs by part, and of attention's operands by operand, once a file can describe all of them.
+    """Return the quantizers of inputs by part, and of attention's operands by operand, once a file can describe all of them.
 
     Raises:
         ValueError: a quantizer that is switched off, one of activations without `spec`, one that is not part of a layer or
@@ -160,7 +160,7 @@ def read_block(block: Any, quantizers: Iterable[type[Quantizer]] = (), activatio
 
 
 def _describe(quantizer: Quantizer, is_weight: bool = False) -> Plain:
-    """Class, kind and spec; a weight is stored as codes, so its quantizer needs no spec."""
+    """Return class, kind and spec; a weight is stored as codes, so its quantizer needs no spec."""
     try:
         spec = json.loads(json.dumps(quantizer.spec(), allow_nan=False))
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -190,7 +190,7 @@ def _inputs(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
 
 
 def _operands(model: nn.Module) -> dict[str, list[Quantizer]]:
-    """Operand of an attention product → its quantizer in each layer, where it has one."""
+    """Return operand of an attention product → its quantizer in each layer, where it has one."""
     cores = [getattr(model.get_submodule(path), "core", None) for path in attention_paths(model)]
     found: dict[str, list[Quantizer]] = {}
     for slot in InstrumentedAttention.QUANTIZED:
@@ -209,7 +209,7 @@ def _equal(slot: str, layers: list[Quantizer]) -> Quantizer:
 
 
 def _weight(path: str, entry: Plain) -> Weight:
-    """The entry of a weight, with every number checked."""
+    """Read the entry of a weight and check every number."""
     weight = Weight(
         **{name: value for name, value in entry.items() if name != "quantizer"} | {"shape": tuple(entry["shape"])}
     )

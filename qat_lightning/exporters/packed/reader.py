@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def load_packed(
     folder: str | os.PathLike[str], *, activations: bool = True, quantizers: Iterable[type[Quantizer]] = ()
 ) -> PreTrainedModel:
-    """The model of a packed folder in evaluation mode: transformers' own class with float32 weights.
+    """Load the model of a packed folder in evaluation mode: transformers' own class with float32 weights.
 
     It predicts exactly what the student predicted. Nothing is downloaded and no code of the folder is run; its files are
     read only if they are, byte for byte, those that were written.
@@ -39,7 +39,7 @@ def load_packed(
             an import.
 
     Raises:
-        PackedError: a folder that is damaged, or no packed one; names the tensor or the file.
+        PackedError: a damaged or changed folder, or a plain one; the message names the tensor or the file.
     """
     with refusing(Path(folder)):
         return _load(Path(folder), activations, quantizers)

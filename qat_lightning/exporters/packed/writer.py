@@ -41,7 +41,7 @@ def write_packed(
     processor: Any = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Plain:
-    """Write what `qat_lightning.load_packed` reads; returns the manifest.
+    """Write a folder that `qat_lightning.load_packed` reads; return the manifest.
 
     A packed folder of that name is replaced once the new one is complete. The same model gives the same bytes. A student
     that computes in bfloat16 or float64 is stored, and will be read, in float32.
@@ -84,7 +84,7 @@ def write_packed(
 
 
 def _check_free(folder: Path) -> None:
-    """An existing folder must hold nothing but what its manifest lists: it is going to be removed."""
+    """Refuse an existing folder that holds files its manifest does not list: it is going to be removed."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -103,7 +103,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what exports of this folder have left that were killed; an old folder without a new one comes back first."""
+    """Remove what killed exports of this folder left; an old folder without a new one comes back first."""
     own = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{16}}\.(old|partial)")
     left = [path for path in folder.parent.iterdir() if own.fullmatch(path.name) and not path.is_symlink()]
     old = sorted((path for path in left if path.suffix == ".old"), key=lambda path: path.stat().st_mtime)
@@ -115,7 +115,7 @@ def _clear(folder: Path) -> None:
 
 
 def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:
-    """What a tokenizer or image processor writes, by its names."""
+    """Let a tokenizer or image processor write its files; return name → content."""
     if processor is None:
         return {}
     processor.save_pretrained(folder)
@@ -133,7 +133,7 @@ def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:
 
 
 def _replace(partial: Path, folder: Path) -> None:
-    """Two renames; where the second fails the old folder comes back."""
+    """Replace the folder by two renames; if the second fails, the old folder comes back."""
     old = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.old")
     if not folder.exists():
         partial.rename(folder)

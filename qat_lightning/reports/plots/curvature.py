@@ -15,13 +15,13 @@ from scipy.stats import gaussian_kde
 from qat_lightning.analysis.loss_landscape import Landscape
 from qat_lightning.reports.plots.style import NORMAL, SMALL, new_figure, style_axes, style_of
 
-LEVELS = 15
+BINS, LEVELS = 16, 15
 SIGNS = {-1: "negative", 1: "positive"}
 FEWEST = 5
 """The smallest number of eigenvalues for a density; fewer are drawn as ticks."""
 
 
-def spectrum_plot(eigenvalues: Mapping[str, Sequence[float]], bins: int = 16) -> Figure:
+def spectrum_plot(eigenvalues: Mapping[str, Sequence[float]]) -> Figure:
     """Plot histogram and kernel density of the negative (left) and positive (right) eigenvalues by magnitude.
 
     Each sign is normalized separately, on a logarithmic axis; the legend gives the counts. Small values, few of them
@@ -36,14 +36,14 @@ def spectrum_plot(eigenvalues: Mapping[str, Sequence[float]], bins: int = 16) ->
     panels = figure.subplots(1, len(signs), squeeze=False)[0]
     for axes, (sign, title) in zip(panels, signs.items(), strict=True):
         of_sign = {name: np.array([abs(v) for v in values if v * sign > 0]) for name, values in eigenvalues.items()}
-        _draw_density(axes, of_sign, bins)
+        _draw_density(axes, of_sign)
         axes.set_title(f"{title} eigenvalues", fontsize=NORMAL, loc="left")
         axes.set_xlabel("magnitude (log scale)", fontsize=NORMAL)
     panels[0].set_ylabel("density in a decade", fontsize=NORMAL)
     return figure
 
 
-def _draw_density(axes: Axes, values: Mapping[str, np.ndarray], bins: int) -> None:
+def _draw_density(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
     style_axes(axes)
     pooled = np.concatenate(list(values.values()))
     if not len(pooled):
@@ -51,7 +51,7 @@ def _draw_density(axes: Axes, values: Mapping[str, np.ndarray], bins: int) -> No
         axes.set_yticks([])
         return
     low, high = np.log10(pooled.min()) - 0.15, np.log10(pooled.max()) + 0.15
-    edges, fine = np.linspace(low, high, bins + 1), np.linspace(low, high, 300)
+    edges, fine = np.linspace(low, high, BINS + 1), np.linspace(low, high, 300)
     for position, (name, own) in enumerate(values.items()):
         color, _ = style_of(name, position)
         label, places = f"{name} ({len(own)})", np.log10(own)

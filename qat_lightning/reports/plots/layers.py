@@ -20,33 +20,32 @@ COLUMNS = 3
 TITLES = {"weight": "α", "transformed": "‖f(x)‖", "weighted": "‖αf(x)‖", "summed": "‖Σ αf(x)‖, over heads"}
 
 
-def layer_error_plot(errors: Mapping[str, list[float]], site: str = "hidden") -> Figure:
+def layer_error_plot(errors: Mapping[str, list[float]]) -> Figure:
     """Plot the mean squared error against the teacher over depth, a line for each model (arXiv:2302.11812 Fig. 2b).
 
     Args:
-        errors: name ("PTQ baseline", "student") → one error for each signal of `site`.
-        site: `hidden` starts with the embeddings, layer 0; other sites start with layer 1.
+        errors: name ("PTQ baseline", "student") → one error for each hidden state, from that of the embeddings on.
     """
     figure = new_figure(8.0, 3.6)
-    axes, first = figure.subplots(), 0 if site == "hidden" else 1
+    axes = figure.subplots()
     style_axes(axes)
-    logarithmic, _ = _draw_lines(axes, errors, first)
+    logarithmic, _ = _draw_lines(axes, errors, first=0)
     if not logarithmic:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=14))
-    axes.set_xlabel("layer (0: embeddings)" if first == 0 else "layer", fontsize=NORMAL)
+    axes.set_xlabel("layer (0: embeddings)", fontsize=NORMAL)
     axes.set_ylabel("mean squared error" + " (log scale)" * logarithmic, fontsize=NORMAL)
     add_legend(figure, max(len(errors), 1))
     return figure
 
 
-def layer_panels_plot(panels: Mapping[str, Mapping[str, Sequence[float]]], columns: int = COLUMNS) -> Figure:
+def layer_panels_plot(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Plot several measures over depth: a panel for each measure, a line for each model.
 
     Args:
         panels: title → name of a model ("teacher", "student", …) → one number for each layer, starting with layer 1.
     """
-    columns = min(columns, len(panels))
+    columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(3.0 * columns, 2.5 * rows + 0.35)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
