@@ -2,111 +2,200 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from qat_lightning.commands.bench.runtimes import (
-    BASELINE,
-    Runtime,
-    build_calibrated,
-    build_teacher,
-    logits,
-    write_runtimes,
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
 )
-from qat_lightning.commands.bench.shapes import Shape, check_counts, check_shapes, label, random_batch, shapes_for
-from qat_lightning.commands.bench.timing import Report, spread, time_interleaved, torch_threads
-from qat_lightning.config.schema import BenchConfig, Plain
+from transformers.utils import logging as transformers_logging
+
+from qat_lightning.commands.bench.measures import Report, spread, time_interleaved, torch_threads
+from qat_lightning.commands.bench.settings import InferenceSettings, label, random_batch, read_settings, shapes_for
+from qat_lightning.config.builders.models import build_quantized, described
+from qat_lightning.config.schema import BenchConfig, ConfigError, Plain
+from qat_lightning.exporters.onnx.exporter import export_onnx
+from qat_lightning.exporters.onnx.runtime import OnnxModel
+from qat_lightning.exporters.packed.reader import load_packed
+from qat_lightning.exporters.packed.writer import write_packed
+from qat_lightning.models.module_paths import family
+from qat_lightning.models.quantized_model import calibrate
 from qat_lightning.models.size import bits
+
+TORCH, BASELINE, INT8 = "torch float32", "onnxruntime float32", "onnxruntime int8"
+PACKED, ONNX = "torch packed", "onnxruntime packed"
+CALIBRATION = (8, 16)
+"""Rows and tokens of the batch for calibrating static scales; its content does not affect the time."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A form of the model that is timed.
+
+    Args:
+        path: the file or folder that it is loaded from.
+        load: returns a module that is called as `model(**batch)["logits"]`.
+        reference: the runtime whose logits it approximates.
+    """
+
+    path: Path
+    load: Callable[[], nn.Module]
+    reference: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.stat().st_size for file in (self.path, *self.path.rglob("*")) if file.is_file())
 
 
 def measure_inference(config: BenchConfig, report: Report) -> Plain:
-    """Measure each runtime in this process, on the same inputs.
+    """Measure each runtime in this process, on the same inputs. Each round of timing has all shapes and runtimes.
 
     Returns: {"model", "baseline", "threads", …, "runtimes": {name: {"bytes", "ratio", "load", "difference", "speed": {shape:
     {"seconds", "speedup"}}}}}
 
     Raises:
-        ValueError: a count below its minimum, a shape that the model cannot read, a decoder, or a student that cannot be
-            exported.
+        ValueError: a wrong setting, a shape that the model cannot read, a decoder, or a student that cannot be exported.
     """
-    bench, threads = config.bench, config.threads
-    check_counts(bench, {"repeats": 1, "loads": 1, "warmup": 0})
-    check_shapes(bench["shapes"])
-    with torch_threads(threads), TemporaryDirectory(prefix="qat_lightning_bench_") as folder:
+    settings = read_settings(InferenceSettings, config.bench)
+    with torch_threads(config.threads), TemporaryDirectory(prefix="qat_lightning_bench_") as folder:
         report("building and exporting …")
         teacher = build_teacher(config)
-        shapes = shapes_for(teacher, bench["shapes"])
+        shapes = shapes_for(teacher, settings.shapes)
         student = build_calibrated(config, teacher)
-        runtimes = write_runtimes(teacher, student, Path(folder), threads)
+        runtimes = write_runtimes(teacher, student, Path(folder), config.threads)
         batches = {shape: random_batch(teacher, shape, seed=1) for shape in shapes}
-        model = {
-            "family": teacher.config.model_type,
-            "parameters": sum(parameter.numel() for parameter in teacher.parameters()),
-            "bits": bits(student),
-        }
+        parameters = sum(parameter.numel() for parameter in teacher.parameters())
+        model = {"family": teacher.config.model_type, "parameters": parameters, "bits": bits(student)}
         del teacher, student
-        return {
-            "model": model,
-            "baseline": BASELINE,
-            "threads": threads,
-            **{name: bench[name] for name in ("repeats", "warmup", "loads")},
-            "runtimes": _measure(bench, runtimes, batches, report),
+        report("loading …")
+        loading = {name: runtime.load for name, runtime in runtimes.items()}
+        loads = time_interleaved(loading, settings.loads, warmup=1, untimed=0)
+        models = {name: load() for name, load in loading.items()}
+        answers = {
+            name: torch.cat([logits(each, batch) for batch in batches.values()]) for name, each in models.items()
         }
+        calls = {
+            (shape, name): partial(logits, each, batch)
+            for shape, batch in batches.items()
+            for name, each in models.items()
+        }
+        seconds = time_interleaved(calls, settings.repeats, settings.warmup, report=report)
+        speeds = {key: spread(each) for key, each in seconds.items()}
+        rows = {
+            name: {
+                "bytes": runtime.bytes,
+                "ratio": runtimes[BASELINE].bytes / runtime.bytes,
+                "load": spread(loads[name]),
+                "difference": runtime.reference and _difference(answers, name, runtime.reference),
+                "speed": {
+                    label(shape): {
+                        "seconds": speeds[shape, name],
+                        "speedup": speeds[shape, BASELINE]["median"] / speeds[shape, name]["median"],
+                    }
+                    for shape in batches
+                },
+            }
+            for name, runtime in runtimes.items()
+        }
+    counts = {name: config.bench[name] for name in ("repeats", "warmup", "loads")}
+    return {"model": model, "baseline": BASELINE, "threads": config.threads, **counts, "runtimes": rows}
 
 
-def _measure(
-    bench: Plain, runtimes: Mapping[str, Runtime], batches: Mapping[Shape, dict[str, Tensor]], report: Report
-) -> Plain:
-    """Return the figures of each runtime. Each round has all shapes, so that a disturbance affects all of them."""
-    report("loading …")
-    loading = {name: runtime.load for name, runtime in runtimes.items()}
-    loads = time_interleaved(loading, bench["loads"], warmup=1, untimed=0)
-    models = {name: runtime.load() for name, runtime in runtimes.items()}
-    differences = _differences(runtimes, models, batches)
-    calls = {
-        (shape, name): partial(logits, model, batch)
-        for shape, batch in batches.items()
-        for name, model in models.items()
-    }
-    seconds = time_interleaved(
-        calls, bench["repeats"], bench["warmup"], report=lambda line: report(f"timing: {line} …")
+def _difference(answers: dict[str, Tensor], name: str, reference: str) -> Plain:
+    """Return how much the logits differ from those of the reference, and the largest logit for comparison."""
+    largest, logit = ((answers[name] - answers[reference]).abs().max(), answers[reference].abs().max())
+    return {"from": reference, "largest": float(largest), "of_logits_up_to": float(logit)}
+
+
+def build_teacher(config: BenchConfig) -> PreTrainedModel:
+    """Build the configured architecture with a classifier and random weights; nothing is downloaded.
+
+    Raises:
+        ConfigError: a decoder.
+    """
+    torch.manual_seed(0)
+    architecture = described(config.model, num_labels=2)
+    images = type(architecture) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    auto: Any = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    teacher = auto.from_config(architecture, trust_remote_code=False)
+    if family(teacher).causal:
+        raise ConfigError(
+            f"a {architecture.model_type} model generates token by token, and this benchmark is for encoders:"
+            " set model=bert_base, roberta_base, vit_base or another encoder"
+        )
+    return teacher.eval()
+
+
+def build_calibrated(config: BenchConfig, teacher: PreTrainedModel) -> nn.Module:
+    """Return a quantized copy, calibrated on random inputs."""
+    student = build_quantized(config, copy.deepcopy(teacher))
+    calibrate(student, [random_batch(teacher, CALIBRATION)])
+    return student.eval()
+
+
+def write_runtimes(teacher: PreTrainedModel, student: nn.Module, folder: Path, threads: int) -> dict[str, Runtime]:
+    """Write every form into `folder`.
+
+    Args:
+        threads: number of threads of onnxruntime's sessions.
+
+    Raises:
+        ValueError: the student cannot be exported.
+    """
+    transformers_logging.disable_progress_bar()
+    batch = random_batch(teacher, CALIBRATION)
+    full, float32, int8, packed, onnx = (
+        folder / name for name in ("float32", "float32.onnx", "int8.onnx", "packed", "student.onnx")
     )
-    speeds = {key: spread(each) for key, each in seconds.items()}
+    teacher.save_pretrained(full)
+    export_onnx(teacher, float32, batch)
+    _quantize_dynamically(float32, int8)
+    write_packed(student, packed)
+    export_onnx(student, onnx, batch)
     return {
-        name: {
-            "bytes": runtime.bytes,
-            "ratio": runtimes[BASELINE].bytes / runtime.bytes,
-            "load": asdict(spread(loads[name])),
-            "difference": differences.get(name),
-            "speed": {
-                label(shape): {
-                    "seconds": asdict(speeds[shape, name]),
-                    "speedup": speeds[shape, BASELINE].median / speeds[shape, name].median,
-                }
-                for shape in batches
-            },
-        }
-        for name, runtime in runtimes.items()
+        TORCH: Runtime(full, partial(_load_plain, type(teacher), full)),
+        BASELINE: Runtime(float32, partial(OnnxModel, float32, threads), TORCH),
+        INT8: Runtime(int8, partial(OnnxModel, int8, threads), TORCH),
+        PACKED: Runtime(packed, partial(load_packed, packed)),
+        ONNX: Runtime(onnx, partial(OnnxModel, onnx, threads), PACKED),
     }
 
 
-def _differences(
-    runtimes: Mapping[str, Runtime], models: Mapping[str, nn.Module], batches: Mapping[Shape, dict[str, Tensor]]
-) -> dict[str, Plain]:
-    """Return how much each runtime's logits differ from those of its reference, and the largest logit for comparison."""
-    answers = {name: torch.cat([logits(model, batch) for batch in batches.values()]) for name, model in models.items()}
-    return {
-        name: {
-            "from": runtime.reference,
-            "largest": float((answers[name] - answers[runtime.reference]).abs().max()),
-            "of_logits_up_to": float(answers[runtime.reference].abs().max()),
-        }
-        for name, runtime in runtimes.items()
-        if runtime.reference is not None
-    }
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the model's logits for a batch."""
+    with torch.inference_mode():
+        return model(**batch)["logits"]
+
+
+def _load_plain(kind: type[PreTrainedModel], folder: Path) -> nn.Module:
+    """Load as a user of transformers does, in float32 and with the default attention."""
+    return kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True).eval()
+
+
+def _quantize_dynamically(float32: Path, int8: Path) -> None:
+    """Apply onnxruntime's dynamic quantization with its defaults: int8 weights, one scale for each matrix."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    model = onnx.load(float32)
+    # The quantizer replaces a Gemm with a transposed weight by a MatMul, whose shape then contradicts the exporter's
+    # recorded one; it infers missing shapes itself.
+    del model.graph.value_info[:]
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it advises static quantization
+    try:
+        quantize_dynamic(model, int8)
+    finally:
+        logging.disable(before)

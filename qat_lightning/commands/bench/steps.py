@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor, distributed, nn
 
-from qat_lightning.commands.bench.shapes import Shape, random_batch
-from qat_lightning.commands.bench.timing import Context
+from qat_lightning.commands.bench.measures import Context
+from qat_lightning.commands.bench.settings import Shape, random_batch
 from qat_lightning.config.builders.models import build_data, build_model, build_quantized
 from qat_lightning.config.builders.training import build_callbacks, build_module
 from qat_lightning.config.schema import RunConfig, Teacher
@@ -228,10 +228,6 @@ def _with_same_parameters(model: nn.Module) -> nn.Module:
 
 def _persistent(models: Sequence[nn.Module], optimizer: Any, batch: dict[str, Tensor]) -> list[Tensor]:
     weights = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-    return [*weights, *_optimizer_state(optimizer), *batch.values()]
-
-
-def _optimizer_state(optimizer: Any) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield from (value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, Tensor))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = [value for parameter in parameters for value in optimizer.state.get(parameter, {}).values()]
+    return [*weights, *filter(torch.is_tensor, state), *batch.values()]

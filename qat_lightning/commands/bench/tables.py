@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qat_lightning.commands.bench.runtimes import ONNX
+from qat_lightning.commands.bench.inference import ONNX
 from qat_lightning.config.schema import Plain
 
 NONE, COMPILED = "–", ", compiled"
@@ -54,19 +54,16 @@ def training_table(results: Plain) -> Group:
 
 def scaling_table(results: Plain) -> Group:
     """Return a row for each length, number of rows, number of layers and number of processes."""
-    baseline, name = results["baseline"], results["variant"]
-    table = _table("", [baseline, f"{name} ms", "ratio", baseline, f"{name} MiB", "ratio"])
-    points = [(f"{axis} {point}", row) for axis, rows in results["axes"].items() for point, row in rows.items()]
-    for label, row in points:
+    both = (results["baseline"], results["variant"])
+    table, errors = _table("", [both[0], f"{both[1]} ms", "ratio", both[0], f"{both[1]} MiB", "ratio"]), []
+    for label, row in ((f"{axis} {at}", row) for axis, rows in results["axes"].items() for at, row in rows.items()):
         if "error" in row:
-            table.add_row(label, *[NONE] * 6)
+            errors.append(f"{label}: {row['error']}")
             continue
-        seconds = [_milliseconds(row[which]["seconds"]["median"]) for which in (baseline, name)]
-        peaks = [row[which].get("peak") for which in (baseline, name)]
-        sizes = [_mebibytes(peak) if peak else NONE for peak in peaks]
-        ratio = _times(peaks[1] / peaks[0] if all(peaks) else None)
-        table.add_row(label, *seconds, _times(row[name]["ratio"]), *sizes, ratio)
-    errors = [f"{label}: {row['error']}" for label, row in points if "error" in row]
+        seconds = [_milliseconds(row[name]["seconds"]["median"]) for name in both]
+        peaks = [row[name]["peak"] for name in both if "peak" in row[name]]
+        sizes = [*map(_mebibytes, peaks), _times(peaks[1] / peaks[0])] if peaks else [NONE] * 3
+        table.add_row(label, *seconds, _times(row[both[1]]["ratio"]), *sizes)
     return Group(*_heading(results, *_step_units(results)), table, *errors)
 
 

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from qat_lightning.commands.bench.memory import peak_bytes, saved_bytes, storage_bytes
-from qat_lightning.commands.bench.shapes import check_counts, check_shapes, label, shapes_for
+from qat_lightning.commands.bench.measures import (
+    Report,
+    peak_bytes,
+    saved_bytes,
+    spread,
+    storage_bytes,
+    time_interleaved,
+    torch_threads,
+)
+from qat_lightning.commands.bench.settings import TrainingSettings, label, read_settings, shapes_for
 from qat_lightning.commands.bench.steps import Case, CaseBuilder
 from qat_lightning.commands.bench.tables import COMPILED, baseline_of
-from qat_lightning.commands.bench.timing import Report, spread, time_interleaved, torch_threads
-from qat_lightning.commands.bench.variants import compose_plain, compose_variants
 from qat_lightning.compat import recompile_limit
+from qat_lightning.config.builders.models import described
 from qat_lightning.config.instantiate import suggest
-from qat_lightning.config.schema import BenchConfig, ConfigError, Plain, RunConfig
+from qat_lightning.config.schema import BenchConfig, ConfigError, Plain, RunConfig, resolve
+from qat_lightning.config.validation import check
 from qat_lightning.distillation.step import GRAPHS
 
 BASELINE = "transformers"
 """The row that ratios refer to."""
-CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "device": ("auto", "cpu", "cuda"),
-    "precision": ("32-true", "bf16-mixed"),
-    "compiled": (False, True, "both"),
-    "clock": ("wall", "processor"),
-    "evaluation": (False, True),
-    "memory": (False, True),
-}
+NO_METHOD = ("quantization=none", "teacher=none", "losses=task", "intervention=none", "intervention_schedule=none")
+"""Overrides of plain fine-tuning."""
+COMMON = {"model": "model", "data": "bench.shape", "compile": "bench.compiled", "trainer": "bench.precision",
+          "teacher_cache": "bench.memory"}  # fmt: skip
+"""Groups that no variant has of its own → the setting of the command in their place."""
 
 
 def measure_training(config: BenchConfig, report: Report) -> Plain:
@@ -40,42 +49,79 @@ def measure_training(config: BenchConfig, report: Report) -> Plain:
     message}}}. Ratios are variant / baseline.
 
     Raises:
-        ConfigError: a count, a shape, a choice or a name that does not exist.
+        ConfigError: a wrong setting or name.
     """
-    bench = config.bench
-    check_training(bench)
-    plain, variants = compose_plain(config), compose_variants(config)
+    settings = read_settings(TrainingSettings, config.bench)
+    plain, variants = compose_run(config, NO_METHOD), compose_variants(config)
     with torch_threads(config.threads), strict_compilation():
-        builder = make_builder(config, plain)
+        builder = make_builder(settings, plain)
         cases: dict[str, Case] = {}
         rows: dict[str, Plain] = {}
         for compiled in (False, True):
-            if bench["compiled"] in (compiled, "both"):
-                built, errors = _build(builder, variants, compiled, report)
-                cases, rows = cases | built, rows | {name: {} for name in built} | errors
-        memory = {name: _memory(case, builder.device) for name, case in cases.items()} if bench["memory"] else {}
-        seconds = time_cases(bench, cases, report)
-    rows |= {name: _row(name, seconds, memory, builder.shape[0]) for name in cases}
+            if settings.compiled in (compiled, "both"):
+                _build(builder, variants, compiled, report, cases, rows)
+        memory = {name: _memory(case, builder.device) for name, case in cases.items()} if settings.memory else {}
+        seconds = time_cases(settings, cases, report)
+    for name in cases:
+        for kind in ("step", "evaluation") if settings.evaluation else ("step",):
+            baseline = seconds.get((kind, baseline_of(name, BASELINE)))
+            rows[name][kind] = figures(seconds[kind, name], baseline, builder.shape[0])
+        if name in memory:
+            rows[name]["memory"] = memory[name]
     return conditions(config, builder) | {"baseline": BASELINE, "variants": rows}
 
 
-def check_training(bench: Plain) -> None:
-    """Raise ConfigError for a count, a shape or a choice that does not exist."""
-    check_counts(bench, {"repeats": 1, "warmup": 0, "untimed": 0})
-    check_shapes([bench["shape"]], "bench.shape")
-    for name, choices in CHOICES.items():
-        if bench[name] not in choices:
-            raise ConfigError(f"bench.{name}={bench[name]!r}: {suggest(str(bench[name]), map(str, choices))}")
-    if bench["device"] == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("bench.device=cuda, but torch finds no CUDA device: set bench.device=cpu")
+def compose_variants(config: BenchConfig) -> dict[str, RunConfig]:
+    """Name → the checked configuration of a run; of those in `bench.only`, in the order of `bench.variants`.
+
+    Hydra must be initialized, as it is under the command line.
+
+    Raises:
+        ConfigError: an unknown name; overrides that an ordinary run refuses; a variant with a model or data of its own.
+    """
+    only, variants = config.bench["only"], config.bench["variants"]
+    for name in only or ():
+        if name not in variants:
+            raise ConfigError(f"bench.only holds {name!r}: {suggest(name, variants)}")
+    chosen = variants if only is None else [name for name in variants if name in only]
+    return {name: compose_run(config, variants[name], f"bench.variants.{name}") for name in chosen}
 
 
-def make_builder(config: BenchConfig, plain: RunConfig) -> CaseBuilder:
+def compose_run(config: BenchConfig, overrides: Sequence[str], key: str = "bench.common") -> RunConfig:
+    """Compose an ordinary run's configuration with this command's model (random weights) and quantization.
+
+    Args:
+        key: the key that errors name.
+    """
+    chosen = {word.partition("=")[0] for word in overrides}
+    for word in overrides:
+        group = word.lstrip("+~").partition("=")[0].partition(".")[0]
+        if group in COMMON:
+            raise ConfigError(f"{key} holds {word!r}, but all variants have the same: set {COMMON[group]}=…")
+        if group == "quantization" and group not in chosen:
+            raise ConfigError(f"{key} holds {word!r} without a quantization=… of its own: add one before it")
+    images = type(described(config.model, num_labels=2)) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    words = [f"data={'random_images' if images else 'random_text'}"]
+    words += [] if "intervention" in chosen else ["intervention=none", "intervention_schedule=none"]
+    try:
+        made = resolve(compose("config", overrides=[*words, *config.bench["common"], *overrides]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    made.model = replace(config.model, pretrained=False)
+    if "quantization" not in chosen:
+        made.quantization = config.quantization
+    check(made)
+    return made
+
+
+def make_builder(settings: TrainingSettings, plain: RunConfig) -> CaseBuilder:
     """Return a builder of the configured model, on the configured device."""
-    bench, available = config.bench, "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(available if bench["device"] == "auto" else bench["device"])
-    builder = CaseBuilder(plain, tuple(bench["shape"]), device, bench["precision"])
-    (builder.shape,) = shapes_for(builder.model.cpu(), [bench["shape"]], "bench.shape")
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise ConfigError("bench.device=cuda, but torch finds no CUDA device: set bench.device=cpu")
+    device = torch.device("cuda" if available and settings.device != "cpu" else "cpu")
+    builder = CaseBuilder(plain, tuple(settings.shape), device, settings.precision)
+    (builder.shape,) = shapes_for(builder.model.cpu(), [settings.shape], "bench.shape")
     builder.model.to(device)
     return builder
 
@@ -94,24 +140,26 @@ def conditions(config: BenchConfig, builder: CaseBuilder) -> Plain:
     }
 
 
-def time_cases(bench: Plain, cases: Mapping[Any, Case], report: Report) -> dict[tuple[str, Hashable], list[float]]:
+def time_cases(
+    settings: TrainingSettings, cases: Mapping[Any, Case], report: Report
+) -> dict[tuple[str, Hashable], list[float]]:
     """Return ("step" or "evaluation", case) → seconds of each round."""
     calls: dict[tuple[str, Hashable], Callable[[], Any]] = {("step", name): case.step for name, case in cases.items()}
-    if bench["evaluation"]:
+    if settings.evaluation:
         calls |= {("evaluation", name): case.evaluate for name, case in cases.items()}
     contexts = {("evaluation", name): case.evaluation for name, case in cases.items()}
-    counts = (bench["repeats"], bench["warmup"], bench["untimed"])
-    return time_interleaved(calls, *counts, lambda line: report(f"timing: {line} …"), bench["clock"], contexts)
+    counts = (settings.repeats, settings.warmup, settings.untimed)
+    return time_interleaved(calls, *counts, report, settings.clock, contexts)
 
 
 def figures(own: Sequence[float], baseline: Sequence[float] | None, samples: int) -> Plain:
     """Return the seconds of a row and their ratio to the baseline's (None without one)."""
-    median = spread(own).median
+    seconds = spread(own)
     return {
-        "seconds": asdict(spread(own)) | {"least": min(own)},
-        "ratio": baseline and median / spread(baseline).median,
+        "seconds": seconds | {"least": min(own)},
+        "ratio": baseline and seconds["median"] / spread(baseline)["median"],
         "ratio_of_least": baseline and min(own) / min(baseline),
-        "samples_per_second": samples / median,
+        "samples_per_second": samples / seconds["median"],
     }
 
 
@@ -121,41 +169,27 @@ def strict_compilation() -> Any:
 
 
 def _build(
-    builder: CaseBuilder, variants: Mapping[str, RunConfig], compiled: bool, report: Report
-) -> tuple[dict[str, Case], dict[str, Plain]]:
-    """Return the cases, each run once, and an error row for each variant that cannot be built, compiled or run."""
-    suffix = COMPILED if compiled else ""
-    makers = {BASELINE: partial(builder.baseline, compiled=compiled)} | {
-        name: partial(builder.variant, variant, compiled=compiled) for name, variant in variants.items()
-    }
-    cases, errors = {}, {}
+    builder: CaseBuilder, variants: Mapping[str, RunConfig], compiled: bool, report: Report, cases: dict[str, Case],
+    rows: dict[str, Plain],
+) -> None:  # fmt: skip
+    """Add the cases, each run once, and an error row for each variant that cannot be built, compiled or run."""
+    makers = {BASELINE: builder.baseline} | {name: partial(builder.variant, run) for name, run in variants.items()}
     for name, make in makers.items():
-        report(f"building: {name}{suffix} …")
+        name += COMPILED if compiled else ""
+        report(f"building: {name} …")
+        rows[name] = {}
         try:
-            case = make()
+            case = make(compiled=compiled)
             for _ in range(1 + compiled):  # transformers' model is compiled again in its second step
                 case.step()
             with case.evaluation():
                 case.evaluate()
-            cases[name + suffix] = case
+            cases[name] = case
         except Exception as error:  # compilers and models raise any class; the other variants continue
-            errors[name + suffix] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
-    return cases, errors
+            rows[name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
 
 def _memory(case: Case, device: torch.device) -> Plain:
     """Return the bytes at a step's peak, those that live from step to step, and those saved for the backward pass."""
     kept = storage_bytes(case.persistent())
     return {"peak": kept + peak_bytes(case.step, device), "kept": kept, "saved": saved_bytes(case.forward, device)}
-
-
-def _row(
-    name: str, seconds: Mapping[tuple[str, Hashable], list[float]], memory: Mapping[str, Plain], samples: int
-) -> Plain:
-    baseline = baseline_of(name, BASELINE)
-    row = {
-        kind: figures(seconds[kind, name], seconds.get((kind, baseline)), samples)
-        for kind in ("step", "evaluation")
-        if (kind, name) in seconds
-    }
-    return row | ({"memory": memory[name]} if name in memory else {})

@@ -38,7 +38,7 @@ def test_two_processes_train_together():
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("bench.lengths=[0]", r"bench\.lengths=\[0\]"),
+        ("bench.lengths=[0]", r"bench\.lengths\.0=0"),
         ("bench.rows=4", r"bench\.rows=4"),
         ("bench.layers=[2]", r"bench\.layers"),
         ("bench.lengths=[65]", r"bench\.lengths holds 3×65"),

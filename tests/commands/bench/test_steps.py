@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qat_lightning.commands.bench.memory import storage_bytes
+from qat_lightning.commands.bench.measures import storage_bytes
 from qat_lightning.commands.bench.steps import CaseBuilder
-from qat_lightning.commands.bench.variants import compose_plain, compose_variants
+from qat_lightning.commands.bench.training import NO_METHOD, compose_run, compose_variants
 from tests.commands.bench.configurations import composed
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def sgd(rate):
 
 def build(*overrides, shape=(3, 8)):
     with composed("training", *overrides) as config:
-        plain, variants = compose_plain(config), compose_variants(config)
+        plain, variants = compose_run(config, NO_METHOD), compose_variants(config)
         return CaseBuilder(plain, shape, CPU, config.bench["precision"]), variants
 
 

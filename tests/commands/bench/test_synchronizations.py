@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qat_lightning.commands.bench.steps import CaseBuilder
-from qat_lightning.commands.bench.variants import compose_plain, compose_variants
+from qat_lightning.commands.bench.training import NO_METHOD, compose_run, compose_variants
 from tests.commands.bench.configurations import composed
 from tests.commands.bench.synchronizations import Synchronizations
 
@@ -45,7 +45,7 @@ def test_other_operators_do_not_count():
 @pytest.mark.parametrize("name", ["everything", "unified", "lsq", "ti_map"])
 def test_a_training_step_does_not_wait(name):
     with composed("training", "model.architecture.num_hidden_layers=2", f"bench.only=[{name}]") as config:
-        builder = CaseBuilder(compose_plain(config), (3, 8), torch.device("cpu"), "32-true")
+        builder = CaseBuilder(compose_run(config, NO_METHOD), (3, 8), torch.device("cpu"), "32-true")
         (variant,) = compose_variants(config).values()
     case = builder.variant(variant)
     case.step()

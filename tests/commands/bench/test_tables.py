@@ -3,8 +3,8 @@
 import pytest
 from rich.console import Console
 
-from qat_lightning.commands.bench.runtimes import BASELINE as ONNX_BASELINE
-from qat_lightning.commands.bench.runtimes import ONNX
+from qat_lightning.commands.bench.inference import BASELINE as ONNX_BASELINE
+from qat_lightning.commands.bench.inference import ONNX
 from qat_lightning.commands.bench.tables import inference_table, scaling_table, training_table
 from qat_lightning.commands.bench.training import BASELINE
 

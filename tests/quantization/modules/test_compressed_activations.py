@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qat_lightning.commands.bench.memory import saved_bytes
+from qat_lightning.commands.bench.measures import saved_bytes
 from qat_lightning.quantization.modules import layers
 from qat_lightning.quantization.modules.layers import QuantLinear
 from qat_lightning.quantization.quantizers.base import Quantizer
