@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.forks import run_and_exit
+
 ROOT = Path(__file__).parents[1]
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
 """A closed port: a hub that does not answer."""
@@ -112,32 +114,16 @@ def _import_everything() -> None:
     import qat_lightning.reports.model_card.card  # noqa: F401
 
 
-def _fork(request: dict[str, Any]) -> int:
-    if child := os.fork():
-        return child
-    code: Any = 1
-    try:
-        os.setsid()
-        os.chdir(request["folder"])
-        sys.path.insert(0, request["folder"])  # as `python -m` does
-        os.environ.update(request["environment"])
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        for number, name in ((1, ".out"), (2, ".err")):
-            os.dup2(os.open(request["output"] + name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
-        sys.argv = [request["module"], *request["words"]]
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _run(request: dict[str, Any]) -> None:
+    os.setsid()
+    os.chdir(request["folder"])
+    sys.path.insert(0, request["folder"])  # as `python -m` does
+    os.environ.update(request["environment"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(request["output"] + name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
+    sys.argv = [request["module"], *request["words"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
 def _serve() -> None:
@@ -150,7 +136,7 @@ def _serve() -> None:
             ended, status = os.waitpid(request["wait"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if ended else None
         else:
-            answer = _fork(request)
+            answer = os.fork() or run_and_exit(lambda request=request: _run(request))
         print(json.dumps(answer), file=answers, flush=True)
 
 

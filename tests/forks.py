@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
-
-import pytest
+from typing import NoReturn
 
 
 def forked_sleeper() -> int:
@@ -28,6 +29,22 @@ def check_survives_one_signal(worker: int, number: signal.Signals) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -number
 
 
+def run_and_exit(child: Callable[[], object]) -> NoReturn:
+    """Call `child` in a forked process and end the process: 0, the code of SystemExit, or 1 after a traceback."""
+    code = 1
+    try:
+        child()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def exit_code(child: Callable[[], object], seconds: float = 15) -> int:
     """Fork a process that calls `child` and return its exit code: 7 if `child` returns or raises."""
     process = os.fork()
@@ -43,4 +60,4 @@ def exit_code(child: Callable[[], object], seconds: float = 15) -> int:
         time.sleep(0.02)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    pytest.fail(f"the process did not end within {seconds} seconds")
+    raise AssertionError(f"the process did not end within {seconds} seconds")

@@ -25,6 +25,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.forks import run_and_exit
+
 ROOT = Path(__file__).parents[3]
 # 4 steps of the teacher, 16 with intervention, 20 without; checkpoints, validations and epochs (3 batches) interleave
 FORTY = (
@@ -144,29 +146,17 @@ def _start(folder: Path, config: Config, kill: Kill | None, processes: int) -> l
 
 
 def _fork(folder: Path, config: Config, kill: Kill | None, rank: int, processes: int, port: int) -> int:
-    if child := os.fork():
-        return child
-    code: Any = 1
-    try:
-        with (folder.parent / f"{folder.name}.{rank}.txt").open("a") as told:
-            os.dup2(told.fileno(), 1)
-            os.dup2(told.fileno(), 2)
+    def child() -> None:
+        with (folder.parent / f"{folder.name}.{rank}.txt").open("a") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
         if processes > 1:
             _join(rank, processes, port)
         if kill is not None:
             PLACES[kill[0]](kill[1])
         _run(folder, config)
-        code = 0
-    except SystemExit as ended:
-        code = ended.code
-    except BaseException:
-        import traceback
 
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return os.fork() or run_and_exit(child)
 
 
 def _run(folder: Path, config: Config) -> None:
