@@ -16,7 +16,7 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
     """Check that one model can teach the other.
 
     Raises:
-        ValueError: a quantized teacher, one that shares weights with the student, that numbers the classes otherwise, or
+        ValueError: a quantized teacher, one that shares weights with the student, whose classes have another order, or
             that has another vocabulary.
     """
     for name, part in teacher.named_modules():
@@ -26,9 +26,10 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
     if shared := [name for name, parameter in teacher.named_parameters() if id(parameter) in own]:
         raise ValueError(f"teacher and student share {shared[0]}: hand over a copy.deepcopy for one of them")
     if (difference := other_order(label_names(teacher), label_names(student))) is not None:
+        name, first, second = difference
         raise ValueError(
-            f"the teacher numbers the classes otherwise than the student: {difference}: reorder the teacher's classes, its head"
-            " with its config.id2label"
+            f"Label order mismatch: the teacher maps {name!r} to {first}, the student to {second}. Reorder the teacher's head"
+            " with its config.id2label."
         )
     sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (teacher, student)]
     if None not in sizes and sizes[0] != sizes[1]:
@@ -55,13 +56,16 @@ def names_of(configuration: Any) -> list[str] | None:
     return [numbers[number] for number in range(len(names))]
 
 
-def other_order(names: Sequence[str] | None, expected: Sequence[str] | None) -> str | None:
-    """A class that both know, with its two numbers, where these differ: "'neutral' is 1 and not 2"; None where none does.
+def other_order(names: Sequence[str] | None, expected: Sequence[str] | None) -> tuple[str, int, int] | None:
+    """Return a class that both know, with its two numbers, where these differ; None where no number differs.
 
-    Names are compared without regard to case, spaces and hyphens. Names that only one of them has say nothing.
+    Names are compared without regard to case, spaces and hyphens. Names that only one of them has are ignored.
+
+    >>> other_order(["no", "yes"], ["yes", "no"])
+    ('no', 0, 1)
     """
     numbers = {normalized(name): number for number, name in enumerate(expected or ())}
     for number, name in enumerate(names or ()):
         if numbers.get(normalized(name), number) != number:
-            return f"{name!r} is {number} and not {numbers[normalized(name)]}"
+            return name, number, numbers[normalized(name)]
     return None

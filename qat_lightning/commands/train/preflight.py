@@ -28,6 +28,7 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.data.tokenizers import read_tokenizer
 from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.step import check_visible
+from qat_lightning.io.external_errors import one_line
 from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention_for
 from qat_lightning.models.module_paths import part_paths
@@ -57,7 +58,7 @@ def check_libraries(run: Run) -> None:
     try:
         run.take_precision()
     except REFUSED as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"trainer: {one_line(error)}") from error
 
 
 def preflight(run: Run, teacher: nn.Module) -> None:
@@ -81,9 +82,9 @@ def _check_parts(run: Run, teacher: nn.Module) -> None:
     except ConfigError:
         raise
     except (*REFUSED, InstantiationException) as error:
-        reason = error.__cause__ if isinstance(error, InstantiationException) else error
+        reason = error.__cause__ or error if isinstance(error, InstantiationException) else error
         names = ", ".join(f"callbacks.{name}" for name, node in run.config.callbacks.items() if node is not None)
-        raise ConfigError(f"{names or 'trainer'}: {' '.join(str(reason).split())}") from error
+        raise ConfigError(f"{names or 'trainer'}: {one_line(reason)}") from error
 
 
 def _check_loggers(run: Run, teacher: nn.Module) -> None:
@@ -104,12 +105,7 @@ def _check_loggers(run: Run, teacher: nn.Module) -> None:
                 made.log_metrics({"train/loss": 0.0}, 0)
                 made.finalize("success")
             except Exception as error:  # any error of a logger's library
-                raise ConfigError(f"logger.{name}: {' '.join(str(error).split())}") from error
-
-
-def _check_all_monitors(run: Run, teacher: nn.Module) -> None:
-    for stage in run.stages:
-        _check_monitors(run.config, stage, run.data)
+                raise ConfigError(f"logger.{name}: {one_line(error)}") from error
 
 
 def _check_processes(run: Run, teacher: nn.Module) -> None:
@@ -136,9 +132,37 @@ def _check_data(run: Run, teacher: nn.Module) -> None:
     _check_tokenizer(run.config, run.data, teacher)
 
 
-def _check_metrics(run: Run, teacher: nn.Module) -> None:
+def _check_two_rows(run: Run, teacher: nn.Module) -> None:
+    """Quantize a copy of the teacher; compute every metric, loss and gradient on a few rows under every intervention.
+
+    This finds sites and interventions that the family does not have, layers that do not match, and losses that cannot be
+    computed or differentiated. A format that cannot write the student is named, and the run continues.
+    """
+    copied = copy.deepcopy(teacher).eval()
+    _check_metrics(run.data, copied)
+    losses = {name: loss for name, loss in run.objective.losses.items() if loss.weight != 0}
+    interventions = list(run.objective.interventions.values())
+    check_visible({site for intervention in interventions for site in intervention.sites}, losses)
+    for intervention in interventions:
+        intervention.check(copied)
+    batch, sites = run.data.calibration_batches(2)[0], run.objective.sites
+    with torch.no_grad():
+        teacher_signals = SignalCapture(open_attention_for(copied, sites), sorted(sites))(batch)
+    student = build_quantized(run.config, copied)
+    unsupported = unsupported_formats(run.config, student)
+    switch_on(student, run.config.stages.intervene.target_modules)
+    capture = SignalCapture(student, sorted({site for loss in losses.values() for site in loss.sites}))
+    for intervention in [Intervention(), *interventions]:
+        with torch.enable_grad(), intervention.apply(student, teacher_signals):
+            signals = capture(batch)
+            terms = [_term(name, loss, signals, teacher_signals, batch) for name, loss in losses.items()]
+            torch.stack(terms).sum().backward()
+    for name, reason in unsupported.items():
+        run.say(f"export.{name}", f"will not be written: {reason}")
+
+
+def _check_metrics(data: TaskData, model: nn.Module) -> None:
     """Check that each metric takes the model's predictions and returns one number."""
-    data, model = run.data, copy.deepcopy(teacher).eval()
     batch = data.example_batch(8)
     with torch.no_grad():
         logits = [each.float() for each in SignalCapture(model)(batch)["logits"]]
@@ -149,36 +173,11 @@ def _check_metrics(run: Run, teacher: nn.Module) -> None:
                 metric.update(*answers)
                 score = metric.compute()
         except (ValueError, RuntimeError, TypeError) as error:
-            raise ConfigError(f"data.metrics.{name}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"data.metrics.{name}: {one_line(error)}") from error
         if not isinstance(score, Tensor) or score.numel() != 1:
             raise ConfigError(
-                f"data.metrics.{name} gives {score} and must give one number: where it has an average, give macro or micro"
+                f"data.metrics.{name} gives {score} and must give one number: where it has an average, set macro or micro"
             )
-
-
-def _check_two_rows(run: Run, teacher: nn.Module) -> None:
-    """Quantize a copy of the teacher; compute every loss, and its gradients, on two rows under every intervention.
-
-    This finds sites and interventions that the family does not have, layers that do not match, and losses that cannot be
-    computed or differentiated.
-    """
-    losses = {name: loss for name, loss in run.objective.losses.items() if loss.weight != 0}
-    interventions = list(run.objective.interventions.values())
-    check_visible({site for intervention in interventions for site in intervention.sites}, losses)
-    batch, copied = run.data.calibration_batches(2)[0], copy.deepcopy(teacher).eval()
-    for intervention in interventions:
-        intervention.check(copied)
-    with torch.no_grad():
-        sites = run.objective.sites
-        teacher_signals = SignalCapture(open_attention_for(copied, sites), sorted(sites))(batch)
-    student = build_quantized(run.config, copied)
-    switch_on(student, run.config.stages.intervene.target_modules)
-    capture = SignalCapture(student, sorted({site for loss in losses.values() for site in loss.sites}))
-    for intervention in [Intervention(), *interventions]:
-        with torch.enable_grad(), intervention.apply(student, teacher_signals):
-            signals = capture(batch)
-            terms = [_term(name, loss, signals, teacher_signals, batch) for name, loss in losses.items()]
-            torch.stack(terms).sum().backward()
 
 
 def _term(name: str, loss: Any, student: Signals, teacher: Signals, batch: Any) -> Tensor:
@@ -193,51 +192,27 @@ def _term(name: str, loss: Any, student: Signals, teacher: Signals, batch: Any) 
     return term
 
 
-def _check_exports(run: Run, teacher: nn.Module) -> None:
-    """Ask each chosen format whether it can write the student; what it cannot write is named and the run continues."""
-    for name, reason in unsupported_formats(run.config, build_quantized(run.config, copy.deepcopy(teacher))).items():
-        run.say(f"export.{name}", f"will not be written: {reason}")
-
-
-def _check_cache(run: Run, teacher: nn.Module) -> None:
-    run.find_cache(teacher)
-
-
-CHECKS: dict[str, Callable[[Run, nn.Module], None]] = {
-    "loggers": _check_loggers,
-    "monitored values": _check_all_monitors,
-    "trainers and callbacks": _check_parts,
-    "processes and rows": _check_processes,
-    "data and model": _check_data,
-    "metrics": _check_metrics,
-    "two rows": _check_two_rows,
-    "export formats": _check_exports,
-    "teacher cache": _check_cache,
-}
-"""Name → check, in order of cost. Configuration, files and the hub are checked before data and models are read."""
-
-
-def _check_monitors(config: RunConfig, stage: str, data: TaskData) -> None:
-    """Refuse a callback whose `monitor` is not logged in this stage, and callbacks that tune what is configured."""
-    if config.stage(stage).empty:
-        return
+def _check_monitors(run: Run, teacher: nn.Module) -> None:
+    """Refuse a callback whose `monitor` is not logged in each stage, and callbacks that tune what is configured."""
+    config = run.config
     nodes = {name: node for name, node in config.callbacks.items() if node is not None}
     kinds = {node["_target_"].rpartition(".")[2] for node in nodes.values()}
     begin = tuple(start for kind, start in LOGGED_BY.items() if kind in kinds)
-    logged = sorted(_logged(config, stage, data))
     for name, node in nodes.items():
         if key := TUNING.get(node["_target_"].rpartition(".")[2]):
             raise ConfigError(
                 f"callbacks.{name} would change what the configuration decides: leave it out, and give {key}=…"
             )
-        monitor = node.get("monitor")
-        if monitor is None or not node.get("strict", True) or monitor in logged or monitor.startswith(begin):
+        if (monitor := node.get("monitor")) is None or not node.get("strict", True) or monitor.startswith(begin):
             continue
-        choices = suggest(monitor, [*logged, *(f"{start}…" for start in begin)])
-        raise ConfigError(f"callbacks.{name}.monitor={monitor!r} is not logged in the {stage} stage: {choices}")
+        for stage in run.stages:
+            logged = sorted(logged_names(config, stage, run.data))
+            if monitor not in logged and not config.stage(stage).empty:
+                choices = suggest(monitor, [*logged, *(f"{start}…" for start in begin)])
+                raise ConfigError(f"callbacks.{name}.monitor={monitor!r} is not logged in the {stage} stage: {choices}")
 
 
-def _logged(config: RunConfig, stage: str, data: TaskData) -> Iterator[str]:
+def logged_names(config: RunConfig, stage: str, data: TaskData) -> Iterator[str]:
     """Yield the names that `QATModule` logs until a stage's first validation."""
     losses = {"task": {}} if stage == "teacher" else config.losses
     yield from ("lr", "train/loss")
@@ -249,6 +224,18 @@ def _logged(config: RunConfig, stage: str, data: TaskData) -> Iterator[str]:
         yield from (f"val_assisted/{name}" for name in data.metrics)
 
 
+CHECKS: dict[str, Callable[[Run, nn.Module], object]] = {
+    "loggers": _check_loggers,
+    "monitored values": _check_monitors,
+    "trainers and callbacks": _check_parts,
+    "processes and rows": _check_processes,
+    "data and model": _check_data,
+    "two rows": _check_two_rows,
+    "teacher cache": lambda run, teacher: run.find_cache(teacher),
+}
+"""Name → check, in order of cost. Configuration, files and the hub are checked before data and models are read."""
+
+
 def _check_family(model: ModelConfig) -> None:
     """Check that transformers knows the family of a configured architecture and accepts its fields."""
     if model.pretrained or (model.path and (Path(model.path) / "config.json").is_file()):
@@ -256,12 +243,11 @@ def _check_family(model: ModelConfig) -> None:
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
     from transformers.activations import ACT2FN
 
-    families, kind = sorted(CONFIG_MAPPING.keys()), model.architecture.get("model_type")
-    if kind not in families:
-        near = difflib.get_close_matches(str(kind), families, n=3) or ["bert", "gpt2", "llama", "vit"]
+    kind = model.architecture.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), CONFIG_MAPPING.keys(), n=3) or ["bert", "gpt2", "llama", "vit"]
         raise ConfigError(
-            f"model.architecture.model_type={kind!r} is no family that transformers knows: give {', '.join(near)} or"
-            f" another of its {len(families)}"
+            f"model.architecture.model_type={kind!r} is unknown to transformers: set {', '.join(near)}, …"
         )
     for field in ACTIVATIONS & model.architecture.keys():
         if (named := model.architecture[field]) not in ACT2FN:
@@ -273,11 +259,11 @@ def _check_family(model: ModelConfig) -> None:
     except ConfigError:
         raise
     except Exception as error:  # a family's own check of a field
-        raise ConfigError(f"model.architecture: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"model.architecture: {type(error).__name__}: {one_line(error)}") from error
 
 
 def check_tokens(data: TaskData, model: nn.Module) -> None:
-    """Positions, token types and vocabulary of a text model, where it has limits, for all rows."""
+    """Check positions, token types and vocabulary of a text model for all rows."""
     rows = [row for split in (data.train_rows, data.validation_rows) for row in split if "input_ids" in row]
     if not rows:
         return
@@ -307,7 +293,7 @@ def check_tokens(data: TaskData, model: nn.Module) -> None:
 
 
 def _positions(model: nn.Module) -> int | None:
-    """Tokens that a row may have. RoBERTa counts positions from `padding_idx` + 1, so its table is longer than its rows."""
+    """Return the tokens that a row may have. RoBERTa counts positions from `padding_idx` + 1."""
     table = _table(model, "embeddings.position")
     if table is not None and table.padding_idx is not None:
         return table.num_embeddings - table.padding_idx - 1
@@ -321,35 +307,29 @@ def _table(model: nn.Module, part: str) -> nn.Embedding | None:
 
 
 def _largest(row: Any) -> int:
-    """A tensor is asked itself: Python's max would make a tensor of each of its elements."""
+    """Return the largest token of a row."""
     return int(row.max() if isinstance(row, Tensor) else max(row))
 
 
 def _check_pixels(data: TaskData, model: nn.Module) -> None:
-    """Height, width and channels of an image model."""
-    given, taken = getattr(data, "size", None), getattr(model.config, "image_size", None)
-    if None not in (given, taken) and given != taken:
-        raise ConfigError(f"data.size={given}, but the model takes images of {taken} pixels: give data.size={taken}")
-    given, taken = getattr(data, "channels", None), getattr(model.config, "num_channels", None)
-    if None not in (given, taken) and given != taken:
-        raise ConfigError(f"data.channels={given}, but the model takes {taken} channels: give data.channels={taken}")
+    """Check height, width and channels of an image model."""
+    for name, entry in (("size", "image_size"), ("channels", "num_channels")):
+        given, expected = getattr(data, name, None), getattr(model.config, entry, None)
+        if None not in (given, expected) and given != expected:
+            raise ConfigError(f"data.{name}={given}, but the model has {entry}={expected}: set data.{name}={expected}")
 
 
 def _check_labels(data: TaskData, model: nn.Module) -> None:
-    """Check that the teacher, and thus its student, numbers the classes as the data does, if both name them.
-
-    The data follow the model where it knows all their classes, so this is for a model that knows some of them, or for
-    `data.label_names`. Also where a teacher stage would teach it the other order: an export names its classes by the model's.
-    """
+    """Check that model and data number the classes alike, if both name them; an export names classes by the model's."""
     if (difference := other_order(label_names(model), data.label_names)) is not None:
+        name, own, number = difference
         raise ConfigError(
-            f"the model numbers the classes otherwise than the data: {difference}: give data.label_names=[…] in the model's order"
-            f" ({', '.join(label_names(model) or ())[:200]}), or a model.path that was trained on these classes"
+            f"Label order mismatch: the model maps {name!r} to {own}, the data to {number}. Fix id2label in config.json."
         )
 
 
 def _check_tokenizer(config: RunConfig, data: TaskData, model: nn.Module) -> None:
-    """Another tokenizer than the model's own must give a token the same number; words added at the end may be more."""
+    """Check that another tokenizer than the model's own gives each token the same number; it may add tokens at the end."""
     own, path = getattr(data, "tokenizer", None), config.model.path
     if own is None or not config.model.pretrained or config.data.get("tokenizer") in (None, path):
         return
