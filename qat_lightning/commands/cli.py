@@ -57,18 +57,18 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides torch's C++ warni
 def train() -> None:
     """Run `python -m qat_lightning` and `qat-train`; without arguments, print the help."""
     sys.argv[1:] = sys.argv[1:] or ["--help"]
-    _start_hydra(_train)
+    start_hydra(_train)
 
 
 def bench() -> None:
     """Run `python -m qat_lightning.bench` and `qat-bench`."""
-    _start_hydra(_bench)
+    start_hydra(_bench)
 
 
 def evaluate() -> None:
     """Run `python -m qat_lightning.evaluate` and `qat-evaluate`."""
     with _environment():
-        folder, arguments, overrides = _parse(EVALUATE_HELP, model="student")
+        folder, arguments, overrides = parse_arguments(EVALUATE_HELP, model="student")
         config = in_one_process(located(read_run(folder, overrides), overrides), overrides)
         from qat_lightning.commands.evaluate import evaluate as score
         from qat_lightning.training.process.watchdog import Watchdog
@@ -80,7 +80,7 @@ def evaluate() -> None:
 def export() -> None:
     """Run `python -m qat_lightning.export` and `qat-export`: the run's own command again, whose stages are finished."""
     with _environment():
-        folder, _, overrides = _parse(EXPORT_HELP)
+        folder, _, overrides = parse_arguments(EXPORT_HELP)
         config = read_run(folder, overrides)
         if other := [word for word in overrides if not word.startswith(EXPORT_KEYS)]:
             allowed = ", ".join(f"{key}…" for key in EXPORT_KEYS)
@@ -143,7 +143,7 @@ def checked(config: DictConfig) -> RunConfig:
     return run_config
 
 
-def _start_hydra(main: Callable[[], None]) -> None:
+def start_hydra(main: Callable[[], None]) -> None:
     """Call a function of `hydra.main` and report its errors."""
     words = put_debug_last(quote_paths(sys.argv[1:]))
     sys.argv[1:] = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra expects flags before overrides
@@ -172,7 +172,7 @@ def _environment() -> Iterator[None]:
         sys.stdout.flush()  # here, so that an error of writing is reported
 
 
-def _parse(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
+def parse_arguments(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
     """Return the run folder, the command's other arguments, and the overrides of the run's configuration."""
     typed = quote_paths(sys.argv[1:])
     if not typed or {"-h", "--help"}.intersection(typed):

@@ -11,7 +11,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -184,16 +184,12 @@ def _default_child_handler() -> Iterator[None]:
 def _how_to_continue() -> str:
     """Return how an unfinished run is continued; empty if no run has begun, or it is finished."""
     folder = _run_folder()
-    if folder is None or not (folder / "checkpoints").is_dir() or _is_finished(folder):
+    if folder is None or not (folder / "checkpoints").is_dir():
         return ""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: the run is not finished
+        if read_json(folder / "metrics.json")["status"] == "finished":
+            return ""
     return f"T{same_command(folder)[1:]} continues from what was finished or saved."
-
-
-def _is_finished(folder: Path) -> bool:
-    try:
-        return read_json(folder / "metrics.json")["status"] == "finished"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _run_folder() -> Path | None:

@@ -67,7 +67,7 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
     if first_process():
         name = model if own else _file_name(result, config, recorded)
         write_json(folder / "evaluation" / f"{name}.json", result)
-    run.console.print(_table(result, own))
+    run.console.print(scores_table(result, own))
     return result
 
 
@@ -143,7 +143,8 @@ def _recorded(folder: Path) -> Plain:
         raise ConfigError(f"{place} is damaged: {again}") from error
 
 
-def _table(result: Plain, own: bool) -> Group:
+def scores_table(result: Plain, own: bool) -> Group:
+    """Return the scores beside the recorded one; own: whether the rows are those of the run."""
     title = Text(f"{result['model']} · {result['task']} · {result['rows']} {result['split']} rows", style="bold")
     shown = Table("metric", "now", "recorded", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, value in result["scores"].items():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +35,7 @@ EXPORT, RECORD, CARD = "export", "metrics.json", "README.md"
 
 
 class NotFaithfulError(ValueError):
-    """An exported model that does not do as well as the student; what was written of it is left to be looked at."""
+    """An exported model that does not predict as the student does; its files stay for inspection."""
 
 
 @dataclass
@@ -71,7 +72,10 @@ class Exporter:
             return None
         self.student.cpu().float().eval()
         self._float32 = size(self.student).float32
-        self._name_classes()
+        if names := self.data.label_names:  # a user of the export reads "positive" and not "LABEL_1"
+            architecture: Any = self.student.config
+            architecture.id2label = dict(enumerate(names))
+            architecture.label2id = {name: number for number, name in enumerate(names)}
         written: dict[str, Plain | None] = {}
         failures: list[Exception] = []
         for name, export_format in formats.items():
@@ -102,12 +106,6 @@ class Exporter:
         }
         write_json(self.folder / EXPORT / RECORD, self.record)
 
-    def _name_classes(self) -> None:
-        """So that who loads the model reads "positive" and not "LABEL_1"."""
-        if names := self.data.label_names:
-            self.student.config.id2label = dict(enumerate(names))  # type: ignore[union-attr]
-            self.student.config.label2id = {name: number for number, name in enumerate(names)}  # type: ignore[union-attr]
-
     def _write(self, name: str, export_format: ExportFormat) -> Plain | None:
         """Write one format and compare it with the student; None if it is not chosen or does not support the student."""
         folder, path = self.folder / EXPORT, path_of(export_format)
@@ -129,18 +127,15 @@ class Exporter:
         facts = export_format.describe(folder)
         seen = compare(export_format.load(folder), self.student, self.data, self.config.export.rows)
         self._check(seen, f"export/{path}", switch(name, on=False), getattr(export_format, "exact", False))
-        return self._figures(facts["bytes"], seen) | facts
-
-    def _figures(self, count: int, seen: Comparison) -> Plain:
         return {
-            "bytes": count,
-            "ratio": round(self._float32 / count, 3),
+            "bytes": facts["bytes"],
+            "ratio": round(self._float32 / facts["bytes"], 3),
             "score": finite(seen.score),
             "student": finite(seen.reference),
             "rows": seen.rows,
             "largest_difference": seen.largest_difference,
             "agreement": seen.agreement,
-        }
+        } | facts
 
     def _check(self, seen: Comparison, name: str, remedy: str, exact: bool = False) -> None:
         figures = (
@@ -148,7 +143,7 @@ class Exporter:
             f" {seen.largest_difference:.2g}, {seen.agreement:.2%} of predictions equal, rows: {seen.rows}"
         )
         self.say(name, figures)
-        if _as_good(seen) and (seen.agreement == 1 or not exact):
+        if is_as_good(seen) and (seen.agreement == 1 or not exact):
             return
         own = compare(InFloat64(self.student), self.student, self.data, seen.rows)
         if exact or not seen.largest_difference <= TIMES * own.largest_difference:
@@ -162,8 +157,8 @@ class Exporter:
         )
 
 
-def _as_good(seen: Comparison) -> bool:
-    """Tell whether the metric is at most half a point from the student's.
+def is_as_good(seen: Comparison) -> bool:
+    """Return whether the metric is at most half a point from the student's.
 
     Where it is undefined, as a correlation is for constant predictions, the predictions must agree; the logits as well
     where it is undefined for one of the two alone.

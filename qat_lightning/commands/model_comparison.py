@@ -1,4 +1,4 @@
-"""What models answer to the same batches, compared: logits, predictions, metrics."""
+"""Compare the logits, predictions and metrics of two models on the same batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEAR = 1e-3
 
 @dataclass(frozen=True)
 class Comparison:
-    """How another form of a model does beside the model itself, on the same rows.
+    """The difference between another form of a model and the model itself, on the same rows.
 
     Attributes:
         score, reference: the validation metric of that form, and of the model; NaN or infinite where it is undefined.
@@ -37,7 +37,7 @@ class Comparison:
 
 
 class InFloat64(nn.Module):
-    """A copy of a model that computes in float64: how far it is from the model itself is what rounding does to it."""
+    """A copy of a model that computes in float64; its difference from the model is the model's rounding error."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class InFloat64(nn.Module):
 
 @torch.no_grad()
 def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Comparison:
-    """Both on the first validation rows, in the batches that validation takes, in float32 on the CPU."""
+    """Compare both on the first validation rows, in the batches of a validation, in float32 on the CPU."""
     observe, observe_other = SignalCapture(model.eval()), SignalCapture(other.eval())
     metric, other_metric = (_alone(data.metrics[data.metric]) for _ in range(2))
     largest, same, vectors, seen = 0.0, 0, 0, 0
@@ -78,7 +78,7 @@ def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Co
 
 
 def _alone(metric: Metric) -> Metric:
-    """A copy of this process's own: it does not wait for others, which do not compare."""
+    """Return a copy of the metric that does not wait for other processes, which do not compare."""
     copied = copy.deepcopy(metric)
     copied.distributed_available_fn = lambda: False
     return copied
@@ -91,7 +91,7 @@ def _batches(data: TaskData, rows: int) -> Iterator[Mapping[str, Tensor]]:
 
 
 def _differences(left: Tensor, right: Tensor) -> Tensor:
-    """|left − right|; 0 where both are NaN or the same infinity, infinite where only one is a finite number."""
+    """Return |left − right|; 0 where both are NaN or the same infinity, infinite where only one is a finite number."""
     same = (left == right) | (left.isnan() & right.isnan())
     return (left - right).abs().masked_fill(same, 0.0).nan_to_num(nan=torch.inf)
 

@@ -21,11 +21,8 @@ MEMORY = (
     f"out of memory ({{line}}): {SMALLER_BATCH}; or a smaller data.evaluation_batch_size or data.max_length; or a smaller"
     " model"
 )
-DISK = "no space left on the disk{place} ({line}): free some space; files that were finished before are intact"
-LIMIT = "a file has reached the largest size allowed here{place} ({line}): raise the limit, see `ulimit -f`"
-PERMISSION = "no permission{place} ({line}): set hydra.run.dir to a folder that you may write to"
-NOT_A_FOLDER = "a file has the name of a folder{place} ({line}): move it, or set another hydra.run.dir"
-NOT_A_FILE = "a folder has the name of a file{place} ({line}): move it, or set another hydra.run.dir"
+DISK = "no space left on the disk, cannot write{place} ({line}): free some space; files that were finished before are intact"
+PLACE = "cannot write{place} ({line}): set hydra.run.dir to a folder that you may write to"
 WORKER = (
     "a process that loads data has died ({line}), most often because memory or shared memory ran out: set a smaller"
     " data.batch_size, fewer data.num_workers, or data.num_workers=0, which needs none"
@@ -37,25 +34,12 @@ PROCESS = (
 DAMAGED = "a file of weights cannot be read ({line}): it is damaged; copy it again, or remove it from the run folder"
 MISSING = "{line}: install it with pip, or leave out the setting that needs it"
 
-NUMBERS = {
-    errno.ENOSPC: DISK,
-    getattr(errno, "EDQUOT", errno.ENOSPC): DISK,  # not defined on Windows before Python 3.13
-    errno.EFBIG: LIMIT,
-    errno.EROFS: PERMISSION,
-    errno.EACCES: PERMISSION,
-    errno.EPERM: PERMISSION,
-    errno.EEXIST: NOT_A_FOLDER,
-    errno.ENOTDIR: NOT_A_FOLDER,
-    errno.EISDIR: NOT_A_FILE,
-    errno.ENOMEM: MEMORY,
-}
+NUMBERS = {errno.ENOSPC: DISK, errno.ENOMEM: MEMORY} | dict.fromkeys(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR), PLACE
+)
 CLASSES = {
     "MemoryError": MEMORY,
-    "ArrowMemoryError": MEMORY,
-    "OutOfMemoryError": MEMORY,
-    "DistBackendError": PROCESS,
-    "DistNetworkError": PROCESS,
-    "DistStoreError": PROCESS,
+    "DistError": PROCESS,
     "MisconfigurationException": "{line}",
     "ModuleNotFoundError": MISSING,
 }
@@ -66,7 +50,7 @@ MESSAGES = (
     (r"gloo|NCCL|Connection (closed|reset) by peer|Broken pipe", PROCESS),
     (r"PytorchStreamReader failed|Error while deserializing|Weights only load failed", DAMAGED),
 )
-MESSAGE_CLASSES = ("RuntimeError", "SafetensorError", "UnpicklingError", "AcceleratorError", "ArrowException")
+MESSAGE_CLASSES = ("OSError", "RuntimeError", "SafetensorError", "UnpicklingError", "ArrowException")
 """Names of classes that are recognized by their message (`MESSAGES`)."""
 
 STOP_SIGNALS = [
@@ -100,7 +84,7 @@ def explain(error: BaseException) -> str | None:
     for part in _chain(error):
         if pattern := _pattern(part):
             place = getattr(part, "filename2", None) or getattr(part, "filename", None)  # the new name of a renaming
-            return pattern.format(line=one_line(part), place=f" for {str(place)!r}" if place else "")
+            return pattern.format(line=one_line(part), place=f" to {str(place)!r}" if place else "")
     return None
 
 
@@ -114,12 +98,13 @@ def one_line(error: BaseException) -> str:
 
 
 def _pattern(error: BaseException) -> str | None:
-    for kind in type(error).__mro__:
-        if kind.__name__ in CLASSES:
-            return CLASSES[kind.__name__]
+    names = [kind.__name__ for kind in type(error).__mro__]
+    for name in names:
+        if name in CLASSES:
+            return CLASSES[name]
     if isinstance(error, OSError) and error.errno in NUMBERS:
         return NUMBERS[error.errno]
-    if isinstance(error, OSError) or any(kind.__name__ in MESSAGE_CLASSES for kind in type(error).__mro__):
+    if set(names) & set(MESSAGE_CLASSES):
         return next((pattern for expression, pattern in MESSAGES if re.search(expression, str(error))), None)
     return None
 

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -32,7 +31,7 @@ from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.synthetic import RandomText
 from qat_lightning.io.external_errors import explain
 from qat_lightning.training.checkpoints.checksum import is_sealed
-from tests.command_line import call, fresh, start
+from tests.command_line import call, start
 from tests.training.runs import SMALL, composed, small_run
 
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
@@ -86,9 +85,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 # A checkpoint has 340 kB: the first one fails, or one that replaces another.
-@pytest.mark.parametrize(
-    "left", [600_000, *(pytest.param(left, marks=pytest.mark.slow) for left in (20_000, 400_000, 800_000))]
-)
+@pytest.mark.parametrize("left", [600_000, *(pytest.param(left, marks=pytest.mark.slow) for left in (20_000, 400_000))])
 def test_a_run_continues_after_its_disk_was_full(disk, undisturbed, left):
     folder, ballast = disk / "run", fill(disk, left)
     with pytest.raises(Exception) as ended:  # noqa: PT011 (each writer raises its own class)
@@ -132,17 +129,8 @@ def test_a_read_only_disk_is_reported(disk):
     for folder in (disk / "run", disk / "new"):
         with pytest.raises(OSError) as error, lock_folder(folder):  # noqa: PT011 (the message is checked)
             pass
-        assert f"no permission for '{folder}" in error_message(error.value)
+        assert f"cannot write to '{folder}" in error_message(error.value)
         assert "hydra.run.dir" in error_message(error.value)
-
-
-@pytest.mark.slow
-def test_a_limit_of_file_sizes_is_reported(tmp_path):
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))  # noqa: E731
-    ended = fresh(tmp_path, "-m", "qat_lightning", *SMALL, "hydra.run.dir=run", preexec_fn=limit)
-    assert ended.returncode == 1
-    assert "ulimit" in ended.stderr
-    assert "Traceback" not in ended.stderr
 
 
 # --- run folders ----------------------------------------------------------------------------------------------------
@@ -173,12 +161,9 @@ def test_the_folder_of_another_experiment_is_not_changed(tmp_path):
     [
         ("metrics.json", "{}", r"metrics\.json"),
         ("checkpoints/train/my_month_of_training.ckpt", "mine", "checkpoints"),
-        ("checkpoints/gan.part", "mine", "checkpoints"),
         ("logs/train/mine.txt", "mine", "logs"),
-        ("earlier/1/x", "mine", "earlier"),
         (".lock/x", "mine", r"\.lock"),
         ("config.yaml", "services: [web]", r"config\.yaml"),
-        ("config.yaml", "a: [", r"config\.yaml"),
         ("config.yaml", "!!python/object/apply:os.getcwd []", r"config\.yaml"),
     ],
 )
@@ -269,9 +254,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train.csv", b"sentence,label\n", "train"),
         ("train.csv", b"sentence,label\na cat,1,2\n", r"train\.csv"),
         ("train.csv", b"sentence,label\na cat,2\n", "label 2"),
-        ("train.csv", b"sentence,label\na cat,-1\n", "label"),
         ("train.jsonl", b'{"sentence": "a cat", "label": 1\n', r"train\.jsonl"),
-        ("train.jsonl", b"", "train"),
         ("train.jsonl", b"[" * 100_000, r"train\.jsonl"),
         ("train.parquet", b"PAR1 but no more", r"train\.parquet"),
         ("validation.csv", b"sentence,label\n", "validation"),
@@ -383,17 +366,6 @@ def test_without_an_account_the_run_is_logged_offline_and_says_so(tmp_path):
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 3, "one W&B run for each stage"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("override", ["logger.wandb.offline=true", "logger.wandb.offline=false"])
-def test_wandb_is_offline_on_request_and_without_a_network(tmp_path, override):
-    key = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_SILENT": "true"}
-    words = (*SMALL, "logger=wandb", override, "hydra.run.dir=run")
-    ended = call(tmp_path, *words, seconds=90, **key, WANDB_INIT_TIMEOUT="2")
-    assert ended.returncode == 0, ended.stderr
-    assert ("this run is logged offline" in ended.stdout) is override.endswith("false")
-    assert (tmp_path / "run" / "metrics.json").is_file()
-
-
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
@@ -405,20 +377,3 @@ def test_the_first_error_is_found_behind_those_of_the_shutdown():
             raise RuntimeError("cannot close the log")  # noqa: B904
     assert "'last.ckpt'" in explain(ended.value)
     assert explain(RuntimeError("shapes cannot be multiplied")) is None
-
-
-@pytest.mark.parametrize(
-    ("error", "part"),
-    [
-        (MemoryError(), "out of memory (MemoryError)"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "out of memory (CUDA out of"),
-        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), "data.num_workers"),
-        (RuntimeError("[/x/gloo/transport/tcp/pair.cc:1] Connection closed by peer [::1]:5"), "another process"),
-        (torch.distributed.DistBackendError("NCCL error"), "another process"),
-        (PermissionError(errno.EACCES, "Permission denied", "/run"), "no permission for '/run'"),
-        (IsADirectoryError(errno.EISDIR, "Is a directory", "/run/.a.part", None, "/run/a"), "for '/run/a'"),
-        (ModuleNotFoundError("No module named 'tensorboard'"), "pip"),
-    ],
-)
-def test_an_external_error_has_a_message_with_its_remedy(error, part):
-    assert part in explain(error)

@@ -4,14 +4,12 @@ import os
 import sys
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qat_lightning.commands import cli
 from qat_lightning.config.command_line import quote_paths
-from qat_lightning.config.schema import CONF
 
 PLAIN = [
     "/data/of the year", "/data/a=b", "/data/a,b", "/data/a[1]", "[a]", "/data/a(b)", "/data/{a: b}", "/data/Übung/日本語",
@@ -73,19 +71,11 @@ def test_commas_part_the_jobs_of_a_sweep_unless_such_a_path_exists(tmp_path):
     assert quote_paths(["data.path=/a,/b"]) == ["data.path='/a,/b'"]
 
 
-def test_hydra_composes_what_was_typed():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = quote_paths(["data=text", "data.path=/ä, [b]/c=d", "hydra.run.dir=/out/lr=0.1 (2)"])
-        config = compose("config", words, return_hydra_config=True)
-    assert config.data.path == "/ä, [b]/c=d"
-    assert config.hydra.run.dir == "/out/lr=0.1 (2)"
-
-
 def test_every_command_takes_paths_as_they_are_typed(monkeypatch):
     typed = ["data.path=/a=b", "-m"]
     monkeypatch.setattr(sys, "argv", ["qat-train", *typed])
-    cli._start_hydra(lambda: None)
+    cli.start_hydra(lambda: None)
     assert sys.argv[1:] == ["-m", "data.path='/a=b'"]
     monkeypatch.setattr(sys, "argv", ["qat-evaluate", "run=/runs/a=b [1]", "data.path=/a=b"])
-    folder, _, overrides = cli._parse("")
+    folder, _, overrides = cli.parse_arguments("")
     assert (os.fspath(folder), overrides) == ("/runs/a=b [1]", ["data.path='/a=b'"])

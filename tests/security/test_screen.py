@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from qat_lightning.commands import cli
 from qat_lightning.commands.bench import run as bench
 from qat_lightning.commands.bench.tables import inference_table
-from qat_lightning.commands.evaluate import _table
+from qat_lightning.commands.evaluate import scores_table
 from qat_lightning.commands.multirun import JobError
 from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.config.command_line import check_words
@@ -89,7 +89,7 @@ def evaluated(name: str) -> None:
         "scores": {name: 0.5},
         "split": name,
     }
-    console().print(_table(scores, own=True))
+    console().print(scores_table(scores, own=True))
 
 
 def benched(name: str) -> None:

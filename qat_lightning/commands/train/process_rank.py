@@ -1,4 +1,4 @@
-"""Which process of the run this is: by its launcher, and not by variables that another program left behind."""
+"""Find the rank of this process by its launcher, and not by variables that another program left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEFT = "If no launcher started this process, they are left over from another pro
 
 
 def know_the_rank(config: RunConfig) -> None:
-    """Set which process of all this is, before there is a trainer to say so.
+    """Set the rank of this process before there is a trainer.
 
     Lightning's own first guess takes RANK, LOCAL_RANK or SLURM_PROCID wherever they are set, with or without a launcher,
     and on several machines it holds for each machine alone.
@@ -61,7 +61,7 @@ def count_devices(devices: Any) -> int:
 
 
 def _numbers(*names: str) -> dict[str, int]:
-    """The variables of these names that are set.
+    """Return the variables of these names that are set.
 
     Raises:
         ConfigError: one is not a whole number, 0 or more.
@@ -78,7 +78,7 @@ def _named(given: Mapping[str, int]) -> str:
 
 
 def _check_tasks(given: Mapping[str, int]) -> None:
-    """Lightning refuses such a job later, and not as a mistake of the user."""
+    """Refuse a job of SLURM that Lightning would refuse later, with a traceback."""
     if given["SLURM_NTASKS"] > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise ConfigError(
             f"{_named(given)} without SLURM_NTASKS_PER_NODE in the environment. {LEFT}: unset {' '.join(given)}. Else start"
@@ -87,7 +87,7 @@ def _check_tasks(given: Mapping[str, int]) -> None:
 
 
 def _check_started(given: Mapping[str, int], processes: int) -> None:
-    """With LOCAL_RANK Lightning starts no process, and waits half an hour for the others at a port of its own choice."""
+    """Refuse LOCAL_RANK without an address: Lightning would start no process and wait half an hour for the others."""
     if processes > 1 and "LOCAL_RANK" in given and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise ConfigError(
             f"{_named(given)} in the environment without MASTER_ADDR and MASTER_PORT: the run's {processes} processes cannot"

@@ -30,7 +30,7 @@ PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 
 
 def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
-    """The content of `metrics.json`, nothing exported so far. A score that is not a finite number is None.
+    """Return the content of `metrics.json` before the exports. A score that is not a finite number is None.
 
     Args:
         untrained: the metric of the student before training.
@@ -82,7 +82,7 @@ def split_name(data: TaskData) -> str:
 
 
 def validation_hash(data: TaskData) -> str:
-    """SHA-256 of the rows that models are scored on, as the model is given them."""
+    """Return the SHA-256 of the rows that models are scored on, as the model reads them."""
     alone = copy.copy(data)
     alone.train_rows = data.validation_rows
     return alone.fingerprint()
@@ -108,7 +108,7 @@ def check_recorded(folder: Path, results: Plain) -> None:
 
 @torch.no_grad()
 def watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
-    """The signals that the report shows, on the CPU."""
+    """Return the signals that the report shows, on the CPU."""
     device, training = next(model.parameters()).device, model.training
     observe = SignalCapture(open_attention(model).eval(), [site for site in PICTURED if has_site(model, site)])
     signals = observe({name: value.to(device) for name, value in batch.items()})
@@ -119,12 +119,11 @@ def watch(model: nn.Module, batch: Mapping[str, Tensor]) -> Signals:
 
 def classes(data: TaskData, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return masks of [CLS], [SEP] and punctuation in the batch; None if its tokens have no names."""
-    rows = [data.tokens({name: value[row : row + 1] for name, value in batch.items()}) for row in range(_rows(batch))]
+    rows = [
+        data.tokens({name: value[row : row + 1] for name, value in batch.items()})
+        for row in range(len(batch["labels"]))
+    ]
     names = [name for row in rows if row is not None for name in row]
     if not names:
         return None
     return token_classes(batch, class_ids(names, batch["input_ids"].flatten().tolist()))
-
-
-def _rows(batch: Mapping[str, Tensor]) -> int:
-    return len(batch["labels"])

@@ -41,7 +41,10 @@ def run(config: RunConfig, folder: Path, command: list[str], scoring: RunConfig 
         elif first_process():
             check_own(folder, config.experiment)
         run, teacher = prepared(config, folder, scoring)
-        _write_config(config, folder, command)  # after preflight: a refused command leaves the folder unchanged
+        if first_process():  # after preflight: a refused command leaves the folder unchanged
+            written = as_plain(config) | {"working_directory": config.working_directory or str(Path.cwd())}
+            for name, content in (("config.yaml", written), ("overrides.yaml", command)):
+                write_text(folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         return _trained(run, teacher)
 
 
@@ -108,12 +111,3 @@ def _export(run: Run, student: nn.Module, results: Plain) -> Exception | None:
     if exporter.record:
         write_card(run.folder)
     return failure
-
-
-def _write_config(config: RunConfig, folder: Path, command: list[str]) -> None:
-    if first_process():
-        started = {"working_directory": config.working_directory or str(Path.cwd())}
-        write_text(
-            folder / "config.yaml", yaml.safe_dump(as_plain(config) | started, sort_keys=False, allow_unicode=True)
-        )
-        write_text(folder / "overrides.yaml", yaml.safe_dump(command, allow_unicode=True))

@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import BertTokenizerFast
 
-from qat_lightning.commands import errors, export
+from qat_lightning.commands import export
 from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.commands.export import NotFaithfulError
 from qat_lightning.commands.model_comparison import Comparison, compare
@@ -119,7 +119,7 @@ def test_an_undefined_score_ends_no_run_and_is_called_so(tmp_path, constant, cap
 def test_an_export_is_judged_by_its_predictions_and_logits_where_the_metric_is_undefined(
     score, reference, difference, agreement, expected
 ):
-    assert export._as_good(Comparison(score, reference, difference, agreement, 500)) is expected
+    assert export.is_as_good(Comparison(score, reference, difference, agreement, 500)) is expected
 
 
 def test_logits_that_are_not_numbers_agree_with_none_that_are(tmp_path):
@@ -270,20 +270,3 @@ def test_another_student_than_the_recorded_one_is_refused(copy):
     for content in ("", "[]", '{"a": 1}'):
         (copy / "metrics.json").write_text(content)
         check_recorded(copy, results)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ('{"status": "finished"}', True),
-        ('{"status": "export failed"}', False),
-        ('{"status": "trained"}', False),
-        ("{", False),
-        ("[]", False),
-        (None, False),
-    ],
-)
-def test_a_run_is_finished_when_its_results_say_so(tmp_path, content, expected):
-    if content is not None:
-        (tmp_path / "metrics.json").write_text(content)
-    assert errors._is_finished(tmp_path) is expected
