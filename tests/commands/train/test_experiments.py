@@ -1,4 +1,4 @@
-"""Every experiment trains a few batches, on a tiny model and random data; what a run leaves behind."""
+"""Every experiment trains a few batches, or passes preflight, on a tiny model and random data."""
 
 import json
 import re
@@ -23,7 +23,7 @@ TINY = {
     "ti_bert_base_6l": (*TEXT, "model.student_layers=[1]"),
     "tsld_llama": ("model=tiny_llama", "data=random_tokens"),
 }
-"""What stands in for an experiment's model and data, where it is not TEXT."""
+"""The model and data of an experiment in these tests, where they are not TEXT."""
 
 
 WHOLE = ("kdlsq_bert_base", "ti_vit", "tsld_llama")
@@ -118,6 +118,8 @@ def test_method_trains(tmp_path, monkeypatch, method):
     if "quantization=none" in method:
         assert results["untrained"] == results["teacher"]
         assert results["bytes"]["ratio"] == 1
+        exported = results["export"]["packed"]
+        assert (exported["bits_per_weight"], exported["largest_difference"]) == (32, 0)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What cannot work is told before anything is trained, with the remedy."""
+"""Configurations that cannot work are refused before training, with the remedy."""
 
 from pathlib import Path
 

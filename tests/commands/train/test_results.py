@@ -75,7 +75,7 @@ def constant(tmp_path: Path) -> dict[str, Any]:
     return texts(tmp_path, "text_regression", "data.label_column=score", *places)
 
 
-def test_an_undefined_score_ends_no_run_and_is_called_so(tmp_path, constant, capsys):
+def test_an_undefined_score_ends_no_run_and_is_reported_as_undefined(tmp_path, constant, capsys):
     folder = tmp_path / "run"
     results = run(constant, folder, [])
     assert (results["teacher"], results["untrained"], results["student"]) == (None, None, None)
@@ -87,14 +87,14 @@ def test_an_undefined_score_ends_no_run_and_is_called_so(tmp_path, constant, cap
     assert {path.name for path in files} >= {"metrics.json", "train.json", "packed.json", "manifest.json"}
     for path in files:
         strict(path)
-    report, card, told = (
+    report, card, printed = (
         (folder / "report.md").read_text(), (folder / "export" / "README.md").read_text(), capsys.readouterr().out
     )  # fmt: skip
     assert "The student's pearson is undefined" in report
     assert "| teacher | undefined |" in card
-    assert "train: 8 steps" in told
-    assert "pearson undefined" in told
-    for text in (report, card, told):
+    assert "train: 8 steps" in printed
+    assert "pearson undefined" in printed
+    for text in (report, card, printed):
         assert "nan" not in text
         assert "None" not in text
         assert "diverged" not in text
@@ -162,13 +162,13 @@ def test_evaluate_reads_one_split_from_anywhere_and_compares_only_what_is_the_sa
 
     monkeypatch.chdir(elsewhere)
     (home / "rows" / "train.jsonl").unlink()
-    told = evaluate(located(read_run(folder)), folder, "packed")
-    assert told["recorded"] == results["student"] == told["scores"]["accuracy"]
+    printed = evaluate(located(read_run(folder)), folder, "packed")
+    assert printed["recorded"] == results["student"] == printed["scores"]["accuracy"]
 
     given = [f"data.path={other}", "data.validation_split=test"]
-    told = evaluate(located(read_run(folder, given), given), folder, "packed")
-    assert (told["split"], told["rows"], told["recorded"]) == ("test", 3, None)
-    assert strict(folder / "evaluation" / "packed-other-test.json") == told
+    printed = evaluate(located(read_run(folder, given), given), folder, "packed")
+    assert (printed["split"], printed["rows"], printed["recorded"]) == ("test", 3, None)
+    assert strict(folder / "evaluation" / "packed-other-test.json") == printed
     assert strict(folder / "evaluation" / "packed.json")["split"] == "validation", "not written over"
     said = capsys.readouterr().out
     assert "packed · other · 3 test rows" in said
