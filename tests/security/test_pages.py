@@ -45,6 +45,7 @@ def report(folder: Path, name: str) -> str:
     packed = copy.deepcopy(test_card.EXPORTED["packed"]) | {
         "full_precision": [name],
         "unquantized_dtype": name,
+        "path": name,
         "student": 0.5575,
     }
     results = test_report.RESULTS | {

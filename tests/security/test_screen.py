@@ -73,7 +73,7 @@ def a_run() -> Run:
 def summary(name: str) -> None:
     packed = {
         "bytes": 1, "ratio": 2.0, "score": 0.5, "student": 0.5, "bits_per_weight": 2.0, "full_precision_bytes": 1,
-        "full_precision": [name], "unquantized_dtype": name,
+        "full_precision": [name], "unquantized_dtype": name, "path": name,
     }  # fmt: skip
     named = {"experiment": name, "task": name, "metric": name, "steps": {name: 1}, "export": {"packed": packed}}
     console().print(summary_table(RESULTS | named, Path(name)))
