@@ -9,8 +9,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qat_lightning.commands.train.preflight import check_tokens
 from qat_lightning.config.builders.models import build_model, build_student, load_data
-from tests.cases.case import Case, composed
-from tests.cases.inputs import VOCABULARY, lines, sentences, write_rows, write_tokenizer
+from tests.cases.case import VOCABULARY, Case, composed, lines, sentences, write_rows, write_tokenizer
 
 ROBERTA = ("model=tiny", "model.architecture.model_type=roberta", f"model.architecture.vocab_size={VOCABULARY}")
 PAIRS = ("data=text", "data.text_columns=[sentence,second]", "data.num_labels=2", "data.max_length=16")

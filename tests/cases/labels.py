@@ -22,15 +22,12 @@ from transformers import (
 
 from qat_lightning.commands.train.preflight import preflight
 from qat_lightning.config.builders.models import build_model, load_data
-from tests.cases.case import Case, composed, loaded
-from tests.cases.inputs import lines, sentences, write_images, write_rows
+from tests.cases.case import Case, composed, lines, loaded, sentences, write_images, write_rows
 from tests.cases.reading import TEXT, rows, tokenized
 from tests.cases.teachers import accuracy, taught
 from tests.training.runs import planned
 
 LETTERS = ["<|endoftext|>", "<pad>", *string.ascii_lowercase, *string.digits, " "]
-TWELVE = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=12")
-NAMED = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=2", "data.label_names=[1,2]")
 THREE = tokenized("data=text", "data.text_columns=[sentence]", "data.num_labels=3")
 RUN = (
     "intervention=none",
@@ -157,15 +154,6 @@ LABELS = {
     "c07 a dash for no label": Case(rows("jsonl", texts("b", "-", "a", "c", "a")), labels(THREE), [1, 0, 2, 0]),
     "c07b minus one for no label": Case(numbers(0, -1, 2, 1), labels(THREE), [0, 2, 1]),
     "c08 digits as text": Case(digits_as_text, accuracy("model=bert_base"), 1.0),
-    "c08 floats as text": Case(
-        rows("jsonl", texts(*(f"{number}.0" for number in range(12)))), labels(TWELVE), [*range(12)]
-    ),
-    "c08 classes from 1": Case(
-        rows("csv", "sentence,label\na,1\nb,2\n"), TEXT, refused=r"label 2, outside 0…1: .* data\.label_names=\[1,2\]"
-    ),
-    "c08 classes from 1, named": Case(
-        rows("csv", "sentence,label\na,1\nb,2\n"), labels(NAMED), [0, 1]
-    ),
     "c14 a model without its tokenizer": Case(
         untokenized, rehearsed, refused=r"no tokenizer in '.*', which has no file with a vocabulary: .* data\.tokenizer=FOLDER"
     ),

@@ -9,8 +9,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from qat_lightning.data.base import TaskData
-from tests.cases.case import Case, loaded
-from tests.cases.inputs import lines, question, sentences, write_images, write_rows, write_tokenizer
+from tests.cases.case import Case, lines, loaded, question, sentences, write_images, write_rows, write_tokenizer
 
 Read = Callable[[Path], TaskData]
 
@@ -125,10 +124,6 @@ FILES = {
     "c37 quote marks of pandas": Case(
         rows("tsv", 'sentence\tlabel\n"he ""ran"""\t0\na dog\t1\n'), texts(TEXT), ['he"ran"', "adog"]
     ),
-    "c37 semicolons": Case(rows("csv", "sentence;label\na, b;0\nc;1\n"), texts(TEXT), ["a,b", "c"]),
     "c47 nested questions": Case(rows("json", nested(3)), answers, ["paris"] * 3),
-    "c51 numbers among texts": Case(
-        rows("jsonl", lines([{"sentence": 42, "label": "1"}, {"sentence": "b", "label": 0}])), texts(TEXT), ["42", "b"]
-    ),
     "c51 digits as text": Case(rows("csv", "sentence,label\n00042,0\n7,1\n"), texts(TEXT), ["00042", "7"]),
 }  # fmt: skip

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from qat_lightning.config.builders.models import build_model, load_data
-from tests.cases.case import Case, composed
-from tests.cases.inputs import VOCABULARY, lines, write_rows, write_tokenizer
+from tests.cases.case import VOCABULARY, Case, composed, lines, write_rows, write_tokenizer
 
 CLASSES = 12
 TEXTS = [f"film {number}" for number in range(CLASSES)]

@@ -11,8 +11,7 @@ import pytest
 from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.commands.train.run import run
 from qat_lightning.config.run_config import read_run
-from tests.cases.case import Case, composed
-from tests.cases.inputs import VOCABULARY, lines, sentences, write_rows, write_tokenizer
+from tests.cases.case import VOCABULARY, Case, composed, lines, sentences, write_rows, write_tokenizer
 
 SHORT = (
     "model=tiny", f"model.architecture.vocab_size={VOCABULARY}", "data.text_columns=[sentence]", "data.max_length=32",

@@ -2,7 +2,6 @@
 
 import io
 import random
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -162,19 +161,6 @@ def test_pixels_are_changed_before_they_are_scaled(images):
         assert (windows - image).abs().flatten(1).max(1).values.min() < 1e-5
     assert changed["labels"] is batch["labels"]
     assert changed["pixel_values"].dtype == torch.float32
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_hook_passes_the_number_of_batches_and_the_rank(images, rank):
-    data = images()
-    batch = data.example_batch(4)
-    progress = SimpleNamespace(total=SimpleNamespace(processed=7))
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    data.trainer = SimpleNamespace(training=True, global_rank=rank, fit_loop=loop)
-    changed = data.on_after_batch_transfer(batch, 0)["pixel_values"]
-    assert torch.equal(changed, data.augment(batch, 7, rank)["pixel_values"])
-    data.trainer.training = False
-    assert data.on_after_batch_transfer(batch, 0) is batch
 
 
 class Recorder(LightningModule):

@@ -100,13 +100,6 @@ def test_validation_batches_are_twice_as_large_unless_given(given, width):
     assert len(batches[0]) == width
 
 
-def test_two_ranks_read_what_one_process_with_the_double_batch_reads():
-    ranks = [numbers(attached(Numbered(rows=16, batch_size=2), rank, 2).train_dataloader()) for rank in range(2)]
-    alone = numbers(attached(Numbered(rows=16, batch_size=4), 0, 1).train_dataloader())
-    assert [first + second for first, second in zip(*ranks, strict=True)] == alone
-    assert len(alone) == 3
-
-
 def test_a_resumed_stage_reads_on_behind_the_batches_that_were_processed():
     every = numbers(attached(Numbered(), 0, 1, max_steps=3, accumulate=2).train_dataloader())
     rest = numbers(attached(Numbered(), 0, 1, max_steps=3, accumulate=2, processed=4).train_dataloader())

@@ -81,33 +81,6 @@ def test_glue_task_reads_a_local_folder(task, tokenizer, tmp_path):
     assert data.task == task
 
 
-@pytest.mark.parametrize(
-    ("choice", "num_labels", "metrics"),
-    [("text", 6, {"accuracy"}), ("text_regression", 1, {"pearson", "spearman"})],
-)
-def test_any_text_set(choice, num_labels, metrics, tokenizer, tmp_path):
-    for split in ("train", "validation"):
-        (tmp_path / f"{split}.csv").write_text("q,y\n" + "".join(f"a cat,{row}\n" for row in range(6)))
-    places = (f"data.path={tmp_path}", f"model.path={tokenizer}", "data.max_length=16")
-    names = ("data.text_columns=[q]", "data.label_column=y", f"data.num_labels={num_labels}")
-    data = create(composed(f"data={choice}", *places, *names), "data")
-    assert set(data.metrics) == metrics
-    assert data.example_batch(6)["labels"].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize(
-    ("choice", "input_shape"),
-    [("digits", (4, 1, 8, 8)), ("random_images", (4, 3, 224, 224)), ("random_text", None)],
-)
-def test_sets_that_need_nothing(choice, input_shape):
-    batch = create(composed(f"data={choice}"), "data").example_batch(4)
-    if input_shape:
-        assert batch["pixel_values"].shape == input_shape
-    else:
-        assert batch["input_ids"].shape == batch["attention_mask"].shape
-    assert batch["labels"].shape == (4,)
-
-
 MISSING = ("data.path=x", "data.text_columns=[x]", "data.num_labels=3")
 NAMES = {
     "batch_size",

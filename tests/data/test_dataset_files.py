@@ -5,14 +5,12 @@ import json
 
 import pandas
 import pytest
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qat_lightning.data import dataset_files
 from qat_lightning.data.dataset_files import read_split
-from qat_lightning.data.file_formats import Column, read_file, read_records
+from qat_lightning.data.file_formats import Column, read_file
 from qat_lightning.data.hub import UnreachableError
 
 ROWS = [{"sentence": "a cat", "label": 1}, {"sentence": "a dog", "label": 0}]
@@ -50,12 +48,6 @@ def test_every_format_gives_the_same_rows_and_writes_no_file(tmp_path, suffix):
     folder = parquet(tmp_path, "train") if suffix == "parquet" else put(tmp_path, f"train.{suffix}", FORMATS[suffix])
     assert read_split(folder, None, "train").to_list() == ROWS
     assert [path.name for path in tmp_path.iterdir()] == [f"train.{suffix}"]
-
-
-def test_parquet_keeps_the_names_of_classes(tmp_path):
-    features = Features({"label": ClassLabel(names=["bad", "good"])})
-    Dataset.from_dict({"label": [1]}, features=features).to_parquet(tmp_path / "train.parquet")
-    assert read_split(str(tmp_path), None, "train").features["label"].names == ["bad", "good"]
 
 
 LONG = 3_000_000 * "a"
@@ -118,15 +110,6 @@ def test_quote_marks_of_glue_are_text(tmp_path, texts):
     assert cells(tmp_path, "train.tsv", content) == (texts, [1] * len(texts))
 
 
-@given(text=st.text(st.sampled_from('[]{}":,1a \n'), max_size=20))
-def test_any_text_is_read_as_rows_or_refused(text):
-    try:
-        rows = read_records(text)
-    except (ValueError, RecursionError):
-        return
-    assert all(isinstance(row, dict) for row in rows)
-
-
 def test_name_may_begin_with_the_split_and_the_exact_one_is_preferred(tmp_path):
     folder = put(tmp_path, "validation_matched.csv", "label\n1\n")
     assert read_split(folder, None, "validation")["label"][:] == [1]
@@ -134,12 +117,6 @@ def test_name_may_begin_with_the_split_and_the_exact_one_is_preferred(tmp_path):
     assert read_split(folder, None, "validation_mismatched")["label"][:] == [2]
     put(tmp_path, "validation.csv", "label\n3\n")
     assert read_split(folder, None, "validation")["label"][:] == [3]
-
-
-def test_shards_are_one_split(tmp_path):
-    for number, text in enumerate(("one", "two", "three")):
-        parquet(tmp_path, f"train-0000{number}-of-00003-0123abcd", [{"sentence": text}])
-    assert read_split(str(tmp_path), None, "train")["sentence"][:] == ["one", "two", "three"]
 
 
 def test_shards_may_differ_in_columns_that_are_not_read(tmp_path):

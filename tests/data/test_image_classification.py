@@ -78,25 +78,6 @@ def test_the_models_mean_and_deviation_hold_unless_others_are_given(tmp_path, gi
     assert len([note for note in data.notes if "is not the model's" in note]) == notes
 
 
-def test_colors_become_grey_by_luminance_and_grey_becomes_three_equal_channels(tmp_path):
-    grey = images(parquet(tmp_path), channels=1).example_batch(1)["pixel_values"] * 255
-    # ITU-R 601: 0.299 red, 0.587 green, 0.114 blue
-    assert grey.shape == (1, 1, 2, 2)
-    assert grey.flatten().tolist() == pytest.approx([76.245, 149.685, 29.07, 102], abs=0.5)
-    parquet(tmp_path, [file([[0, 51], [102, 255]])] * 2)
-    colored = images(tmp_path).example_batch(1)["pixel_values"] * 255
-    assert torch.equal(colored[0, 0].round(), torch.tensor([[0.0, 51.0], [102.0, 255.0]]))
-    assert torch.equal(colored, colored[:, :1].expand(1, 3, 2, 2))
-
-
-def test_another_size_is_resized_bilinearly(tmp_path):
-    parquet(tmp_path, [file([[0, 100], [0, 100]])] * 2)
-    pixels = images(tmp_path, size=4, channels=1).example_batch(1)["pixel_values"] * 255
-    # the centres of four pixels lie at −1/4, 1/4, 3/4 and 5/4 of the two that are given
-    assert pixels.shape == (1, 1, 4, 4)
-    assert pixels[0, 0].round().tolist() == [[0, 25, 75, 100]] * 4
-
-
 def test_a_file_that_says_it_lies_on_its_side_is_turned_upright(tmp_path):
     exif = Pillow.Exif()
     exif[0x0112] = 6  # "the first row is the right side, the first column the top" (TIFF 6.0, Orientation)

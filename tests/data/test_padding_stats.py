@@ -54,16 +54,6 @@ def test_by_hand():
     assert count_padding(Rows([2, 4, 1], 3), 1) == {"tokens": 7, "padding": 5, "longest": 5}  # no length for all
 
 
-def test_grouping_by_hand():
-    """Lengths 9 2 9 2 9 2 9 2 in batches of 4, one window of both: four of 9 and four of 2, nothing padded."""
-    lengths = [9, 2] * 4
-    grouped, mixed = (count_padding(Rows(lengths, 4, group_by_length=on), 2) for on in (True, False))
-    assert grouped is not None
-    assert own(grouped) == {"tokens": 44, "padding": 0}
-    assert mixed is not None
-    assert grouped["longest"] == mixed["longest"] == mixed["padding"] == 72 - 44  # both batches hold a row of 9
-
-
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=40),
     st.integers(1, 5),

@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torchmetrics.classification import MulticlassAccuracy
 
-from qat_lightning.config.instantiate import create
-from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.data.synthetic import RandomImages, RandomQuestions, RandomText, RandomTokens
 
 COMMON = {"batch_size": 8, "metrics": {"a": MulticlassAccuracy(3)}, "metric": "a"}
@@ -26,11 +23,6 @@ def random_questions(**changed):
 
 def random_tokens(**changed):
     return RandomTokens(**COMMON | {"rows": 40, "length": 9, "vocabulary_size": 12} | changed)
-
-
-def configured(choice):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return create(resolve(compose("config", overrides=[f"data={choice}"])).data, "data")
 
 
 def test_texts_have_several_lengths_and_a_mask_over_their_padding():
@@ -57,22 +49,6 @@ def test_answers_are_spans_behind_the_first_token_and_before_the_padding():
     assert (start <= end).all()
     assert (end < lengths).all()
     assert len((end - start).unique()) > 3
-
-
-def test_share_of_right_positions_is_over_starts_and_ends_and_ignores_padding():
-    """One start of two and one end of two are right, at 9 of 16 positions that the metric knows."""
-    data = configured("random_questions")
-    short, long = torch.tensor([1, 5, 6]), torch.tensor([1, 7, 8, 9])
-    rows = [{"input_ids": short, "labels": torch.tensor([1, 2])}, {"input_ids": long, "labels": torch.tensor([1, 3])}]
-    batch = data.collate(rows)
-    start, end = torch.zeros(2, 2, 4).unbind()
-    start[0, 1], start[1, 2] = 1, 1
-    end[0, 3], end[0, 2], end[1, 1] = 9, 1, 1  # 9 stands at padding
-    predictions, targets = data.predict([start, end], batch)
-    assert predictions.tolist() == [1, 2, 2, 1]
-    assert targets.tolist() == [1, 1, 2, 3]
-    data.metrics["accuracy"].update(predictions, targets)
-    assert data.metrics["accuracy"].compute() == 0.5
 
 
 def test_labels_of_random_tokens_are_the_tokens_that_follow():
