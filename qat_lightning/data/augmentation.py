@@ -42,11 +42,8 @@ class Crop(nn.Module):
         pixels = round(self.padding * height)
         padded = functional.pad(images, [pixels] * 4)
         corners = torch.randint(2 * pixels + 1, (count, 2)).tolist()
-        cut = [
-            image[:, top : top + height, left : left + width]
-            for image, (top, left) in zip(padded, corners, strict=True)
-        ]
-        return torch.stack(cut)
+        pairs = zip(padded, corners, strict=True)
+        return torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in pairs])
 
     def extra_repr(self) -> str:
         return f"padding={self.padding}"

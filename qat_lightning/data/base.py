@@ -168,7 +168,14 @@ class TaskData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return a loader of a whole stage, so that Lightning's progress is one number: the batches that were processed."""
         self.load()
-        return self._loader(self.train_rows, batch_sampler=self._train_batches())
+        rank, world_size = self._place()
+        batches, start = None, 0
+        if self.trainer is not None:
+            if self.trainer.max_steps < 0:
+                raise ValueError("the Trainer needs max_steps: one pass over the training loader is a complete stage")
+            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return self._loader(self.train_rows, batch_sampler=self.train_batches(batches, start, rank, world_size))
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the validation rows in order, each once over all ranks."""
@@ -240,16 +247,6 @@ class TaskData(LightningDataModule):
                     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-    def _train_batches(self) -> StageBatchSampler:
-        rank, world_size = self._place()
-        batches, start = None, 0
-        if self.trainer is not None:
-            if self.trainer.max_steps < 0:
-                raise ValueError("the Trainer needs max_steps: one pass over the training loader is a complete stage")
-            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        return self.train_batches(batches, start, rank, world_size)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

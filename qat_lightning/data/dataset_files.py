@@ -11,7 +11,7 @@ import pyarrow
 from datasets import Dataset, load_dataset, packaged_modules
 from datasets.exceptions import DatasetGenerationError
 
-from qat_lightning.data.file_formats import SUFFIXES, Column, Content, read_file
+from qat_lightning.data.file_formats import SUFFIXES, Column, read_file
 from qat_lightning.data.hub import require_hub
 
 DAMAGED = (OSError, ValueError, NotImplementedError, TypeError, KeyError, RecursionError)
@@ -65,25 +65,23 @@ def read_split(path: str, name: str | None, split: str, columns: Sequence[Column
 
 
 def _read_files(files: Sequence[Path], path: str, split: str, columns: Sequence[Column]) -> Dataset:
-    contents = [_read_file(file, columns) for file in files]
-    for content in contents:
-        for column in columns if content.names else ():
-            _check_column(column, content.names, path, split)
+    tables = []
+    for file in files:
+        try:
+            names, table = read_file(file, columns)
+        except DAMAGED as error:
+            raise ValueError(
+                f"{str(file)!r} cannot be read ({_line(error)}): repair it (a text file must be UTF-8), or set path=FOLDER"
+            ) from error
+        for column in columns if names else ():
+            _check_column(column, names, path, split)
+        tables.append(table)
     try:
-        return Dataset(pyarrow.concat_tables([content.table for content in contents], promote_options="permissive"))
-    except DAMAGED as error:
+        return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
+    except pyarrow.ArrowException as error:
         raise ValueError(
             f"the files of the {split} split of path={path!r} have columns of different types ({_line(error)}): make them"
             " the same"
-        ) from error
-
-
-def _read_file(file: Path, columns: Sequence[Column]) -> Content:
-    try:
-        return read_file(file, columns)
-    except DAMAGED as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be read ({_line(error)}): repair it (a text file must be UTF-8), or set path=FOLDER"
         ) from error
 
 

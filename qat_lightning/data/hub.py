@@ -42,7 +42,8 @@ def require_hub(places: Mapping[str, str]) -> None:
         UnreachableError: one message that names everything that is missing, and the keys that supply it.
     """
     absent = {key: place for key, place in places.items() if not Path(place).is_dir()}
-    paths = {key: place for key, place in absent.items() if _is_path(place)}
+    # a hub id is `name` or `owner/name`
+    paths = {key: place for key, place in absent.items() if place.startswith((".", "/", "~")) or place.count("/") > 1}
     remote = {
         key: place
         for key, place in absent.items()
@@ -58,11 +59,6 @@ def require_hub(places: Mapping[str, str]) -> None:
         reasons.append(f"{named}: neither a local folder nor cached, and the hub cannot be reached")
     remedy = " ".join(f"{key}=FOLDER" for key in places if key in paths or key in remote)
     raise UnreachableError(f"{'; '.join(reasons)}: set {remedy}")
-
-
-def _is_path(place: str) -> bool:
-    """Return whether `place` looks like a path and not like a hub id (`name` or `owner/name`)."""
-    return place.startswith((".", "/", "~")) or place.count("/") > 1
 
 
 def _is_cached(place: str, kind: str) -> bool:

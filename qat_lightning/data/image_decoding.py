@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -44,7 +43,12 @@ class EncodedImages(Sequence[Row]):
 
     def __getitem__(self, number: int) -> Row:  # type: ignore[override]
         row = self.rows[number]
-        encoded = _read_bytes(self.images[row][self.column])
+        value = self.images[row][self.column]
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str) and Path(value).is_file():
+            value = Path(value).read_bytes()
+        encoded = value if isinstance(value, bytes) else b""
         # the fingerprint reads all rows before a run starts, so this check comes before training
         if not _is_image(encoded):
             raise ValueError(
@@ -138,15 +142,6 @@ def _image_files(folder: Path) -> list[Path]:
     """Return the image files of a class's folder and its subfolders, except hidden ones."""
     files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
-
-def _read_bytes(value: Any) -> bytes:
-    """Return the bytes of a cell: bytes, the path of a file, or a dict with one of them; b"" for anything else."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and Path(value).is_file():
-        return Path(value).read_bytes()
-    return value if isinstance(value, bytes) else b""
 
 
 def _is_image(encoded: bytes) -> bool:

@@ -157,7 +157,13 @@ def _class_names(
     if own and len(numbers) == len(own) and all(number in range(column.num_labels) for number in numbers):
         return [numbers.get(number, str(number)) for number in range(column.num_labels)], []
     if own and len(own) != column.num_labels:
-        raise ValueError(_wrong_count(own, column))
+        if len(own) == 1:
+            raise ValueError(_one_class(repr(own[0]), column))
+        raise ValueError(
+            f"num_labels={column.num_labels}, but column {column.name!r} has {len(own)} classes ({_shortened(own)}): set"
+            f" num_labels={len(own)}, another label_column=…, unlabelled=[…] for rows without a class, or label_names=[…] for"
+            " names that differ in case only"
+        )
     note = (
         f"the model's classes ({_shortened(column.model_names or ())}) differ from the data's, which are numbered"
         f" {_numbered(own)}; label_names=[…] sets another order"
@@ -257,19 +263,6 @@ def _missing_labels(split: Dataset, labels: Labels, column: LabelColumn, name: s
     if column.num_labels > 1 and (missing := sorted(set(range(column.num_labels)).difference(numbers))):
         notes.append(f"the {name} split has no row of class {_shortened([*map(labels.shown, missing)])}")
     return notes
-
-
-def _wrong_count(names: Sequence[str], column: LabelColumn) -> str:
-    if len(names) == 1:
-        return _one_class(repr(names[0]), column)
-    problem = (
-        f"num_labels={column.num_labels}, but column {column.name!r} has {len(names)} classes ({_shortened(names)})"
-    )
-    distinct = {normalized(name): name for name in names}
-    if len(distinct) == column.num_labels:
-        order = _shortened([*distinct.values()])
-        return f"{problem}, some of which differ in case or spaces only: set label_names=[…], each once ({order})"
-    return f"{problem}: set num_labels={len(names)}, another label_column=…, or unlabelled=[…] (rows without a class)"
 
 
 def _one_class(name: str, column: LabelColumn) -> str:

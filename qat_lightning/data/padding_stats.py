@@ -62,8 +62,7 @@ def _chunks(
     data: TaskData, lengths: numpy.ndarray, batches: int, world_size: int = 1, grouped: bool | None = None
 ) -> Iterator[tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]]:
     """Yield for `CHUNK` batches at a time: rows per batch, tokens per row, tokens of each batch's longest row."""
-    given = {} if grouped is None else {"grouped": grouped}
-    every_rank = chain.from_iterable(data.train_batches(batches, world_size=world_size, **given).shares())
+    every_rank = chain.from_iterable(data.train_batches(batches, world_size=world_size, grouped=grouped).shares())
     while chunk := list(islice(every_rank, CHUNK)):
         sizes = numpy.fromiter(map(len, chunk), numpy.int64, len(chunk))
         tokens = lengths[numpy.fromiter(chain.from_iterable(chunk), numpy.int64, sizes.sum())]

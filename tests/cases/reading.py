@@ -15,7 +15,7 @@ Read = Callable[[Path], TaskData]
 
 
 def tokenized(*words: str) -> Read:
-    """Return what reads a folder of texts, with the tokenizer that lies in it or else one of single characters."""
+    """Return what reads a folder of texts, with the tokenizer in it, or else one of single characters."""
 
     def read(folder: Path) -> TaskData:
         if not (folder / "tokenizer").exists():

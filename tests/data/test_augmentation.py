@@ -164,7 +164,7 @@ def test_pixels_are_changed_before_they_are_scaled(images):
 
 
 class Recorder(LightningModule):
-    """Keeps every batch as the step sees it; dies after so many."""
+    """Keeps every batch as the step sees it; fails after `dies_after`."""
 
     def __init__(self, dies_after=None):
         super().__init__()

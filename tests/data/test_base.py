@@ -100,14 +100,14 @@ def test_validation_batches_are_twice_as_large_unless_given(given, width):
     assert len(batches[0]) == width
 
 
-def test_a_resumed_stage_reads_on_behind_the_batches_that_were_processed():
+def test_resumed_stage_continues_after_the_processed_batches():
     every = numbers(attached(Numbered(), 0, 1, max_steps=3, accumulate=2).train_dataloader())
     rest = numbers(attached(Numbered(), 0, 1, max_steps=3, accumulate=2, processed=4).train_dataloader())
     assert len(every) == 6  # 3 steps of 2 batches: two epochs
     assert rest == every[4:]
 
 
-def test_lightning_reads_the_stage_through_in_the_order_of_the_sampler():
+def test_lightning_reads_a_stage_in_the_order_of_the_sampler():
     seen = []
 
     class Reader(LightningModule):
@@ -143,7 +143,7 @@ def test_calibration_rows_are_the_same_for_every_rank_seed_and_batch_size():
     assert [len(batch) for batch in numbers(given[2].calibration_batches(6))] == [6], "whatever the batch size"
 
 
-def test_fingerprint_is_of_the_content_and_nothing_else():
+def test_fingerprint_depends_on_content_only():
     same = {Numbered(**changed).fingerprint() for changed in ({}, {"seed": 3}, {"batch_size": 2}, {"train_limit": 10})}
     assert len(same) == 1
 
@@ -159,5 +159,5 @@ def test_fingerprint_is_of_the_content_and_nothing_else():
         {"num_labels": 3},
     ],
 )
-def test_fingerprint_sees_every_change(changed):
+def test_fingerprint_changes_with_rows_and_limits(changed):
     assert Numbered(**changed).fingerprint() != Numbered().fingerprint()

@@ -97,7 +97,7 @@ GIVEN |= {"language": ("data.path=x",), "images": ("data.path=x", "data.num_labe
 
 
 @pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "data").glob("[a-z]*.yaml")))
-def test_every_choice_spells_out_what_users_override(choice):
+def test_every_data_file_names_the_keys_that_users_override(choice):
     config = composed(f"data={choice}", "seed=7", *GIVEN.get(choice, ()))
     assert set(config) >= NAMES
     assert config["seed"] == 7

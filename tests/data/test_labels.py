@@ -117,7 +117,7 @@ def test_notes():
         ([-1, -1], {}, r"no row of the train split has a label \(-1: 2\): .*train_split=…"),
         ([1, 2], {}, r"row 1 .* label 2, outside 0…1: set label_names=\[1,2\]"),
         ([0, 1, 2], {}, r"row 2 .* label 2, outside 0…1: set num_labels=…"),
-        (["Yes", "no", "yes"], {}, r"3 classes .* differ in case .*label_names=\[…\], each once \(yes, no\)"),
+        (["Yes", "no", "yes"], {}, r"3 classes \(Yes, no, yes\): .*label_names=\[…\]"),
         (["0", "1", "NA"], {}, r"3 classes \(0, 1, NA\): .*unlabelled=\[…\]"),
         (["a", "b"], {"wanted": ["a", "c"]}, r"label 'b', which is not in label_names=\['a', 'c'\]"),
         (["a", "b"], {"wanted": ["a", "b", "c"]}, r"label_names=.* has 3 different names for num_labels=2"),

@@ -112,16 +112,7 @@ def test_texts_alone_are_cut_and_padded(language, write):
     assert batch["attention_mask"].sum(1).tolist() == [4, 1, 5]
 
 
-def test_padding_to_the_maximal_length(language, write):
-    write(["a dog", "the cat sat"])
-    longest, fixed = (language(packing=False, max_length=6, padding=padding) for padding in ("longest", "max_length"))
-    assert longest.example_batch(1)["input_ids"].shape == (1, 3)
-    batch = fixed.example_batch(1)
-    assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(batch, (1, 6))
-    assert longest.fingerprint() != fixed.fingerprint()
-
-
-def test_labels_are_those_that_a_model_of_transformers_shifts_itself(language, write):
+def test_labels_equal_those_that_transformers_shifts(language, write):
     """Its own loss on the same text, against the mean of −log p of our labels; the last label is the model's as well."""
     write(["the film is not very good"])
     data = language(packing=False, max_length=9)
@@ -135,7 +126,7 @@ def test_labels_are_those_that_a_model_of_transformers_shifts_itself(language, w
 
 
 @pytest.mark.parametrize("changed", [{"packing": False}, {"separator": " very "}, {"max_length": 5}])
-def test_fingerprint_sees_how_rows_are_made(language, write, changed):
+def test_fingerprint_changes_with_the_encoding(language, write, changed):
     write(ROWS)
     before = language().fingerprint()
     assert language().fingerprint() == before

@@ -62,7 +62,7 @@ def test_by_hand():
     st.booleans(),
     st.booleans(),
 )
-def test_it_is_the_padding_of_the_batches_themselves(lengths, batch_size, world_size, steps, grouped, reshuffle):
+def test_counted_padding_equals_that_of_the_batches(lengths, batch_size, world_size, steps, grouped, reshuffle):
     data = Rows(lengths, batch_size, group_by_length=grouped, reshuffle=reshuffle, seed=3)
     counted = count_padding(data, 2 * steps, world_size)
     expected = seen(data, steps, world_size, accumulate=2)

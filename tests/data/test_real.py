@@ -76,7 +76,7 @@ def test_spans_of_squad_decode_to_the_answers():
         decoded = data.tokenizer.decode(row["input_ids"][first : last + 1])
         assert letters(decoded).removeprefix("##") == letters(text) or unknown in decoded, number
         exact += answer == text
-    assert len(whole) > 10560  # a handful is longer than the windows' overlap and stands across their bounds
+    assert len(whole) > 10560  # a handful is longer than the windows' overlap and crosses their bounds
     assert exact > 0.99 * len(whole)
 
 

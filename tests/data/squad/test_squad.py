@@ -23,7 +23,7 @@ LONG = "the cat sat a dog ran the film is good"  # ten tokens
 
 
 def question(context, text="is", *answers):
-    """A row in SQuAD's columns; each answer stands where the context first has it."""
+    """A row in SQuAD's columns; each answer starts where the context first has it."""
     starts = [context.index(answer) for answer in answers]
     return {"context": context, "question": text, "answers": {"text": list(answers), "answer_start": starts}}
 
@@ -199,14 +199,14 @@ def unanswerable(squad, write, null, best, threshold=0.0, answer=()):
         ([5.0, 5.0], [5.0, 5.0], 0.0, False),  # equal: not above
     ],
 )
-def test_no_answer_wins_where_its_least_score_is_above_the_best_span(squad, write, null, best, threshold, empty):
+def test_no_answer_is_chosen_if_its_lowest_score_exceeds_the_best_span(squad, write, null, best, threshold, empty):
     found = unanswerable(squad, write, null, best, threshold)
     assert found == {"f1": float(empty), "exact_match": float(empty)}  # two empty answers are equal
     found = unanswerable(squad, write, null, best, threshold, answer=["good"])
     assert found["f1"] == 0  # whether silent or at another place
 
 
-def test_silence_is_no_answer_where_one_of_the_accepted_has_words(squad, write):
+def test_empty_answer_is_wrong_if_an_accepted_answer_has_words(squad, write):
     """SQuAD 2.0's official script leaves out those of punctuation and articles alone; 1.1's does not."""
     write([question("the cat .", "is", ".", "cat"), question("the cat .", "is", "the")])
     data = squad(unanswerable=True)
@@ -273,7 +273,7 @@ def test_limits_count_questions(squad, write, limit, features):
         (ROWS, {"stride": 1, "validation_limit": 1}),
     ],
 )
-def test_fingerprint_sees_all_that_the_score_depends_on(squad, write, validation, changed):
+def test_fingerprint_changes_with_what_changes_the_score(squad, write, validation, changed):
     write(ROWS)
     before = squad().fingerprint()
     assert squad().fingerprint() == before
