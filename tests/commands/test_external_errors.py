@@ -366,6 +366,17 @@ def test_without_an_account_the_run_is_logged_offline_and_says_so(tmp_path):
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 3, "one W&B run for each stage"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("override", ["logger.wandb.offline=true", "logger.wandb.offline=false"])
+def test_wandb_is_offline_on_request_and_without_a_network(tmp_path, override):
+    key = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_SILENT": "true"}
+    words = (*SMALL, "logger=wandb", override, "hydra.run.dir=run")
+    ended = call(tmp_path, *words, seconds=90, **key, WANDB_INIT_TIMEOUT="2")
+    assert ended.returncode == 0, ended.stderr
+    assert ("this run is logged offline" in ended.stdout) is override.endswith("false")
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
