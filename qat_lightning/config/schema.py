@@ -145,8 +145,8 @@ class StepSizesConfig:
 @dataclass
 class QuantizationConfig:
     """rules: name → QuantizationRule, the first that matches wins · attention: an AttentionQuantization, or null · bits: glob
-    over parts →
-    width of the weights there."""
+    over parts → width of the weights there · budget: size of the packed model (6MiB), or mean width of the weights
+    (2.5bits), under which the run chooses the bits itself · budget_widths: the widths that it chooses from."""
 
     weight: Any = None
     embedding: Any = None
@@ -154,6 +154,8 @@ class QuantizationConfig:
     rules: dict[str, Any] = field(default_factory=dict)
     attention: Any = None
     bits: Any = None
+    budget: str | None = None
+    budget_widths: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6, 8])
     step_size: StepSizesConfig = field(default_factory=StepSizesConfig)
     calibration_rows: int = bounded(256, 1)
 

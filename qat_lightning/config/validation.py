@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 from qat_lightning.config.allowed_targets import KEY
+from qat_lightning.config.bit_budget import parse_budget
 from qat_lightning.config.instantiate import add_keys, check_node, check_type, create, create_all, suggest
 from qat_lightning.config.schema import (
     DECIDED_BY_RUN,
@@ -113,11 +114,26 @@ def _check_values(config: RunConfig) -> None:
     for glob, width in (config.quantization.bits or {}).items():
         if not 1 <= width <= 8:
             raise ConfigError(f"quantization.bits gives {glob!r} {width}: give a whole number from 1 to 8")
+    _check_budget(config.quantization)
     for name, stage in vars(config.stages).items():
         if getattr(stage, "target_modules", None) == []:
             raise ConfigError(f"stages.{name}.target_modules=[] quantizes nothing: give globs, or null for all")
         if stage.max_steps is None and stage.max_epochs is None:
             raise ConfigError(f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 skips it)")
+
+
+def _check_budget(quantization: QuantizationConfig) -> None:
+    if quantization.budget is None:
+        return
+    parse_budget(quantization.budget)
+    if quantization.bits:
+        raise ConfigError(
+            "quantization.budget chooses the bits, and quantization.bits gives them: leave one of them out"
+        )
+    if not quantization.budget_widths or not all(1 <= width <= 8 for width in quantization.budget_widths):
+        raise ConfigError(
+            f"quantization.budget_widths={quantization.budget_widths} must be a list of whole numbers from 1 to 8"
+        )
 
 
 def _check_architecture(architecture: Plain) -> None:

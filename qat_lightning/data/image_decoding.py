@@ -20,6 +20,10 @@ from qat_lightning.data.file_formats import Column
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
+NOT_IMAGES = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
+"""Folders that archives, network drives and trash add, with images that are not the user's."""
+
+
 class EncodedImages(Sequence[Row]):
     """One split's labelled rows: "image", the bytes of an image file (L,) uint8, "labels", and their origin ("row", "held_out").
 
@@ -109,7 +113,7 @@ def read_images(path: str, name: str | None, split: str, image: Column, label: C
     folder = Path(path) / split
     if not folder.is_dir():
         return read_split(path, name, split, [image, label])
-    classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not _hidden(place.name))
     files = [(file, number) for number, word in enumerate(classes) for file in _image_files(folder / word)]
     if not files:
         raise ValueError(
@@ -141,7 +145,11 @@ def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
 def _image_files(folder: Path) -> list[Path]:
     """Return the image files of a class's folder and its subfolders, except hidden ones."""
     files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    return sorted(file for file in files if not any(map(_hidden, file.relative_to(folder).parts)))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in NOT_IMAGES
 
 
 def _is_image(encoded: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -123,6 +124,19 @@ def quantize(
     if attention is not None:
         _quantize_attention(model, attention)
     return model
+
+
+def adjustable_parts(model: nn.Module, rules: Sequence[QuantizationRule]) -> list[str]:
+    """Return the parts whose weights these rules quantize with a quantizer that takes `bits`, so that a width can be chosen."""
+    winners = {
+        part: next((rule for rule in rules if fnmatchcase(part, rule.target_modules)), None)
+        for part in part_paths(model)
+    }
+    return [part for part, rule in winners.items() if rule is not None and rule.weight and _takes_bits(rule.weight)]
+
+
+def _takes_bits(make: MakeQuantizer) -> bool:
+    return "bits" in inspect.signature(make).parameters
 
 
 def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:

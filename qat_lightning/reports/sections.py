@@ -14,13 +14,14 @@ from torch import Tensor
 
 from qat_lightning.analysis.attention_maps import MAPS, compare_maps, describe_maps, mean
 from qat_lightning.analysis.attention_norms import Norms, norm_analysis, norm_differences
+from qat_lightning.analysis.bit_allocation import RECORD, read_record
 from qat_lightning.analysis.dynamic_range import dynamic_range
 from qat_lightning.analysis.layer_errors import layer_errors, sample_map, valid_tokens
 from qat_lightning.analysis.result_files import read_landscapes, read_spectra
 from qat_lightning.analysis.token_masks import CLS, SEP, class_ids, token_classes
 from qat_lightning.analysis.training_log import read_history
 from qat_lightning.io.files import atomic_write
-from qat_lightning.io.markdown import table
+from qat_lightning.io.markdown import human_bytes, table
 from qat_lightning.models.capture import Batch, Signals
 from qat_lightning.reports import plots, tables
 from qat_lightning.reports.summary import NAMES
@@ -166,7 +167,31 @@ def _landscape(run: Captured) -> Section | None:
     return _drawn("landscape", "The loss around the weights", figure, about=about)
 
 
+def _chosen_bits(run: Captured) -> Section | None:
+    if not (run.folder / RECORD).is_file():
+        return None
+    record = read_record(run.folder)
+    chosen = {
+        part: next(option for option in own if option.bits == record["bits"][part])
+        for part, own in record["options"].items()
+    }
+    widths = [option.bits for option in next(iter(record["options"].values()))]
+    every = {
+        f"{width} bits everywhere": [own[column] for own in record["options"].values()]
+        for column, width in enumerate(widths)
+    }
+    rows = [
+        [name, human_bytes(sum(option.bytes for option in own)), f"{sum(option.error for option in own):.3g}"]
+        for name, own in ({"chosen": list(chosen.values())} | every).items()
+    ]
+    flow = "{" + ", ".join(f"{part}: {width}" for part, width in record["bits"].items()) + "}"
+    figure = plots.bits_plot(record["bits"])
+    head = ["widths", "bytes of these weights", "sum of errors"]
+    return _drawn("bits", "The width of each weight", figure, table(head, rows), budget=record["budget"], bits=flow)
+
+
 SECTIONS: dict[str, Callable[[Captured], Section | None]] = {
+    "Widths under the budget": _chosen_bits,
     "Error of each layer": _layer_errors,
     "Attention maps": _maps,
     "Attention against the teacher": _measures,

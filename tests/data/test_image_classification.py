@@ -106,6 +106,7 @@ def test_images_are_read_from_each_kind_of_column(tmp_path, kind):
 def test_a_folder_for_each_class_of_each_split(tmp_path):
     for split, place, color in (
         ("train", "dog/1.png", RED), ("train", "dog/far/away/2.JFIF", RED), ("train", "cat/1.png", GREEN),
+        ("train", "__MACOSX/1.png", BLUE), ("train", "cat/@eaDir/1.png", BLUE),
         ("validation", "cat/9.png", BLUE), ("validation", "dog/3.webp", RED),
     ):  # fmt: skip
         path = tmp_path / split / place

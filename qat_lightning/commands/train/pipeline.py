@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from qat_lightning.analysis.bit_allocation import RECORD
+from qat_lightning.commands.train.bit_budget import with_chosen_bits, with_recorded_bits
 from qat_lightning.commands.train.process_rank import count_devices, first_process
 from qat_lightning.commands.train.teacher_cache import check_disk_space, find_cache, teacher_facts
 from qat_lightning.config.builders.models import build_model, build_student, load_data
@@ -177,6 +179,14 @@ class Run:
         module = build_module(self.scoring, "teacher", 0, model, self.data, objective=objective)
         return own_scores(self.scorer, module, self.data)
 
+    def quantized(self, teacher: nn.Module) -> nn.Module:
+        """Put the student's quantizers into `teacher`, in place; the budget of bits, if there is one, chooses their widths."""
+        before = self.config.quantization.budget is None or (self.folder / RECORD).is_file()
+        if not before:
+            self.say("bits", f"measuring the error of each weight at {self.config.quantization.budget_widths} bits …")
+        chosen = with_chosen_bits(self.config, self.folder, self.stages["train"].fingerprint, teacher, self.data)
+        return build_student(chosen, teacher, self.data)
+
     def restored(self, stage: str) -> nn.Module:
         """Build the teacher or the student with the weights of a finished stage.
 
@@ -190,7 +200,7 @@ class Run:
             )
         model: nn.Module = build_model(self.config, self.data)
         if stage != "teacher":
-            model = build_student(self.config, model, self.data)
+            model = build_student(with_recorded_bits(self.config, self.folder), model, self.data)
         load_stage(stage, self.folder, model)
         return model
 

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from qat_lightning.commands.train.bit_budget import check_budget
 from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.config.builders.exports import unsupported_formats
 from qat_lightning.config.builders.models import build_quantized
@@ -230,6 +231,7 @@ CHECKS: dict[str, Callable[[Run, nn.Module], object]] = {
     "trainers and callbacks": _check_parts,
     "processes and rows": _check_processes,
     "data and model": _check_data,
+    "bit budget": lambda run, teacher: check_budget(run.config, teacher),
     "two rows": _check_two_rows,
     "teacher cache": lambda run, teacher: run.find_cache(teacher),
 }

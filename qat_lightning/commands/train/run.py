@@ -14,7 +14,7 @@ from qat_lightning.commands.train.preflight import check_libraries, preflight
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
 from qat_lightning.commands.train.results import check_recorded, classes, results_of, watch
 from qat_lightning.commands.train.run_directory import check_own, lock_folder
-from qat_lightning.config.builders.models import build_model, build_student
+from qat_lightning.config.builders.models import build_model
 from qat_lightning.config.builders.training import stage_names
 from qat_lightning.config.schema import Plain, RunConfig, Teacher, as_plain
 from qat_lightning.io.files import write_json, write_text
@@ -69,7 +69,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     config, folder, data, console = run.config, run.folder, run.data, run.console
     batch = data.example_batch(8)
     run.stage("teacher", teacher)
-    student = build_student(config, copy.deepcopy(teacher), data)
+    student = run.quantized(copy.deepcopy(teacher))
     untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
     run.say("PTQ baseline", f"{data.metric} {score(untrained)}")
 

@@ -27,9 +27,16 @@ from qat_lightning.config.builders.data_arguments import follow_model
 from qat_lightning.config.builders.pretrained import as_data, random_weights, read_architecture, read_weights, runs_code
 from qat_lightning.config.builders.pretrained_weights import check_weights, warnings_of_transformers
 from qat_lightning.config.instantiate import add_keys, create, create_all, keys_in_messages
-from qat_lightning.config.schema import BenchConfig, ConfigError, ModelConfig, RunConfig, TeacherPrecision
+from qat_lightning.config.schema import (
+    BenchConfig,
+    ConfigError,
+    ModelConfig,
+    QuantizationConfig,
+    RunConfig,
+    TeacherPrecision,
+)
 from qat_lightning.data.base import Head, TaskData
-from qat_lightning.models.convert import keep_layers, quantize
+from qat_lightning.models.convert import QuantizationRule, keep_layers, quantize
 from qat_lightning.models.families import FAMILIES
 from qat_lightning.models.module_paths import family
 from qat_lightning.models.quantized_model import calibrate
@@ -148,17 +155,27 @@ def build_student(config: RunConfig, teacher: nn.Module, data: TaskData) -> nn.M
 
 
 def build_quantized(config: RunConfig | BenchConfig, teacher: nn.Module) -> nn.Module:
-    """The student's layers of `teacher` with the configured quantizers, not calibrated; in place."""
-    if config.model.student_layers is not None:
-        try:
-            keep_layers(teacher, config.model.student_layers)
-        except ValueError as error:
-            raise ConfigError(f"model.student_layers: {error}") from error
+    """Put the configured quantizers into the student's layers of `teacher`, in place; they are not calibrated."""
+    keep_student_layers(config.model, teacher)
     quantization = config.quantization
-    rules = list(create_all(quantization.rules, "quantization.rules").values())
     attention = quantization.attention
     operands = create(attention, "quantization.attention") if attention else None
-    return quantize(teacher, rules, operands, quantization.bits or {})
+    return quantize(teacher, build_rules(quantization), operands, quantization.bits or {})
+
+
+def build_rules(quantization: QuantizationConfig) -> list[QuantizationRule]:
+    """Build the rules that place quantizers, in their order."""
+    return list(create_all(quantization.rules, "quantization.rules").values())
+
+
+def keep_student_layers(model: ModelConfig, teacher: nn.Module) -> nn.Module:
+    """Leave only the layers of `model.student_layers` in `teacher`, in place."""
+    if model.student_layers is not None:
+        try:
+            keep_layers(teacher, model.student_layers)
+        except ValueError as error:
+            raise ConfigError(f"model.student_layers: {error}") from error
+    return teacher
 
 
 def _check_head(architecture: PretrainedConfig, head: Head) -> None:

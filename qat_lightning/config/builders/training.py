@@ -41,6 +41,8 @@ AS_BEFORE: Sequence[tuple[str, Any]] = (
     (r"losses\..*\.implementation", "dense"),
     (r"compile", False),
     (r"teacher_precision", None),
+    (r"quantization\.budget", None),
+    (r"quantization\.budget_widths", [2, 3, 4, 5, 6, 8]),
 )
 """Settings that count only where they are otherwise: run folders from before them know none of these."""
 

@@ -1,6 +1,7 @@
 """Plots of a run as matplotlib figures: `training_curves(…).savefig("curves.png")`."""
 
 from qat_lightning.reports.plots.attention_maps import attention_map_plot
+from qat_lightning.reports.plots.bits import bits_plot
 from qat_lightning.reports.plots.curvature import landscape_plot, spectrum_plot
 from qat_lightning.reports.plots.layers import (
     dynamic_range_plot,
@@ -14,6 +15,7 @@ from qat_lightning.reports.plots.training_curves import training_curves
 
 __all__ = [
     "attention_map_plot",
+    "bits_plot",
     "default_style",
     "dynamic_range_plot",
     "landscape_plot",
