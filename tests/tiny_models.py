@@ -5,33 +5,61 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
     BertConfig,
     BertForSequenceClassification,
+    CamembertConfig,
+    CamembertForSequenceClassification,
+    CLIPConfig,
+    CLIPForImageClassification,
+    Data2VecTextConfig,
+    Data2VecTextForSequenceClassification,
     DeiTConfig,
     DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    EuroBertConfig,
+    EuroBertForSequenceClassification,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
     ViTConfig,
     ViTForImageClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert")
 IMAGE_FAMILIES = ("vit", "deit")
 FAMILIES = TEXT_FAMILIES + IMAGE_FAMILIES
 DECODERS = ("gpt2", "llama", "mistral", "qwen2")
+OTHER_TEXTS = ("xlm-roberta", "camembert", "data2vec-text", "modernbert", "eurobert")
+OTHER_IMAGES = ("beit", "dinov2", "clip", "siglip")
+OTHER_DECODERS = ("qwen3", "gemma3_text", "phi3")
+"""Families that share a table or the code of one above; `tests/models/test_families.py` tests all."""
 
 LAYERS, HEADS, WIDTH, INNER, CLASSES = 2, 4, 32, 48, 3
 VOCABULARY, POSITIONS, PAD = 80, 24, 1
@@ -64,6 +92,20 @@ _GPT2 |= {"vocab_size": VOCABULARY, "initializer_range": _SPREAD, "use_cache": F
 _LLAMA = {"num_key_value_heads": 2, "intermediate_size": INNER, "use_cache": False}
 _LLAMA |= {name: _ENCODER[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")} | _TEXT
 _LLAMA |= {"initializer_range": _SPREAD}
+_BEIT = {"layer_scale_init_value": 0.1, "use_relative_position_bias": True}
+_DINOV2 = {name: value for name, value in _ENCODER.items() if name != "intermediate_size"}
+_DINOV2 |= {"mlp_ratio": 2, "layerscale_value": 0.5} | _IMAGES
+_VISION = {"vision_config": {name: value for name, value in (_ENCODER | _IMAGES).items() if name != "num_labels"}}
+_VISION |= {"text_config": {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}}
+_VISION |= {"num_labels": CLASSES}
+_MODERNBERT = {"local_attention": 6, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3}
+_MODERNBERT |= {"bos_token_id": 2, "eos_token_id": 3} | _ENCODER | _TEXT
+_EUROBERT = {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4} | _ENCODER | _TEXT
+_GEMMA3 = _LLAMA | {
+    "head_dim": WIDTH // HEADS,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 _MAKERS = {
     "bert": (BertConfig, BertForSequenceClassification, _ENCODER | _TEXT),
     "roberta": (RobertaConfig, RobertaForSequenceClassification, _ENCODER | _TEXT),
@@ -75,6 +117,18 @@ _MAKERS = {
     "llama": (LlamaConfig, LlamaForCausalLM, _LLAMA),
     "mistral": (MistralConfig, MistralForCausalLM, _LLAMA),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, _LLAMA),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _ENCODER | _TEXT),
+    "camembert": (CamembertConfig, CamembertForSequenceClassification, _ENCODER | _TEXT),
+    "data2vec-text": (Data2VecTextConfig, Data2VecTextForSequenceClassification, _ENCODER | _TEXT),
+    "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERNBERT),
+    "eurobert": (EuroBertConfig, EuroBertForSequenceClassification, _EUROBERT),
+    "beit": (BeitConfig, BeitForImageClassification, _ENCODER | _IMAGES | _BEIT),
+    "dinov2": (Dinov2Config, Dinov2ForImageClassification, _DINOV2),
+    "clip": (CLIPConfig, CLIPForImageClassification, _VISION),
+    "siglip": (SiglipConfig, SiglipForImageClassification, _VISION),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, _LLAMA | {"head_dim": WIDTH // HEADS}),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM, _GEMMA3),
+    "phi3": (Phi3Config, Phi3ForCausalLM, _LLAMA | {"bos_token_id": 2, "eos_token_id": 3}),
 }
 
 
@@ -99,12 +153,12 @@ def tiny_batch(family: str, seed: int = 0, lengths: tuple[int, ...] = LENGTHS) -
     """A batch with labels; text is padded to the longest of `lengths`."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (len(lengths),), generator=generator)
-    if family in IMAGE_FAMILIES:
+    if family in IMAGE_FAMILIES + OTHER_IMAGES:
         return {"pixel_values": torch.randn(len(lengths), 3, IMAGE, IMAGE, generator=generator), "labels": labels}
     attention_mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     input_ids = torch.randint(PAD + 1, VOCABULARY, attention_mask.shape, generator=generator)
     input_ids = input_ids.where(attention_mask.bool(), torch.tensor(PAD))
-    if family in DECODERS:
+    if family in DECODERS + OTHER_DECODERS:
         labels = torch.cat([input_ids[:, 1:], torch.full((len(lengths), 1), -100)], 1)
         labels = labels.where(torch.cat([attention_mask[:, 1:], torch.zeros(len(lengths), 1)], 1).bool(), -100)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from qat_lightning.models.module_paths import attention_paths, layer_paths, part_kind, part_paths
+from qat_lightning.models.module_paths import attention_paths, family, layer_config, layer_paths, part_kind, part_paths
 from qat_lightning.models.sites import CORE_SITES, MAPS
 from qat_lightning.quantization.modules.activation_checkpointing import checkpoint_layers
 from qat_lightning.quantization.modules.attention import IMPLEMENTATION, InstrumentedAttention, register
@@ -153,7 +153,11 @@ def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
         raise ValueError(f"layers={list(layers)}: name at least one of the model's layers, 0 to {len(paths) - 1}")
     if len(set(layers)) < len(layers):
         raise ValueError(f"layers={list(layers)} names a layer twice: name each layer once")
-    _describe_layers(model.config, layers, len(paths))
+    if family(model).first_layer_differs and (layers[0] != 0):
+        raise ValueError(
+            f"layers={list(layers)}: the first layer of this family differs from the others: keep 0 as the first"
+        )
+    _describe_layers(layer_config(model), layers, len(paths))
     stack = paths[0].rpartition(".")[0]
     model.set_submodule(stack, nn.ModuleList(model.get_submodule(paths[layer]) for layer in layers))
     for position, path in enumerate(attention_paths(model)):  # where a cache keeps the layer's keys and values
@@ -196,7 +200,8 @@ def _quantized(module: nn.Module, rule: QuantizationRule, part: str, bits: int |
         return QuantLinear(module, weight, inputs)
     if type(module).__name__ == "Conv1D":  # transformers' own; its import takes seconds
         return QuantConv1D(module, weight, inputs)
-    if isinstance(module, nn.Embedding) and weight is not None and inputs is None:
+    looked_up = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    if isinstance(module, nn.Embedding) and looked_up and weight is not None and inputs is None:
         return QuantEmbedding(module, weight)
     raise ValueError(
         f"part {part!r} is a {type(module).__name__}: weights and inputs of linear layers and weights of embeddings can"

@@ -18,6 +18,10 @@ class Family:
     base_parts: dict[str, str] = field(default_factory=dict)
     head_parts: dict[str, str] = field(default_factory=dict)  # relative to the whole model
     fused: str | None = None  # the layer part that is query, key and value in one
+    config: str | None = (
+        None  # the field of the configuration that describes the layers, if not the configuration itself
+    )
+    first_layer_differs: bool = False  # it has other modules than the layers after it
     causal: bool = False  # a token sees none after it, so it can predict the next one
 
 
@@ -46,13 +50,13 @@ def _bert_like(base: dict[str, str] | None = None, head: dict[str, str] | None =
     )
 
 
-def _vit_like() -> Family:
+def _vit_like(layers: str = "layers", norm: str = "layernorm_after") -> Family:
     return Family(
         embeddings=("embeddings",),
-        layers="layers",
+        layers=layers,
         attention="attention",
-        output="layernorm_after",
-        residual="layernorm_after",
+        output=norm,
+        residual=norm,
         layer_parts={
             "attention.query": "attention.q_proj",
             "attention.key": "attention.k_proj",
@@ -65,14 +69,38 @@ def _vit_like() -> Family:
     )
 
 
-def _llama_like() -> Family:
+def _clip_vision(embeddings: str) -> Family:
+    """The image encoder of CLIP and its relatives, inside a classifier."""
+    return Family(
+        embeddings=(f"vision_model.{embeddings}",),
+        layers="vision_model.encoder.layers",
+        attention="self_attn",
+        output="layer_norm2",
+        residual="layer_norm2",
+        config="vision_config",
+        layer_parts={
+            "attention.query": "self_attn.q_proj",
+            "attention.key": "self_attn.k_proj",
+            "attention.value": "self_attn.v_proj",
+            "attention.projection": "self_attn.out_proj",
+            "feedforward.in": "mlp.fc1",
+            "feedforward.out": "mlp.fc2",
+        },
+        base_parts={"embeddings.position": "vision_model.embeddings.position_embedding"},
+        head_parts={"head": "classifier"},
+    )
+
+
+def _llama_like(
+    norm: str = "post_attention_layernorm", causal: bool = True, head: dict[str, str] | None = None
+) -> Family:
     return Family(
         embeddings=("embed_tokens",),
         layers="layers",
         attention="self_attn",
-        output="post_attention_layernorm",
-        residual="post_attention_layernorm",
-        causal=True,
+        output=norm,
+        residual=norm,
+        causal=causal,
         layer_parts={
             "attention.query": "self_attn.q_proj",
             "attention.key": "self_attn.k_proj",
@@ -83,7 +111,7 @@ def _llama_like() -> Family:
             "feedforward.out": "mlp.down_proj",
         },
         base_parts={"embeddings.word": "embed_tokens"},
-        head_parts={"head": "lm_head"},
+        head_parts=head or {"head": "lm_head"},
     )
 
 
@@ -95,7 +123,7 @@ OTHER_HEADS = ("qa_outputs", "score")
 
 FAMILIES = {
     "bert": _bert_like(base={"pooler": "pooler.dense"}),
-    "roberta": _bert_like(head=_DENSE_HEAD),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert", "data2vec-text"), _bert_like(head=_DENSE_HEAD)),
     "electra": _bert_like(base={"embeddings.project": "embeddings_project"}, head=_DENSE_HEAD, project=True),
     "distilbert": Family(
         embeddings=("embeddings",),
@@ -117,8 +145,28 @@ FAMILIES = {
         },
         head_parts={"pooler": "pre_classifier", "head": "classifier"},
     ),
-    "vit": _vit_like(),
-    "deit": _vit_like(),
+    "modernbert": Family(
+        embeddings=("embeddings",),
+        layers="layers",
+        attention="attn",
+        output="mlp_norm",
+        residual="mlp_norm",
+        fused="attention.query_key_value",
+        first_layer_differs=True,  # no normalization before its attention
+        layer_parts={
+            "attention.query_key_value": "attn.Wqkv",
+            "attention.projection": "attn.Wo",
+            "feedforward.in": "mlp.Wi",
+            "feedforward.out": "mlp.Wo",
+        },
+        base_parts={"embeddings.word": "embeddings.tok_embeddings"},
+        head_parts={"pooler": "head.dense", "head": "classifier"},
+    ),
+    "eurobert": _llama_like(causal=False, head={"pooler": "dense", "head": "classifier"}),
+    **dict.fromkeys(("vit", "deit", "beit"), _vit_like()),
+    "dinov2": _vit_like("encoder.layer", "norm2"),
+    "clip": _clip_vision("pre_layrnorm"),
+    "siglip": _clip_vision("embeddings"),
     "gpt2": Family(
         embeddings=("drop",),
         layers="h",
@@ -136,8 +184,24 @@ FAMILIES = {
         base_parts={"embeddings.word": "wte", "embeddings.position": "wpe"},
         head_parts={"head": "lm_head"},
     ),
-    "llama": _llama_like(),
-    "mistral": _llama_like(),
-    "qwen2": _llama_like(),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _llama_like()),
+    "gemma3_text": _llama_like("pre_feedforward_layernorm"),
+    "phi3": Family(
+        embeddings=("embed_tokens",),
+        layers="layers",
+        attention="self_attn",
+        output="post_attention_layernorm",
+        residual="post_attention_layernorm",
+        fused="attention.query_key_value",
+        causal=True,
+        layer_parts={
+            "attention.query_key_value": "self_attn.qkv_proj",
+            "attention.projection": "self_attn.o_proj",
+            "feedforward.in": "mlp.gate_up_proj",
+            "feedforward.out": "mlp.down_proj",
+        },
+        base_parts={"embeddings.word": "embed_tokens"},
+        head_parts={"head": "lm_head"},
+    ),
 }
 """Families by the `model_type` of their configuration."""

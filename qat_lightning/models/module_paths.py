@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -14,8 +16,19 @@ def family(model: nn.Module) -> Family:
     """Raises ValueError for a family without a table."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES:
-        raise ValueError(f"no table of sites for the model family {kind!r}; known: {', '.join(FAMILIES)}")
+        near = difflib.get_close_matches(kind, FAMILIES, 1, 0.4)
+        nearest = f"; the nearest is {near[0]!r}" if near else ""
+        raise ValueError(
+            f"no table of sites for the model family {kind!r}{nearest}; known: {', '.join(FAMILIES)} (docs/families.md says how"
+            " to add one)"
+        )
     return FAMILIES[kind]
+
+
+def layer_config(model: nn.Module) -> Any:
+    """Return the configuration that describes the layers: depth, image size, number of channels."""
+    name = family(model).config
+    return model.config if name is None else getattr(model.config, name)
 
 
 def layer_paths(model: nn.Module) -> list[str]:
@@ -75,7 +88,8 @@ def entrances(model: nn.Module, sites: Iterable[str]) -> list[list[str]]:
             raise ValueError(
                 f"a {model.config.model_type} model computes query, key and value in one layer, so the gradient cannot"  # type: ignore[union-attr]
                 f" be stopped for {', '.join(sorted(FUSED.intersection(wanted)))} and not for {', '.join(sorted(missing))}:"
-                " choose intervention=output or context, which stop it for all three"
+                " choose intervention=without_map with intervention_schedule=gradual_without_map, output or context, which stop"
+                " it for all three"
             )
         paths.append([f"{layer}.{table.layer_parts[table.fused]}" for layer in layer_paths(model)])
         wanted = [site for site in wanted if site not in FUSED]

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from qat_lightning.config.schema import ConfigError
+from qat_lightning.models.module_paths import layer_config
 
 STRICT = ConfigDict(strict=True, extra="ignore")
 Shape = tuple[int, ...]
@@ -104,7 +105,7 @@ def takes_images(model: nn.Module) -> bool:
 
 def random_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict[str, Tensor]:
     """Return rows of random tokens without padding, or of normally distributed pixels."""
-    config: Any = model.config
+    config = layer_config(model)
     generator = torch.Generator().manual_seed(seed)
     if takes_images(model):
         size = (config.num_channels, config.image_size, config.image_size)

@@ -17,7 +17,7 @@ from qat_lightning.exporters.onnx.activations import (
     multiply_integers,
 )
 from qat_lightning.exporters.onnx.weights import FloatWeight, IntegerWeight, is_integer
-from qat_lightning.quantization.modules.attention import InstrumentedAttention
+from qat_lightning.quantization.modules.attention import InstrumentedAttention, for_heads
 from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
 from qat_lightning.quantization.packing.stored_weight import Stored, stored
 
@@ -90,6 +90,7 @@ class PackedCore(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
     ) -> tuple[Tensor, Tensor]:
+        key, value = for_heads(key, query), for_heads(value, query)
         scores = self.scores(query, key, scaling)
         probs = functional.softmax(scores if mask is None else scores + mask, dim=-1)
         return self.context(probs, value).transpose(1, 2).contiguous(), probs

@@ -62,11 +62,8 @@ def make_config(model: Any, packed: Packed) -> Plain:
         ValueError: a model, or a quantizer, that could not be read again.
     """
     check_class(model)
-    config, kind = model.config, type(model)
-    fields = {each.name for each in dataclasses.fields(config)} | {"model_type"}
-    content = {
-        name: value for name, value in json.loads(config.to_json_string(use_diff=False)).items() if name in fields
-    }
+    kind = type(model)
+    content = _known_fields(type(model.config), json.loads(model.config.to_json_string(use_diff=False)))
     content |= {"architectures": [kind.__name__], "dtype": "float32", "quantization_config": make_block(model, packed)}
     if getattr(model, "_tied_weights_keys", None) and not packed.tied:
         content["tie_word_embeddings"] = False
@@ -89,12 +86,35 @@ def read_config(
     kind = model_class(content.get("model_type"), named)
     block = read_block(content["quantization_config"], quantizers, activations)
     config_class = CONFIG_MAPPING[content["model_type"]]
-    fields = {each.name for each in dataclasses.fields(config_class)}
-    if unknown := sorted(content.keys() - fields - set(BESIDES)):
-        raise ValueError(f"{unknown[0]!r} is not a field of {config_class.__name__}, and is not honoured: remove it")
+    _check_fields(config_class, {name: value for name, value in content.items() if name not in BESIDES})
     if content.get("dtype") != "float32":
         raise ValueError(f"dtype={content.get('dtype')!r} where a packed model is float32")
     return kind, config_class(**{name: value for name, value in content.items() if name not in BESIDES}), block
+
+
+def _parts(config_class: Any) -> dict[str, Any]:
+    """Return the fields that are configurations themselves, with their classes, as CLIP's vision_config."""
+    return dict(getattr(config_class, "sub_configs", None) or {})
+
+
+def _known_fields(config_class: Any, content: Plain) -> Plain:
+    """Leave only fields of the class, also in the configurations inside it."""
+    names, parts = {each.name for each in dataclasses.fields(config_class)} | {"model_type"}, _parts(config_class)
+    return {
+        name: _known_fields(parts[name], value) if name in parts and isinstance(value, dict) else value
+        for name, value in content.items()
+        if name in names
+    }
+
+
+def _check_fields(config_class: Any, content: Plain) -> None:
+    """Raise ValueError for a key that is not a field of the class, also in the configurations inside it."""
+    known, parts = {each.name for each in dataclasses.fields(config_class)} | {"model_type"}, _parts(config_class)
+    if unknown := sorted(content.keys() - known):
+        raise ValueError(f"{unknown[0]!r} is not a field of {config_class.__name__}, and is not honoured: remove it")
+    for name in content.keys() & parts.keys():
+        if isinstance(content[name], dict):
+            _check_fields(parts[name], content[name])
 
 
 def make_generation(model: Any) -> Plain | None:

@@ -18,7 +18,7 @@ IMPLEMENTATION = "qat_core"
 """The name under which transformers knows the opened attention."""
 
 HARMLESS = {"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "sliding_window",
-            "is_causal", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
+            "is_causal", "deterministic", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 """Keywords of the attention call that change nothing here: the mask already says what they say."""
 
 

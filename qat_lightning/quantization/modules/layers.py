@@ -80,12 +80,15 @@ class QuantEmbedding(nn.Embedding):
     the whole table (BERT's has 30,522 rows) and then looking up.
     """
 
+    embed_scale: Tensor | None
+
     def __init__(self, embedding: nn.Embedding, weight_quantizer: nn.Module) -> None:
         super().__init__(
             embedding.num_embeddings, embedding.embedding_dim, padding_idx=embedding.padding_idx, device="meta"
         )
         self.weight = embedding.weight
         self.weight_quantizer = weight_quantizer
+        self.register_buffer("embed_scale", getattr(embedding, "embed_scale", None), persistent=False)  # Gemma's factor
         self.train(embedding.training)
 
     @property
@@ -100,5 +103,7 @@ class QuantEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.by_rows:
-            return self.weight_quantizer(functional.embedding(input, self.weight, self.padding_idx))
-        return functional.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
+            rows = self.weight_quantizer(functional.embedding(input, self.weight, self.padding_idx))
+        else:
+            rows = functional.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
+        return rows if self.embed_scale is None else rows * self.embed_scale.to(self.weight.dtype)
