@@ -42,6 +42,17 @@ arguments:
 
 The scores are written to DIR/evaluation/NAME.json. Those of other rows than the run's own are written to
 DIR/evaluation/NAME-SPLIT.json and have no recorded score to compare with."""
+PREDICT_HELP = """usage: python -m qat_lightning.predict run=DIR input=FILE output=FILE [model=NAME] [KEY=VALUE ...]
+
+Predict labels and probabilities for rows without labels: texts and images, classes and scores.
+
+arguments:
+  run=DIR      folder of the run
+  input=FILE   csv, tsv, json, jsonl or parquet with the columns of the run's inputs, or a folder of images
+  output=FILE  csv, jsonl or parquet: the columns of the input with prediction and probability_CLASS; or tsv, the form of a
+               submission to GLUE (index, prediction). The file must not exist
+  model=NAME   student (default), teacher, packed or onnx
+  KEY=VALUE    overrides of the run's configuration, such as 'data.text_columns=[question]', trainer.accelerator=cpu"""
 EXPORT_HELP = """usage: python -m qat_lightning.export run=DIR [KEY=VALUE ...]
 
 Write DIR/export of a finished run again: packed folder, ONNX file and model card. Each export is compared with the student.
@@ -75,6 +86,19 @@ def evaluate() -> None:
 
         with Watchdog():
             score(config, folder, arguments["model"])
+
+
+def predict() -> None:
+    """Run `python -m qat_lightning.predict` and `qat-predict`."""
+    with _environment():
+        folder, arguments, overrides = parse_arguments(PREDICT_HELP, model="student", input="", output="")
+        for name in ("input", "output"):
+            if not arguments[name]:
+                raise ConfigError(f"{name} is missing: set {name}=FILE")
+        config = in_one_process(located(read_run(folder, overrides), overrides), overrides)
+        from qat_lightning.commands.predict import predict as write
+
+        write(config, folder, arguments["model"], Path(arguments["input"]), Path(arguments["output"]))
 
 
 def export() -> None:

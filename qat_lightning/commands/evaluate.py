@@ -50,10 +50,10 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
     if getattr(formats.get(model), "cpu_only", False):
         config = replace(config, trainer=replace(config.trainer, accelerator="cpu", precision="32-true", devices=1))
     check_plain(folder)
-    recorded = _recorded(folder)
+    recorded = recorded_scores(folder)
     know_the_rank(config)
     run = opened(replace(config, data=_one_split(config.data, recorded)), folder)
-    scores = _scores(run, _model(run, model, formats), model)
+    scores = _scores(run, load_model(run, model, formats), model)
     own = recorded.get("validation", {}).get("sha256") == validation_hash(run.data)
     result: Plain = {
         "model": model,
@@ -89,7 +89,8 @@ def _file_name(result: Plain, config: RunConfig, recorded: Plain) -> str:
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 
-def _model(run: Run, model: str, formats: Mapping[str, ExportFormat]) -> nn.Module:
+def load_model(run: Run, model: str, formats: Mapping[str, ExportFormat]) -> nn.Module:
+    """Load the student, the teacher or an export of a finished run."""
     if model in ("student", "teacher"):
         return run.restored("teacher" if model == "teacher" else "train")
     place = run.folder / EXPORT / path_of(formats[model])
@@ -127,7 +128,7 @@ class _Recorded:
     label_names: list[str] | None
 
 
-def _recorded(folder: Path) -> Plain:
+def recorded_scores(folder: Path) -> Plain:
     """Read the recorded scores; empty if the stages are not finished.
 
     Raises:

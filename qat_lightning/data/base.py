@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -118,6 +120,14 @@ class TaskData(LightningDataModule):
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Return one batch of rows."""
         raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
+
+    def read_unlabelled(self, source: Path) -> tuple[Sequence[Row], pyarrow.Table]:
+        """Return the rows of a file or folder without labels, encoded with 0 in place of a label, and its columns.
+
+        Raises:
+            ValueError: this kind of data has no predictions for rows, or the source cannot be read.
+        """
+        raise ValueError(f"predictions are for classification and regression of texts and images, not for {self.task}")
 
     def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what the metrics take: (class ids (B,) or regression scores (B,), labels).

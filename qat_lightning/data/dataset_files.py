@@ -64,6 +64,25 @@ def read_split(path: str, name: str | None, split: str, columns: Sequence[Column
     return rows
 
 
+def read_table(file: Path, columns: Sequence[Column]) -> pyarrow.Table:
+    """Read all columns of one file, those of `columns` as they say.
+
+    Raises:
+        ValueError: an unknown suffix, unreadable content, or a missing column.
+    """
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"give a file that ends in {', '.join(SUFFIXES)}")
+    try:
+        names = read_file(file, ()).names
+        given = {column.name: column for column in columns}
+        table = read_file(file, [given.get(name, Column(name, "")) for name in names]).table
+    except DAMAGED as error:
+        raise ValueError(f"it cannot be read ({_line(error)}): repair it (a text file must be UTF-8)") from error
+    for column in columns:
+        _check_column(column, names, str(file), "input")
+    return table
+
+
 def _read_files(files: Sequence[Path], path: str, split: str, columns: Sequence[Column]) -> Dataset:
     tables = []
     for file in files:

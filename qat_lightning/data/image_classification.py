@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import torch
+from datasets import Dataset
 from PIL import Image as Pillow
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 from transformers import ViTImageProcessorPil
 
 from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.dataset_files import read_table
 from qat_lightning.data.file_formats import Column
-from qat_lightning.data.image_decoding import EncodedImages, Scale, decode, read_images
+from qat_lightning.data.image_decoding import EncodedImages, Scale, decode, image_files, read_images
 from qat_lightning.data.labels import UNLABELLED, LabelColumn, read_labels
 from qat_lightning.data.samplers import seed_of
 
@@ -111,6 +114,15 @@ class ImageClassificationData(TaskData):
             for split, table in tables.items()
         ]
         return self.encoded[0], self.encoded[1]
+
+    def read_unlabelled(self, source: Path) -> tuple[Sequence[Row], pyarrow.Table]:
+        if source.is_dir():
+            table = pyarrow.table({self.image_column: [str(file) for file in image_files(source)]})
+        else:
+            table = read_table(source, [Column(self.image_column, "name the column with image_column=…", text=True)])
+        self.encoded = [EncodedImages(Dataset(table), self.image_column, [0] * len(table), held_out=True)] * 2
+        paths = pyarrow.types.is_string(table[self.image_column].type)
+        return self.encoded[1], table if paths else table.drop_columns([self.image_column])
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         pixels = torch.stack([self._decode(row) for row in rows]) / 255

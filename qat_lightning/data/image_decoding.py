@@ -114,7 +114,7 @@ def read_images(path: str, name: str | None, split: str, image: Column, label: C
     if not folder.is_dir():
         return read_split(path, name, split, [image, label])
     classes = sorted(place.name for place in folder.iterdir() if place.is_dir() and not _hidden(place.name))
-    files = [(file, number) for number, word in enumerate(classes) for file in _image_files(folder / word)]
+    files = [(file, number) for number, word in enumerate(classes) for file in image_files(folder / word)]
     if not files:
         raise ValueError(
             f"{str(folder)!r} has no images: give each class a folder in it ({split}/CLASS/NAME.png, also"
@@ -142,8 +142,8 @@ def decode(encoded: Tensor, channels: int, size: int) -> Tensor:
     return torch.from_numpy(numpy.array(image)).reshape(size, size, channels).permute(2, 0, 1)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Return the image files of a class's folder and its subfolders, except hidden ones."""
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files of a folder and its subfolders, except hidden ones."""
     files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     return sorted(file for file in files if not any(map(_hidden, file.relative_to(folder).parts)))
 

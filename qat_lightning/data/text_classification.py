@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from qat_lightning.data.base import Row
-from qat_lightning.data.dataset_files import read_split
+from qat_lightning.data.dataset_files import read_split, read_table
 from qat_lightning.data.file_formats import Column
 from qat_lightning.data.labels import UNLABELLED, LabelColumn, Labels, read_labels
 from qat_lightning.data.tokenizers import CHUNK, TokenizedData, check_texts
@@ -63,6 +65,14 @@ class TextClassificationData(TokenizedData):
         )
         self.label_names, self.notes = labels.names, [*labels.notes]
         return self._encode(train, "train", labels), self._encode(validation, "validation", labels)
+
+    def read_unlabelled(self, source: Path) -> tuple[Sequence[Row], pyarrow.Table]:
+        self.read_tokenizer()
+        self.tokenizer.padding_side = "right"
+        columns = [Column(name, "name the column with text_columns=[…]", text=True) for name in self.text_columns]
+        table = read_table(source, columns)
+        split = Dataset(table.select(self.text_columns))
+        return self._encode(split, "input", Labels({"input": [0] * len(split)})), table
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]

@@ -313,7 +313,13 @@ def test_a_bench_from_the_command_line(tmp_path):
 
 def test_console_scripts_call_the_commands():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    names = {"qat-train": "train", "qat-evaluate": "evaluate", "qat-export": "export", "qat-bench": "bench"}
+    names = {
+        "qat-train": "train",
+        "qat-evaluate": "evaluate",
+        "qat-predict": "predict",
+        "qat-export": "export",
+        "qat-bench": "bench",
+    }
     assert scripts == {script: f"{cli.__name__}:{name}" for script, name in names.items()}
     assert all(callable(getattr(cli, name)) for name in names.values())
 

@@ -244,11 +244,12 @@ class Run:
         return summary + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
 
 
-def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None) -> Run:
+def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None, data: TaskData | None = None) -> Run:
     """Read the data and set the seed of a run.
 
     Args:
         scoring: the configuration for reading data and scoring models, where it is another than that of the training.
+        data: is used as it is; None reads it.
 
     Raises:
         ValueError: data that is missing or cannot be used.
@@ -258,7 +259,7 @@ def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None) ->
     scoring = scoring or config
     if scoring.threads is not None:
         torch.set_num_threads(scoring.threads)
-    data = load_data(scoring)
+    data = load_data(scoring) if data is None else data
     seed_everything(config.seed, verbose=False)
     run = Run(config, folder, data, console(quiet=not first_process()), scoring)
     for note in data.notes:
