@@ -116,7 +116,7 @@ class HessianSpectrum(Callback):
         write_spectra(Path(trainer.default_root_dir), spectra, about)
 
     def _spectrum(self, name: str, model: nn.Module, batches: list[Batch]) -> list[list[float]]:
-        """Empty, with a warning, where the training diverged: that is no reason to lose it."""
+        """Empty, with a warning, where the training diverged: its result is kept."""
         parameters = [parameter for parameter in _weights(model) if parameter.requires_grad]
         loss = with_norms(_task_loss(model), parameters, self.norm_weight) if self.norm_weight else _task_loss(model)
         try:

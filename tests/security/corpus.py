@@ -38,7 +38,7 @@ from tests.security.modules import OneWeight
 from tests.security.plant import composed
 
 NOT_ALLOWED = r"_target_=.*(is not allowed|does not exist)"
-UNREADABLE = "last.ckpt.*is no checkpoint of this program"
+UNREADABLE = "last.ckpt.*is not a checkpoint of this program"
 CODES, BIAS = "bert.pooler.dense.weight.codes", "classifier.bias"
 CODE = {
     "AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model",

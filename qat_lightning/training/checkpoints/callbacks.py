@@ -205,7 +205,7 @@ def _wrong(path: Path) -> str:
     except Exception:  # a file of any origin that does not hold the state of a stage
         own = False
     if not own or type(best["step"]) not in (int, type(None)):
-        return "is no checkpoint of this program"
+        return "is not a checkpoint of this program"
     if best["step"] is not None and not is_sealed(best_path(path.parent, best["step"])):
         return f"needs {best_path(path.parent, best['step']).name}, which is missing or damaged"
     return ""

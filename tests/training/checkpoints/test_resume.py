@@ -150,10 +150,10 @@ def flip(path):
         ({"last.ckpt": flip, "previous.ckpt": flip}, r"previous\.ckpt is half-written or damaged: .*'train' starts again"),
         ({"best-3.ckpt": half}, r"last\.ckpt needs best-3\.ckpt, which is missing or damaged: .*starts again"),
         ({"last.ckpt": lambda path: torch.save({"callbacks": 1}, path)}, r"last\.ckpt is half-written or damaged"),
-        ({"last.ckpt": lambda path: write_sealed({"callbacks": 1}, path)}, r"last\.ckpt is no checkpoint of this program"),
+        ({"last.ckpt": lambda path: write_sealed({"callbacks": 1}, path)}, r"last\.ckpt is not a checkpoint of this program"),
     ],
 )  # fmt: skip
-def test_a_damaged_checkpoint_is_told_and_skipped(stopped_copy, uninterrupted, damage, words):
+def test_a_damaged_checkpoint_is_reported_and_skipped(stopped_copy, uninterrupted, damage, words):
     for name, harm in damage.items():
         harm(stopped_copy / "checkpoints" / "train" / name)
     with pytest.warns(UserWarning, match=words):
@@ -215,7 +215,7 @@ def test_leftovers_are_removed_and_an_unknown_folder_is_not_gone_on_from(stopped
     )
     aside = stopped_copy / "earlier" / "1"
     assert (aside / "logs" / "train" / "metrics.csv").is_file()
-    assert is_sealed(aside / "checkpoints" / "train" / "last.ckpt"), "whoever removed settings.json may want it back"
+    assert is_sealed(aside / "checkpoints" / "train" / "last.ckpt"), "moved aside whole, not deleted"
     assert not (stopped_copy / "logs" / "train" / "metrics.csv").is_file()
 
 
@@ -280,7 +280,7 @@ def test_a_changed_setting_of_an_unfinished_stage_is_named(stopped_copy):
     with pytest.raises(ValueError, match=r"stage 'train' made with other settings \(stages\.train\.lr: None → 0\.1\)"):
         small_run(stopped_copy, *EVERY_STEP, "stages.train.lr=0.1")
     assert {path: path.read_bytes() for path in kept} == kept
-    small_run(stopped_copy)  # how often checkpoints are written is no setting of the result
+    small_run(stopped_copy)  # how often checkpoints are written does not change the result
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files of a run folder that somebody has damaged or removed: told by their name, with what to do about it."""
+"""Files of a run folder that somebody has damaged or removed: reported by their name, with what to do about it."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ def test_damaged_settings_of_a_stage_that_has_begun(copy, content):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"student": "good"}', b"\xff"])
-def test_a_damaged_result_is_told_before_anything_is_scored(copy, monkeypatch, content):
+def test_a_damaged_result_is_reported_before_anything_is_scored(copy, monkeypatch, content):
     write(copy / "metrics.json", content)
     monkeypatch.setattr("qat_lightning.commands.evaluate.opened", lambda *_: pytest.fail("scored"))
     with pytest.raises(ConfigError, match=r"metrics\.json is damaged: the run's own command .* writes it again"):
@@ -119,7 +119,7 @@ def test_a_damaged_result_is_told_before_anything_is_scored(copy, monkeypatch, c
 @pytest.mark.parametrize(
     "content", ["{", "[1, 2]", "seed=3", "a: b", "[[seed=3]]", "7", "!!python/name:os.system ''", b"\xff\xfe\x00"]
 )
-def test_damaged_overrides_are_told(tmp_path, content):
+def test_damaged_overrides_are_reported(tmp_path, content):
     write(tmp_path / "overrides.yaml", content)
     with pytest.raises(ConfigError, match=r"overrides\.yaml is damaged"):
         cli._recorded_overrides(tmp_path)
@@ -151,7 +151,7 @@ def test_a_sealed_file_that_is_no_checkpoint_is_passed_over(tmp_path, change):
     write_sealed(changed, tmp_path / "last.ckpt")
     found, skipped = resume_point(tmp_path)
     assert found == tmp_path / "previous.ckpt"
-    assert skipped == {tmp_path / "last.ckpt": "is no checkpoint of this program"}
+    assert skipped == {tmp_path / "last.ckpt": "is not a checkpoint of this program"}
 
 
 def test_a_stage_removes_what_it_has_written_and_nothing_else(copy):
