@@ -155,7 +155,9 @@ def test_every_link_and_path_leads_to_a_file(page: Path) -> None:
 @every_page
 def test_every_command_composes(page: Path) -> None:
     for program, *words in commands(page):
-        given = tuple(word for word in put_debug_last(words[2:]) if not word.startswith(("run=", "input=", "output=", "--")))
+        given = tuple(
+            word for word in put_debug_last(words[2:]) if not word.startswith(("run=", "input=", "output=", "--"))
+        )
         if program == "make":
             assert set(words) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         elif words[1] == "qat_lightning.bench":

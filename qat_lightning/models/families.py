@@ -22,6 +22,7 @@ class Family:
         None  # the field of the configuration that describes the layers, if not the configuration itself
     )
     first_layer_differs: bool = False  # it has other modules than the layers after it
+    any_image_size: bool = False  # the position embedding is interpolated for images of another size
     causal: bool = False  # a token sees none after it, so it can predict the next one
 
 
@@ -50,13 +51,14 @@ def _bert_like(base: dict[str, str] | None = None, head: dict[str, str] | None =
     )
 
 
-def _vit_like(layers: str = "layers", norm: str = "layernorm_after") -> Family:
+def _vit_like(layers: str = "layers", norm: str = "layernorm_after", any_image_size: bool = False) -> Family:
     return Family(
         embeddings=("embeddings",),
         layers=layers,
         attention="attention",
         output=norm,
         residual=norm,
+        any_image_size=any_image_size,
         layer_parts={
             "attention.query": "attention.q_proj",
             "attention.key": "attention.k_proj",
@@ -164,7 +166,7 @@ FAMILIES = {
     ),
     "eurobert": _llama_like(causal=False, head={"pooler": "dense", "head": "classifier"}),
     **dict.fromkeys(("vit", "deit", "beit"), _vit_like()),
-    "dinov2": _vit_like("encoder.layer", "norm2"),
+    "dinov2": _vit_like("encoder.layer", "norm2", any_image_size=True),
     "clip": _clip_vision("pre_layrnorm"),
     "siglip": _clip_vision("embeddings"),
     "gpt2": Family(

@@ -36,6 +36,7 @@ from tests.tiny_models import (
     tiny_model,
     without_labels,
 )
+from tests.training.runs import small_run
 
 OTHERS = OTHER_TEXTS + OTHER_IMAGES + OTHER_DECODERS
 INTERVENTIONS = {
@@ -167,6 +168,28 @@ def test_a_student_of_fewer_layers_describes_itself(family: str, tmp_path: Path)
     model = keep_layers(tiny_model(family), [0] if family == "modernbert" else [1])
     write_packed(model, tmp_path / "packed")
     assert torch.equal(logits(load_packed(tmp_path / "packed"), family), logits(model, family))
+
+
+def test_a_model_that_interpolates_positions_takes_other_image_sizes(tmp_path: Path) -> None:
+    words = (
+        "model=dinov2_small",
+        "data=random_images",
+        "model.path=null",
+        "model.pretrained=false",
+        "export.packed=false",
+    )
+    sizes = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": HEADS,
+        "patch_size": 8,
+        "image_size": 16,
+    }
+    tiny = [f"model.architecture.{name}={value}" for name, value in sizes.items()]
+    short = ("stages.teacher.max_steps=1", "stages.intervene.max_steps=1", "stages.train.max_steps=2")
+    small_run(tmp_path / "run", *words, *tiny, *short, "data.size=24")
+    with pytest.raises(ValueError, match=r"data\.size=20 .* patch_size=8: set data\.size=16"):
+        small_run(tmp_path / "wrong", *words, *tiny, *short, "data.size=20")
 
 
 def test_a_first_layer_that_differs_from_the_others_stays_the_first() -> None:

@@ -32,7 +32,7 @@ from qat_lightning.distillation.step import check_visible
 from qat_lightning.io.external_errors import one_line
 from qat_lightning.models.capture import SignalCapture, Signals
 from qat_lightning.models.convert import open_attention_for
-from qat_lightning.models.module_paths import layer_config, part_paths
+from qat_lightning.models.module_paths import family, layer_config, part_paths
 from qat_lightning.models.quantized_model import switch_on
 from qat_lightning.training.compatibility import label_names, other_order
 
@@ -315,9 +315,15 @@ def _largest(row: Any) -> int:
 
 def _check_pixels(data: TaskData, model: nn.Module) -> None:
     """Check height, width and channels of an image model."""
+    interpolated = family(model).any_image_size
+    if interpolated and (rest := getattr(data, "size", 0) % layer_config(model).patch_size):
+        size, patch = getattr(data, "size", 0), layer_config(model).patch_size
+        raise ConfigError(
+            f"data.size={size} is not a multiple of the model's patch_size={patch}: set data.size={size - rest}"
+        )
     for name, entry in (("size", "image_size"), ("channels", "num_channels")):
         given, expected = getattr(data, name, None), getattr(layer_config(model), entry, None)
-        if None not in (given, expected) and given != expected:
+        if None not in (given, expected) and given != expected and not (interpolated and name == "size"):
             raise ConfigError(f"data.{name}={given}, but the model has {entry}={expected}: set data.{name}={expected}")
 
 
