@@ -187,7 +187,7 @@ def _how_to_continue() -> str:
     if folder is None or not (folder / "checkpoints").is_dir():
         return ""
     with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: the run is not finished
-        if read_json(folder / "metrics.json")["status"] == "finished":
+        if read_json(folder / "metrics.json")["status"] in ("finished", "gate missed"):
             return ""
     return f"T{same_command(folder)[1:]} continues from what was finished or saved."
 

@@ -1,4 +1,4 @@
-"""The value of `quantization.budget`: a size of the model, or a mean width of its weights."""
+"""The values of `quantization.budget` and `gate.bytes`: a size of the model, or a mean width of its weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ class Budget:
     unit: Literal["bytes", "bits"]
 
 
+def parse_size(text: str, key: str) -> float:
+    """Read a size of the packed model, in bytes, which a key of the configuration gives.
+
+    Raises:
+        ConfigError: it is not a positive number with one of the units.
+
+    >>> parse_size("8MiB", "gate.bytes")
+    8388608.0
+    """
+    found = _parse(text)
+    if found is None or found.unit == "bits":
+        raise ConfigError(f"{key}={text!r} must be a size of the packed model, such as 6MiB or 800KB")
+    return found.limit
+
+
 def parse_budget(text: str) -> Budget:
     """Read the value of `quantization.budget`.
 
@@ -28,10 +43,17 @@ def parse_budget(text: str) -> Budget:
     >>> parse_budget("6MiB"), parse_budget("2.5bits")
     (Budget(limit=6291456.0, unit='bytes'), Budget(limit=2.5, unit='bits'))
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
-    if found is None or found[2] not in UNITS or float(found[1]) == 0:
+    found = _parse(text)
+    if found is None:
         raise ConfigError(
             f"quantization.budget={text!r} must be a size of the packed model, such as 6MiB or 800KB, or a mean width of its"
             " weights, such as 2.5bits"
         )
+    return found
+
+
+def _parse(text: str) -> Budget | None:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
+    if found is None or found[2] not in UNITS or float(found[1]) == 0:
+        return None
     return Budget(float(found[1]) * UNITS[found[2]], "bits" if found[2] == "bits" else "bytes")

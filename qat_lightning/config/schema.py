@@ -175,6 +175,17 @@ class ExportConfig:
 
 
 @dataclass
+class GateConfig:
+    """What a finished student must keep, or the run ends with exit code 1; None for no limit. metric_drop: largest loss of the
+    metric against the teacher · agreement: least share of validation rows that it answers as the teacher does · bytes: largest
+    size of its packed weights (8MiB)."""
+
+    metric_drop: float | None = bounded(None, 0)
+    agreement: float | None = bounded(None, 0, 1)
+    bytes: str | None = None
+
+
+@dataclass
 class TrainerConfig:
     """Arguments of Lightning's Trainer, without those that a run decides itself (`DECIDED_BY_RUN`)."""
 
@@ -241,6 +252,7 @@ class RunConfig:
     stages: StagesConfig = field(default_factory=StagesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 

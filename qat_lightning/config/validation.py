@@ -11,7 +11,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 from qat_lightning.config.allowed_targets import KEY
-from qat_lightning.config.bit_budget import parse_budget
+from qat_lightning.config.bit_budget import parse_budget, parse_size
 from qat_lightning.config.instantiate import add_keys, check_node, check_type, create, create_all, suggest
 from qat_lightning.config.schema import (
     DECIDED_BY_RUN,
@@ -115,6 +115,10 @@ def _check_values(config: RunConfig) -> None:
         if not 1 <= width <= 8:
             raise ConfigError(f"quantization.bits gives {glob!r} {width}: give a whole number from 1 to 8")
     _check_budget(config.quantization)
+    if config.gate.bytes is not None:
+        parse_size(config.gate.bytes, "gate.bytes")
+    if config.gate.agreement is not None and config.data.get("num_labels") == 1:
+        raise ConfigError("gate.agreement compares classes, and num_labels=1 is a regression: use gate.metric_drop")
     for name, stage in vars(config.stages).items():
         if getattr(stage, "target_modules", None) == []:
             raise ConfigError(f"stages.{name}.target_modules=[] quantizes nothing: give globs, or null for all")

@@ -22,8 +22,9 @@ from qat_lightning.reports.plots.style import default_style
 from qat_lightning.reports.rendering import render
 from qat_lightning.reports.summary import verdict
 
-TRAINED, EXPORT_FAILED, FINISHED = "trained", "export failed", "finished"
-"""The status in `metrics.json`: the stages are finished and the exports are not; an export failed; all is done."""
+TRAINED, EXPORT_FAILED, GATE_MISSED, FINISHED = "trained", "export failed", "gate missed", "finished"
+"""The status in `metrics.json`: the stages are finished and the exports are not; an export failed; all is done, but the student
+missed a limit of `gate`; all is done."""
 
 Drawn = Mapping[str, Any]
 
@@ -71,6 +72,7 @@ def write_report(folder: Path, results: Mapping[str, Any], drawn: Drawn) -> Path
         models=table(["model", f"{results['metric']} {context['arrow']} (validation)", "bytes", "ratio"], rows),
         bits=tables.bits(results.get("bits") or {}),
         padding=tables.padding(results),
+        gate=tables.gate(results),
         **context,
         **dict(drawn),
     )

@@ -70,6 +70,17 @@ def common_context(results: Results) -> dict[str, Any]:
     }
 
 
+def gate(results: Results) -> Markdown | str:
+    """Format the limits of `gate` and what the student keeps of them; empty without limits."""
+    limits = (results.get("gate") or {}).get("limits") or {}
+    shown = {name: human_bytes if name == "bytes" else score for name in limits}
+    rows = [
+        [f"gate.{name}", shown[name](each["limit"]), shown[name](each["value"]), "missed" if each["missed"] else "kept"]
+        for name, each in limits.items()
+    ]
+    return table(["limit", "value", "student", "result"], rows) if rows else ""
+
+
 def padding(results: Results) -> dict[str, Any] | None:
     """Sum the padding of all stages' batches, and what it saves against `PADDED`; None if nothing is padded."""
     stages = list((results.get("padding") or {}).values())

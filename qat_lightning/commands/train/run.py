@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from qat_lightning.commands.train.gate import check_gate, layer_outputs
 from qat_lightning.commands.train.pipeline import Run, opened
 from qat_lightning.commands.train.preflight import check_libraries, preflight
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
@@ -87,12 +88,13 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     drawn = draw_sections(folder, results, signals, batch, data.tokens(batch), classes(data, batch))
     write_report(folder, results, drawn)
     failure = _export(run, student, results)
+    missed = None if failure else check_gate(run, teacher, student, results, layer_outputs(signals, batch))
     with suppress(OSError) if failure else nullcontext():  # a full disk must not hide why the export failed
         write_report(folder, results, drawn)
         write_json(folder / "metrics.json", results)
     console.print(summary_table(results, folder / "report.md"))
-    if failure:
-        raise failure
+    if failure or missed:
+        raise failure or missed  # type: ignore[misc]
     return results
 
 
