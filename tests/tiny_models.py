@@ -19,6 +19,8 @@ from transformers import (
     DeiTForImageClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -35,6 +37,8 @@ from transformers import (
     MistralForCausalLM,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -56,8 +60,8 @@ TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert")
 IMAGE_FAMILIES = ("vit", "deit")
 FAMILIES = TEXT_FAMILIES + IMAGE_FAMILIES
 DECODERS = ("gpt2", "llama", "mistral", "qwen2")
-OTHER_TEXTS = ("xlm-roberta", "camembert", "data2vec-text", "modernbert", "eurobert")
-OTHER_IMAGES = ("beit", "dinov2", "clip", "siglip")
+OTHER_TEXTS = ("xlm-roberta", "camembert", "data2vec-text", "mpnet", "modernbert", "eurobert")
+OTHER_IMAGES = ("beit", "dinov2", "dinov2_with_registers", "clip", "siglip")
 OTHER_DECODERS = ("qwen3", "gemma3_text", "phi3")
 """Families that share a table or the code of one above; `tests/models/test_families.py` tests all."""
 
@@ -120,10 +124,16 @@ _MAKERS = {
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaForSequenceClassification, _ENCODER | _TEXT),
     "camembert": (CamembertConfig, CamembertForSequenceClassification, _ENCODER | _TEXT),
     "data2vec-text": (Data2VecTextConfig, Data2VecTextForSequenceClassification, _ENCODER | _TEXT),
+    "mpnet": (MPNetConfig, MPNetForSequenceClassification, _ENCODER | _TEXT | {"num_attention_heads": 2}),
     "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERNBERT),
     "eurobert": (EuroBertConfig, EuroBertForSequenceClassification, _EUROBERT),
     "beit": (BeitConfig, BeitForImageClassification, _ENCODER | _IMAGES | _BEIT),
     "dinov2": (Dinov2Config, Dinov2ForImageClassification, _DINOV2),
+    "dinov2_with_registers": (
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersForImageClassification,
+        _DINOV2 | {"num_register_tokens": 2},
+    ),
     "clip": (CLIPConfig, CLIPForImageClassification, _VISION),
     "siglip": (SiglipConfig, SiglipForImageClassification, _VISION),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, _LLAMA | {"head_dim": WIDTH // HEADS}),

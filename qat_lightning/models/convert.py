@@ -60,6 +60,12 @@ def open_attention(model: nn.Module) -> nn.Module:
         if not hasattr(attention, "core"):
             attention.core = InstrumentedAttention().train(attention.training)
     _set_lean(model, False)
+    if family(model).reroute:
+        from qat_lightning.models.rerouted_attention import reroute
+
+        for path in attention_paths(model):
+            reroute(model.get_submodule(path))
+        return model
     model.set_attn_implementation(register())  # type: ignore[operator]
     if model.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
         raise ValueError(f"{type(model).__name__} does not route through transformers' attention interface")

@@ -23,6 +23,7 @@ class Family:
     )
     first_layer_differs: bool = False  # it has other modules than the layers after it
     any_image_size: bool = False  # the position embedding is interpolated for images of another size
+    reroute: bool = False  # its attention does not call transformers' interface: its class is replaced
     causal: bool = False  # a token sees none after it, so it can predict the next one
 
 
@@ -147,6 +148,27 @@ FAMILIES = {
         },
         head_parts={"pooler": "pre_classifier", "head": "classifier"},
     ),
+    "mpnet": Family(
+        embeddings=("embeddings",),
+        layers="encoder.layer",
+        attention="attention.attn",
+        output="attention.LayerNorm",
+        residual="attention.LayerNorm",
+        reroute=True,
+        layer_parts={
+            "attention.query": "attention.attn.q",
+            "attention.key": "attention.attn.k",
+            "attention.value": "attention.attn.v",
+            "attention.projection": "attention.attn.o",
+            "feedforward.in": "intermediate.dense",
+            "feedforward.out": "output.dense",
+        },
+        base_parts={
+            "embeddings.word": "embeddings.word_embeddings",
+            "embeddings.position": "embeddings.position_embeddings",
+        },
+        head_parts=_DENSE_HEAD,
+    ),
     "modernbert": Family(
         embeddings=("embeddings",),
         layers="layers",
@@ -166,7 +188,7 @@ FAMILIES = {
     ),
     "eurobert": _llama_like(causal=False, head={"pooler": "dense", "head": "classifier"}),
     **dict.fromkeys(("vit", "deit", "beit"), _vit_like()),
-    "dinov2": _vit_like("encoder.layer", "norm2", any_image_size=True),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _vit_like("encoder.layer", "norm2", any_image_size=True)),
     "clip": _clip_vision("pre_layrnorm"),
     "siglip": _clip_vision("embeddings"),
     "gpt2": Family(

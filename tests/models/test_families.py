@@ -19,7 +19,7 @@ from qat_lightning.exporters.packed.writer import write_packed
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import keep_layers, open_attention
 from qat_lightning.models.families import FAMILIES
-from qat_lightning.models.module_paths import has_site, layer_paths, part_paths
+from qat_lightning.models.module_paths import has_site, layer_config, layer_paths, part_paths
 from qat_lightning.models.sites import AXES, FACTORS
 from tests.exporters.students import student
 from tests.tiny_models import (
@@ -78,9 +78,10 @@ def test_every_site_has_its_shape_and_the_map_gives_the_context(family: str) -> 
     with torch.no_grad():
         signals = SignalCapture(model, [*sites, *FACTORS])(tiny_batch(family))
     tokens = signals["hidden"][0].shape[1]
-    sizes = {"B": len(LENGTHS), "N": tokens, "M": tokens, "H": HEADS, "D": WIDTH // HEADS, "E": WIDTH}
+    heads = layer_config(model).num_attention_heads
+    sizes = {"B": len(LENGTHS), "N": tokens, "M": tokens, "H": heads, "D": WIDTH // heads, "E": WIDTH}
     counts = dict.fromkeys(AXES, LAYERS) | {"hidden": LAYERS + 1}
-    narrow = getattr(model.config, "num_key_value_heads", HEADS) * WIDTH // HEADS
+    narrow = getattr(model.config, "num_key_value_heads", heads) * WIDTH // heads
     for site in sites:
         shape = tuple(sizes.get(axis, 0) for axis in AXES[site])
         if site in ("attention.key", "attention.value"):
@@ -91,7 +92,7 @@ def test_every_site_has_its_shape_and_the_map_gives_the_context(family: str) -> 
     assert signals["logits"][0].shape[-1] == words
     for layer in range(LAYERS):
         query, key, mask = (signals[name][layer] for name in FACTORS)
-        scores = query @ key.repeat_interleave(HEADS // key.shape[1], 1).transpose(2, 3) + mask
+        scores = query @ key.repeat_interleave(heads // key.shape[1], 1).transpose(2, 3) + mask
         torch.testing.assert_close(scores.softmax(-1), signals["attention.probs"][layer])
         merged = signals["attention.context"][layer].transpose(1, 2).flatten(2)
         project = model.get_submodule(part_paths(model)[f"layers.{layer}.attention.projection"])
@@ -108,7 +109,11 @@ def test_normalization_takes_the_residual_and_gives_the_output(family: str) -> N
         added = signals["attention.residual"][layer] - signals["hidden"][layer]
         assert added.abs().max() > 0
         block = model.get_submodule(layer_paths(model)[layer])
-        scale = {"dinov2": "layer_scale1.lambda1", "beit": "lambda_1"}.get(family)
+        scale = {
+            "dinov2": "layer_scale1.lambda1",
+            "dinov2_with_registers": "layer_scale1.lambda1",
+            "beit": "lambda_1",
+        }.get(family)
         factor = 1.0 if scale is None else block.get_parameter(scale).detach()
         if family != "gemma3_text":  # it normalizes the projection before the sum
             torch.testing.assert_close(added, factor * signals["attention.projection"][layer], rtol=1e-4, atol=1e-4)
@@ -147,7 +152,7 @@ def test_packed_folder_predicts_exactly_what_the_student_predicts(family: str, t
 
 @pytest.mark.parametrize(
     "family",
-    [family if family in ("modernbert", "dinov2") else pytest.param(family, marks=pytest.mark.slow)
+    [family if family in ("modernbert", "dinov2", "mpnet") else pytest.param(family, marks=pytest.mark.slow)
      for family in OTHER_TEXTS + OTHER_IMAGES],
 )  # fmt: skip
 def test_onnx_file_computes_what_the_student_computes(family: str, tmp_path: Path) -> None:
