@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-import torch
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
-from torch import Tensor, nn
+from torch import Tensor
 
 from qat_lightning.commands.evaluate import load_model, recorded_scores
-from qat_lightning.commands.train.pipeline import Run, opened
+from qat_lightning.commands.train.answers import outputs_of
+from qat_lightning.commands.train.pipeline import opened
 from qat_lightning.config.builders.exports import build_formats
 from qat_lightning.config.builders.models import build_data
 from qat_lightning.config.instantiate import add_keys, suggest
 from qat_lightning.config.schema import ConfigError, RunConfig
-from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.base import TaskData
 from qat_lightning.io.files import atomic_write, check_plain
-from qat_lightning.models.capture import SignalCapture
 
 GLUE_NAMES = ("mnli", "mnli_matched", "mnli_mismatched", "qnli", "rte", "ax")
 """GLUE tasks whose submission holds names of classes; that of the others holds numbers."""
@@ -59,7 +58,7 @@ def predict(config: RunConfig, folder: Path, model: str, source: Path, target: P
     data, table = _read(config, source)
     recorded = recorded_scores(folder)
     run = opened(config, folder, data=data)
-    logits = torch.cat(list(_logits(run, load_model(run, model, formats), data.validation_rows)))
+    logits, _ = outputs_of(run, load_model(run, model, formats), data.validation_rows)
     columns = _columns(data, logits, recorded.get("label_names") or data.model_names)
     _write(target, _submission(table, columns, data) if target.suffix.lower() == ".tsv" else _joined(table, columns))
     run.say("predictions", f"{len(logits)} rows of {source} by {model}: {target}")
@@ -79,19 +78,6 @@ def _read(config: RunConfig, source: Path) -> tuple[TaskData, pyarrow.Table]:
         raise ConfigError(f"input={str(source)!r} has no rows")
     data.train_rows = data.validation_rows = rows
     return data, table
-
-
-@torch.no_grad()
-def _logits(run: Run, model: nn.Module, rows: Sequence[Row]) -> Iterator[Tensor]:
-    """Yield the logits (B, C) of each batch in float32, on the CPU."""
-    trainer, data = run.scorer, run.data
-    device = trainer.strategy.root_device
-    capture, size = SignalCapture(model.eval().to(device)), data.evaluation_batch_size
-    for start in range(0, len(rows), size):
-        batch = data.collate([rows[row] for row in range(start, min(start + size, len(rows)))])
-        with trainer.precision_plugin.val_step_context():
-            (logits,) = capture({name: value.to(device) for name, value in batch.items()})["logits"]
-        yield logits.float().cpu()
 
 
 def _columns(data: TaskData, logits: Tensor, names: Sequence[str] | None) -> dict[str, list[Any]]:

@@ -51,7 +51,8 @@ def draw_sections(
     with default_style():
         drawn = list(sections.draw_all(sections.Captured(folder, signals, batch, tokens, classes)))
         training = sections.draw_training(folder, results)
-    return {**training, "sections": drawn, "command": _command(folder)}
+        confusion = sections.draw_confusion(folder, results)
+    return {**training, "confusion": confusion, "sections": drawn, "command": _command(folder)}
 
 
 def write_report(folder: Path, results: Mapping[str, Any], drawn: Drawn) -> Path:
@@ -73,6 +74,7 @@ def write_report(folder: Path, results: Mapping[str, Any], drawn: Drawn) -> Path
         bits=tables.bits(results.get("bits") or {}),
         padding=tables.padding(results),
         gate=tables.gate(results),
+        answers=tables.answers(results),
         **context,
         **dict(drawn),
     )
@@ -84,11 +86,12 @@ def summary_table(results: Mapping[str, Any], report: Path | None = None) -> Gro
     """Format the models with metric and bytes, the stages, and the place of the report, for a terminal of 80 columns."""
     arrow = "↑" if results["higher_is_better"] else "↓"
     models = _terminal_table(["model", f"{results['metric']} {arrow}", "size", "ratio"], tables.model_rows(results))
+    agreement = [Text(tables.agreement(results) + "\n")] if results.get("answers") else []
     stages = _terminal_table(["stage", "steps", "time", "per step"], tables.stage_rows(results))
     title = Text(f"{results['experiment']} · {results['task']} · seed {results['seed']}", style="bold")
     places = {"report": report, "export": report.parent / "export" if report and results.get("export") else None}
     where = [Text(f"{name}: {place}", overflow="fold") for name, place in places.items() if place is not None]
-    return Group(title, models, Text(tables.storage(results) + "\n"), stages, *where)
+    return Group(title, models, *agreement, Text(tables.storage(results) + "\n"), stages, *where)
 
 
 def _terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

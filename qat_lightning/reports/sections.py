@@ -81,6 +81,16 @@ def draw_training(folder: Path, results: Mapping[str, Any]) -> dict[str, bool]:
     return {"curves": True, "step_sizes": steps is not None}
 
 
+def draw_confusion(folder: Path, results: Mapping[str, Any]) -> bool:
+    """Draw the confusion matrices of `metrics.json`; return whether it has some."""
+    answers = results.get("answers") or {}
+    models = {NAMES[name]: model["confusion"] for name, model in answers.get("models", {}).items()}
+    if not models or None in models.values():
+        return False
+    picture(folder, plots.confusion_plot(models, answers["classes"]), "confusion")
+    return True
+
+
 def draw_all(run: Captured) -> Iterator[Section]:
     """Draw the sections of `SECTIONS`; what a section raises as ValueError is the reason why it is missing."""
     for title, draw in SECTIONS.items():

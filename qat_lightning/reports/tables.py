@@ -70,6 +70,39 @@ def common_context(results: Results) -> dict[str, Any]:
     }
 
 
+SHOWN = 50
+"""Most classes in the report's table."""
+
+
+def answers(results: Results) -> dict[str, Any] | None:
+    """Return the tables of all models and of all classes, those with the student's lowest F1 if there are too many."""
+    given = results.get("answers")
+    if not given:
+        return None
+    models, order = given["models"], list(range(len(given["classes"])))
+    if len(order) > SHOWN:
+        order = sorted(order, key=lambda number: models["student"]["f1"][number])[:SHOWN]
+    head = ["class", "rows", *(f"F1 {NAMES[name]}" for name in models), "student's precision", "student's recall"]
+    shown = [*(model["f1"] for model in models.values()), models["student"]["precision"], models["student"]["recall"]]
+    rows = [[given["classes"][n], given["rows"][n], *(score(values[n]) for values in shown)] for n in order]
+    return {
+        "models": table(
+            ["model", "agreement with the teacher", "calibration error"],
+            [[NAMES[name], score(own["agreement"]), score(own["calibration_error"])] for name, own in models.items()],
+        ),
+        "classes": table(head, rows),
+        "left_out": len(given["classes"]) - len(rows),
+    }
+
+
+def agreement(results: Results) -> str:
+    """Summarize agreement and calibration in one line for the terminal."""
+    models = results["answers"]["models"]
+    own = ", ".join(f"{NAMES[name]} {score(each['agreement'])}" for name, each in models.items() if name != "teacher")
+    errors = ", ".join(f"{NAMES[name]} {score(each['calibration_error'])}" for name, each in models.items())
+    return f"answers as the teacher's: {own}\ncalibration error: {errors}"
+
+
 def gate(results: Results) -> Markdown | str:
     """Format the limits of `gate` and what the student keeps of them; empty without limits."""
     limits = (results.get("gate") or {}).get("limits") or {}

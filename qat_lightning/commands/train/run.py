@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from qat_lightning.commands.train.answers import class_outputs, describe_answers
 from qat_lightning.commands.train.gate import check_gate, layer_outputs
 from qat_lightning.commands.train.pipeline import Run, opened
 from qat_lightning.commands.train.preflight import check_libraries, preflight
@@ -72,6 +73,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     run.stage("teacher", teacher)
     student = run.quantized(copy.deepcopy(teacher))
     untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
+    outputs = {"untrained": class_outputs(run, student)}
     run.say("PTQ baseline", f"{data.metric} {score(untrained)}")
 
     distilled = teacher if config.teacher is Teacher.full_precision else None
@@ -84,6 +86,8 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     if not first_process():
         return results
     check_recorded(folder, results)
+    outputs = {"teacher": class_outputs(run, teacher), **outputs, "student": class_outputs(run, student)}
+    results["answers"] = describe_answers(data, outputs)
     write_json(folder / "metrics.json", results)  # before plots and exports, which can fail
     drawn = draw_sections(folder, results, signals, batch, data.tokens(batch), classes(data, batch))
     write_report(folder, results, drawn)

@@ -2,6 +2,7 @@
 
 from qat_lightning.reports.plots.attention_maps import attention_map_plot
 from qat_lightning.reports.plots.bits import bits_plot
+from qat_lightning.reports.plots.confusion import confusion_plot
 from qat_lightning.reports.plots.curvature import landscape_plot, spectrum_plot
 from qat_lightning.reports.plots.layers import (
     dynamic_range_plot,
@@ -16,6 +17,7 @@ from qat_lightning.reports.plots.training_curves import training_curves
 __all__ = [
     "attention_map_plot",
     "bits_plot",
+    "confusion_plot",
     "default_style",
     "dynamic_range_plot",
     "landscape_plot",
