@@ -63,8 +63,8 @@ def test_what_is_exported_of_a_real_encoder_answers_as_the_student_on_the_whole_
     with torch.no_grad():
         logits = load_packed(tmp_path / "export" / "packed")(**inputs).logits
     assert logits.shape == (2, 2)
-    told = OnnxModel(tmp_path / "export" / "model.onnx")(**inputs)["logits"]
-    torch.testing.assert_close(told, logits, atol=0.1, rtol=0)
+    answered = OnnxModel(tmp_path / "export" / "model.onnx")(**inputs)["logits"]
+    torch.testing.assert_close(answered, logits, atol=0.1, rtol=0)
 
 
 MINILM = (

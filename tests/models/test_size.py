@@ -59,9 +59,9 @@ def test_odd_number_of_codes_fills_the_last_byte():
 
 
 def test_bits_name_each_kind_of_part():
-    told = bits(quantize(tiny_model("bert"), TERNARY))
-    assert told["embeddings.word"] == told["attention.query"] == told["feedforward.out"] == told["pooler"] == 2
-    assert told["embeddings.position"] == told["head"] == 32
+    widths = bits(quantize(tiny_model("bert"), TERNARY))
+    assert widths["embeddings.word"] == widths["attention.query"] == widths["feedforward.out"] == widths["pooler"] == 2
+    assert widths["embeddings.position"] == widths["head"] == 32
 
 
 def test_hash_is_of_the_tensors_alone():
@@ -88,7 +88,7 @@ def test_a_table_that_the_head_reads_too_is_there_twice(name):
 def test_layers_of_other_widths_are_named():
     widths = {"layers.0.*": 8, "layers.1.feedforward.*": 3, "layers.1.*": 8}
     student = quantize(tiny_model("bert"), [QuantizationRule("layers.*", weight=LSQQuantizer)], None, widths)
-    told = bits(student)
-    assert told["attention.query"] == 8
-    assert (told["layers.0.feedforward.in"], told["layers.1.feedforward.in"]) == (8, 3)
-    assert "feedforward.in" not in told
+    widths = bits(student)
+    assert widths["attention.query"] == 8
+    assert (widths["layers.0.feedforward.in"], widths["layers.1.feedforward.in"]) == (8, 3)
+    assert "feedforward.in" not in widths

@@ -54,8 +54,8 @@ def by_hand(whole, layers, kinds):
 def test_layers_keep_their_kind_of_attention(tmp_path, changes, layers, kinds, first_full, opened):
     whole = tiny_model("qwen2", **changes)
     expected, other = (
-        logits(by_hand(whole, layers, told))
-        for told in (kinds, [{FULL: SLIDING, SLIDING: FULL}[kind] for kind in kinds])
+        logits(by_hand(whole, layers, assigned))
+        for assigned in (kinds, [{FULL: SLIDING, SLIDING: FULL}[kind] for kind in kinds])
     )
     student = keep_layers(copy.deepcopy(whole), layers)
     if opened:

@@ -117,15 +117,15 @@ def resumed(folder: Path) -> Any:
     return fit()
 
 
-def refused_or_begun_anew(folder: Path) -> None:
-    """The same with a file that is no checkpoint: it is passed over in words, and the stage begins anew."""
+def refused_or_restarted(folder: Path) -> None:
+    """Accept also that the log names a file that is not a checkpoint, and the stage starts again."""
     stage, fit = _stage(folder)
     fit()
     raise ValueError(f"passed over: {stage.skipped}")
 
 
 def target(path: Any, /, **arguments: Any) -> Case:
-    """That `_target_` where a loss stands, with arguments that would do harm."""
+    """Return a configuration with that `_target_` in place of a loss, with arguments that would do harm."""
     return Case(lambda folder: {"_target_": path, "command": plant.command(folder)} | arguments, made, NOT_ALLOWED)
 
 
@@ -159,7 +159,7 @@ def run_value(words: str, **changes: Any) -> Case:
 
 def checkpoint(change: Callable[[dict[str, Any], Path], Any], words: str = UNREADABLE) -> Case:
     return Case(
-        lambda folder: plant.checkpoint(folder, lambda told: change(told, folder)), refused_or_begun_anew, words
+        lambda folder: plant.checkpoint(folder, lambda content: change(content, folder)), refused_or_restarted, words
     )
 
 
@@ -333,11 +333,11 @@ RUNS = {
     "a reference in a run folder": run_value("interpolation", experiment="${seed}"),
     "a kernel in a run folder's architecture": Case(
         lambda folder: {"model_type": "bert", "attn_implementation": "evil/kernel"},
-        lambda told: model_of("", path=None, pretrained=False, architecture=told), "names the kernel 'evil/kernel'",
+        lambda content: model_of("", path=None, pretrained=False, architecture=content), "names the kernel 'evil/kernel'",
     ),
     "YAML calls a function": run_text(lambda c: f"extra: !!python/object/apply:os.system ['{c}']\n", "has the tag"),
     "YAML makes an object": run_text(lambda c: "extra: !!python/object:subprocess.Popen {args: x}\n", "has the tag"),
-    "YAML makes an object anew": run_text(lambda c: "extra: !!python/object/new:os.system [x]\n", "has the tag"),
+    "YAML makes a new object": run_text(lambda c: "extra: !!python/object/new:os.system [x]\n", "has the tag"),
     "YAML names an object": run_text(lambda c: "extra: !!python/name:os.system ''\n", "has the tag"),
     "YAML imports a module": run_text(lambda c: "extra: !!python/module:antigravity ''\n", "has the tag"),
     "YAML makes a path": run_text(lambda c: "extra: !!python/object/apply:pathlib.Path [x]\n", "has the tag"),
@@ -439,13 +439,13 @@ TOKENIZERS = {
 }  # fmt: skip
 
 PACKED = {
-    "a manifest's name with dots": manifest(lambda told: told["files"].update({"../x.json": ""}), "leads out of"),
-    "a manifest's absolute name": manifest(lambda told: told["files"].update({"/etc/x.json": ""}), "leads out of"),
-    "a manifest's name with a backslash": manifest(lambda told: told["files"].update({"..\\x.json": ""}), "leads out of"),
-    "a manifest's name with a zero": manifest(lambda told: told["files"].update({"x\0.json": ""}), "leads out of"),
-    "a manifest that lists a program": manifest(lambda told: told["files"].update({"evil.py": ""}), "is not a file of a"),
-    "a manifest that lists a pickle": manifest(lambda told: told["files"].update({"evil.bin": ""}), "is not a file of a"),
-    "a manifest of another shape": manifest(lambda told: told["tensors"][CODES].update(shape=[9]), "the shape of"),
+    "a manifest's name with dots": manifest(lambda content: content["files"].update({"../x.json": ""}), "leads out of"),
+    "a manifest's absolute name": manifest(lambda content: content["files"].update({"/etc/x.json": ""}), "leads out of"),
+    "a manifest's name with a backslash": manifest(lambda content: content["files"].update({"..\\x.json": ""}), "leads out of"),
+    "a manifest's name with a zero": manifest(lambda content: content["files"].update({"x\0.json": ""}), "leads out of"),
+    "a manifest that lists a program": manifest(lambda content: content["files"].update({"evil.py": ""}), "is not a file of a"),
+    "a manifest that lists a pickle": manifest(lambda content: content["files"].update({"evil.bin": ""}), "is not a file of a"),
+    "a manifest of another shape": manifest(lambda content: content["tensors"][CODES].update(shape=[9]), "the shape of"),
     "a manifest too large": Case(lambda folder: _large(folder), load_packed, "more than the 104857600 that are read"),
     "weights that are a link": Case(
         lambda folder: plant.linked(folder, "packed.safetensors"), load_packed, "is a link out of the folder"
@@ -470,20 +470,20 @@ PACKED = {
 }  # fmt: skip
 
 CHECKPOINTS = {
-    "a pickle in a callback's state": checkpoint(lambda told, f: told["callbacks"].update(x=plant.Runs(plant.command(f)))),
+    "a pickle in a callback's state": checkpoint(lambda content, f: content["callbacks"].update(x=plant.Runs(plant.command(f)))),
     "a pickle in the optimizer's state": checkpoint(
-        lambda told, f: told["optimizer_states"].append({"state": plant.Runs(plant.command(f))})
+        lambda content, f: content["optimizer_states"].append({"state": plant.Runs(plant.command(f))})
     ),
     "a pickle in hyperparameters": checkpoint(
-        lambda told, f: told.update(hyper_parameters={"_instantiator": plant.Runs(plant.command(f))})
+        lambda content, f: content.update(hyper_parameters={"_instantiator": plant.Runs(plant.command(f))})
     ),
-    "a pickle in the loops": checkpoint(lambda told, f: told["loops"].update(fit=plant.Runs(plant.command(f)))),
+    "a pickle in the loops": checkpoint(lambda content, f: content["loops"].update(fit=plant.Runs(plant.command(f)))),
     "a bare pickle": Case(
-        lambda folder: plant.raw_checkpoint(folder, lambda path: plant.pickle_file(path, folder)), refused_or_begun_anew,
+        lambda folder: plant.raw_checkpoint(folder, lambda path: plant.pickle_file(path, folder)), refused_or_restarted,
         UNREADABLE,
     ),
     "a checkpoint that is no file of torch": Case(
-        lambda folder: plant.raw_checkpoint(folder, lambda path: path.write_bytes(b"PK\3\4" + bytes(99))), refused_or_begun_anew,
+        lambda folder: plant.raw_checkpoint(folder, lambda path: path.write_bytes(b"PK\3\4" + bytes(99))), refused_or_restarted,
         UNREADABLE,
     ),
 }  # fmt: skip
@@ -555,7 +555,7 @@ BOMBS = {
     "a chat template without an end": Case(
         lambda folder: plant.sparse(folder / "chat_template.jinja", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
     ),
-    "a vocabulary in words without an end": Case(
+    "an endless vocabulary of words": Case(
         lambda folder: plant.sparse(folder / "vocab.txt", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
     ),
     "a vocabulary that is a link to itself": Case(
@@ -590,7 +590,7 @@ HARMLESS = {
     ),
     "programs and pickles beside a packed folder": Case(lambda folder: _beside(folder), load_packed),
     "targets in a checkpoint's hyperparameters": Case(
-        lambda folder: plant.checkpoint(folder, lambda told: told.update(hyper_parameters={"_instantiator": "os.system"})),
+        lambda folder: plant.checkpoint(folder, lambda content: content.update(hyper_parameters={"_instantiator": "os.system"})),
         resumed,
     ),
 }  # fmt: skip

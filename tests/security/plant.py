@@ -111,8 +111,8 @@ def _packed() -> Path:
 def model(folder: Path, *, weights: bool = True, files: dict[str, str] | None = None, **config: Any) -> Path:
     """A model folder with other values in its config.json, code of its own beside it, and other files."""
     made = Path(shutil.copytree(plain(), folder / "model"))
-    told = json.loads((made / "config.json").read_text())
-    (made / "config.json").write_text(json.dumps(told | config))
+    content = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(content | config))
     (made / "evil.py").write_text(code(folder))
     if not weights:
         (made / "model.safetensors").unlink()
@@ -146,15 +146,15 @@ def headed(folder: Path, change: Callable[[dict[str, Any]], Any], cut: int = 0) 
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     change(header)
-    told = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(told)) + told + data[8 + length : len(data) - cut])
+    content = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(content)) + content + data[8 + length : len(data) - cut])
     return made
 
 
 def adapter(folder: Path) -> Path:
     made = model(folder)
-    told = {"peft_type": "LORA", "base_model_name_or_path": "evil/model", "auto_mapping": {"parent_library": "evil"}}
-    (made / "adapter_config.json").write_text(json.dumps(told))
+    content = {"peft_type": "LORA", "base_model_name_or_path": "evil/model", "auto_mapping": {"parent_library": "evil"}}
+    (made / "adapter_config.json").write_text(json.dumps(content))
     torch.save({"x": Runs(command(folder))}, made / "adapter_model.bin")
     return made
 
@@ -162,8 +162,8 @@ def adapter(folder: Path) -> Path:
 def tokenizer(folder: Path, *gone: str, **config: Any) -> Path:
     made = model(folder)
     (made / "config.json").unlink()
-    told = json.loads((made / "tokenizer_config.json").read_text())
-    (made / "tokenizer_config.json").write_text(json.dumps(told | config))
+    content = json.loads((made / "tokenizer_config.json").read_text())
+    (made / "tokenizer_config.json").write_text(json.dumps(content | config))
     for name in gone:
         (made / name).unlink()
     return made
@@ -176,17 +176,17 @@ def packed(folder: Path) -> Path:
 def manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """A packed folder with another manifest, sealed with the checksum that it would have."""
     made = packed(folder)
-    told = json.loads((made / "manifest.json").read_text())
-    change(told)
-    told.pop("sha256", None)
-    (made / "manifest.json").write_bytes(canonical(told | {"sha256": sha256(canonical(told))}))
+    content = json.loads((made / "manifest.json").read_text())
+    change(content)
+    content.pop("sha256", None)
+    (made / "manifest.json").write_bytes(canonical(content | {"sha256": sha256(canonical(content))}))
     return made
 
 
 def configured(folder: Path, **config: Any) -> Path:
     """A packed folder with other values in its config.json, and a manifest that agrees."""
     data = json.dumps(json.loads((_packed() / "config.json").read_text()) | config).encode()
-    made = manifest(folder, lambda told: told["files"].update({"config.json": sha256(data)}))
+    made = manifest(folder, lambda content: content["files"].update({"config.json": sha256(data)}))
     (made / "config.json").write_bytes(data)
     return made
 
@@ -198,8 +198,8 @@ def stored(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     change(header)
-    told = json.dumps(header).encode()
-    (made / "packed.safetensors").write_bytes(struct.pack("<Q", len(told)) + told + data[8 + length :])
+    content = json.dumps(header).encode()
+    (made / "packed.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + data[8 + length :])
     return made
 
 
@@ -233,10 +233,10 @@ def _checkpoint() -> Path:
 
 def checkpoint(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
     """A stage's `last.ckpt`, as Lightning writes it but for one thing."""
-    told = torch.load(_checkpoint(), weights_only=True)
-    told["callbacks"]["BestCheckpoint"] = BestCheckpoint(folder, "x", True).state_dict()
-    change(told)
-    return raw_checkpoint(folder, lambda path: torch.save(told, path))
+    content = torch.load(_checkpoint(), weights_only=True)
+    content["callbacks"]["BestCheckpoint"] = BestCheckpoint(folder, "x", True).state_dict()
+    change(content)
+    return raw_checkpoint(folder, lambda path: torch.save(content, path))
 
 
 def raw_checkpoint(folder: Path, write: Callable[[Path], Any]) -> Path:

@@ -1,4 +1,4 @@
-"""Whole runs with grouped and with recurring batches: what is read, reported, continued, and told apart."""
+"""Whole runs with grouped and with recurring batches: what is read, reported and resumed, and what makes runs differ."""
 
 import itertools
 import json

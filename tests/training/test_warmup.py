@@ -21,7 +21,7 @@ from tests.tiny_models import tiny_model
 from tests.training.runs import SMALL, small_run
 
 ROOT = Path(__file__).parents[2]
-# lr 0 for all but the step sizes: what is quantized stays, so that what a step size follows can be told.
+# lr 0 for all but the step sizes: what is quantized stays, so that what a step size follows can be recognized.
 METHOD = (
     "quantization=lsq_w2a8", "quantization.weight.bits=4", "quantization.weight.initialization=minmax",
     "losses=logits", "intervention=none", "intervention_schedule=none",
@@ -114,10 +114,10 @@ def test_step_sizes_have_their_own_rates_and_decay(tmp_path):
     data = build_data(config)
     module = build_module(config, "train", 4, build_student(config, build_model(config, data), data), data)
     groups = module.configure_optimizers()["optimizer"].param_groups
-    told = {(group["initial_lr"], group["weight_decay"]): len(group["params"]) for group in groups}
+    counts = {(group["initial_lr"], group["weight_decay"]): len(group["params"]) for group in groups}
     # two layers of six matrices, the pooler, two tables; their 13 inputs and four operands a layer
-    assert told[1e-3, 2e-5] == 12 + 1 + 2
-    assert told[3e-2, 1e-4] == 12 + 1 + 8
+    assert counts[1e-3, 2e-5] == 12 + 1 + 2
+    assert counts[3e-2, 1e-4] == 12 + 1 + 8
 
 
 def test_history_of_step_sizes_is_logged_and_drawn(tmp_path):

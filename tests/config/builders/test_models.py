@@ -56,7 +56,7 @@ def test_configured_architecture_without_any_file():
     assert model.config.hidden_dropout_prob == 0.25
 
 
-def test_head_of_another_number_of_classes_is_made_anew(fine_tuned):
+def test_head_of_another_number_of_classes_is_initialized_again(fine_tuned):
     model = built(f"model.path={fine_tuned}", "model.pretrained=true", "data.num_labels=5")
     saved = load_file(fine_tuned / "model.safetensors")
     assert model.classifier.weight.shape == (5, 32)
@@ -204,7 +204,7 @@ def test_a_score_that_is_not_defined_is_said(tmp_path, capsys, check_finite, ste
     ],
 )
 def test_step_sizes_warm_up_in_the_students_first_stage(overrides, stages):
-    """Not anew after the intervene stage, which has trained them."""
+    """The step sizes are not initialized again after the intervene stage, which has trained them."""
     config = composed("callbacks=step_size_warmup", *overrides)
     data = build_data(config)
     warming = [

@@ -217,8 +217,8 @@ def test_a_damaged_config_is_named(tmp_path, tiny, bare, content, message, pretr
     config = replace(bare, model=replace(bare.model, path=str(place.parent), pretrained=pretrained))
     with pytest.raises(ConfigError, match=message) as refused:
         checked_and_built(config)
-    told = str(refused.value)
-    assert "config.json" in told
-    assert str(place.parent) in told
-    assert "\n" not in told
-    assert len(told) < 700
+    message = str(refused.value)
+    assert "config.json" in message
+    assert str(place.parent) in message
+    assert "\n" not in message
+    assert len(message) < 700

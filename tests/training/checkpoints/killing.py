@@ -167,17 +167,17 @@ def _run(folder: Path, config: Config) -> None:
 
 
 def _join(rank: int, processes: int, port: int) -> None:
-    """What a launcher tells a process."""
+    """Set the environment variables that a launcher sets for a process."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    told = {
+    variables = {
         "LOCAL_RANK": rank,
         "NODE_RANK": 0,
         "WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    os.environ.update({name: str(value) for name, value in told.items()})
+    os.environ.update({name: str(value) for name, value in variables.items()})
     rank_zero_only.rank = rank
 
 

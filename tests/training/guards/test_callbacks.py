@@ -1,4 +1,4 @@
-"""What ends a run in words: a teacher that is not what it was, numbers that are not finite."""
+"""What ends a run with a message: a teacher that is not what it was, numbers that are not finite."""
 
 import copy
 import json
@@ -181,7 +181,7 @@ def test_the_module_refuses_a_quantized_teacher_and_one_that_shares_weights(part
 
 
 @pytest.mark.parametrize(
-    ("names", "expected", "told"),
+    ("names", "expected", "first_difference"),
     [
         (["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], ["entailment", "neutral", "contradiction"],
          ("CONTRADICTION", 0, 2)),
@@ -192,8 +192,8 @@ def test_the_module_refuses_a_quantized_teacher_and_one_that_shares_weights(part
         (["negative", "positive"], None, None),
     ],
 )  # fmt: skip
-def test_other_order_compares_by_names(names, expected, told):
-    assert other_order(names, expected) == told
+def test_other_order_compares_by_names(names, expected, first_difference):
+    assert other_order(names, expected) == first_difference
 
 
 ARCHITECTURE = {
@@ -287,10 +287,10 @@ def test_a_bad_row_ends_the_run_before_it_touches_the_weights(parts, value):
     parts.spoil(batch_number=2, row=5, value=value)
     with pytest.raises(NonFiniteError) as ended:
         parts.fit()
-    told = str(ended.value)
-    assert re.search(r"stage train, step 3: the loss is not finite \(.*hidden = nan", told)
-    assert "first in the teacher's embeddings (hidden, 0), rows 5 of the batch" in told
-    assert all(f in told for f in ("optimizer.lr (now 0.00", "trainer.gradient_clip_val", "hydra.run.dir"))
+    message = str(ended.value)
+    assert re.search(r"stage train, step 3: the loss is not finite \(.*hidden = nan", message)
+    assert "first in the teacher's embeddings (hidden, 0), rows 5 of the batch" in message
+    assert all(f in message for f in ("optimizer.lr (now 0.00", "trainer.gradient_clip_val", "hydra.run.dir"))
     checkpoint = torch.load(parts.last, weights_only=True)
     assert checkpoint["global_step"] == 2
     own = parts.student.state_dict()
@@ -336,9 +336,9 @@ def test_the_layer_and_the_site_are_named(parts, layer):
 
     with pytest.raises(NonFiniteError) as ended:
         parts.fit(At(1, lambda module: setattr(projection, "forward", spoilt)))
-    told = str(ended.value)
-    assert told.startswith("stage train, step 2: the loss is not finite (")
-    assert f"; first in the student's layer {layer}, attention.projection, rows 1, 6 of the batch;" in told
+    message = str(ended.value)
+    assert message.startswith("stage train, step 2: the loss is not finite (")
+    assert f"; first in the student's layer {layer}, attention.projection, rows 1, 6 of the batch;" in message
 
 
 class Rooted:
@@ -355,8 +355,10 @@ def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is(parts):
     before = copy.deepcopy(parts.student.state_dict())
     with pytest.raises(NonFiniteError) as ended:
         parts.fit(At(0, lambda module: module.distillation.losses.update(rooted=Rooted())))
-    told = str(ended.value)
-    assert "step 1: a gradient is not finite, its loss is; first in the gradient of logits, rows 3 of the batch" in told
+    message = str(ended.value)
+    assert (
+        "step 1: a gradient is not finite, its loss is; first in the gradient of logits, rows 3 of the batch" in message
+    )
     assert all(torch.equal(before[name], value) for name, value in parts.student.state_dict().items())
 
 
@@ -486,7 +488,7 @@ try:
               "data.batch_size=4", "data.evaluation_batch_size=12", "quantization.calibration_rows=8",
               "trainer.devices=2", "trainer.strategy=ddp")
 except NonFiniteError as error:
-    Path(sys.argv[1], f"told.{os.environ.get('LOCAL_RANK', '0')}").write_text(str(error))
+    Path(sys.argv[1], f"message.{os.environ.get('LOCAL_RANK', '0')}").write_text(str(error))
     sys.exit(1)
 """
 
@@ -499,8 +501,8 @@ def test_two_processes_end_at_the_same_step_and_the_one_at_fault_says_why(tmp_pa
     ended = subprocess.run([sys.executable, str(script), str(tmp_path / "run")], capture_output=True, text=True,
                            env=environment, timeout=150, check=False)  # fmt: skip
     assert ended.returncode == 1, ended.stderr
-    told = [(tmp_path / "run" / f"told.{rank}").read_text() for rank in (0, 1)]
-    steps = [re.match(r"stage \w+, step \d+", words).group() for words in told]
+    messages = [(tmp_path / "run" / f"message.{rank}").read_text() for rank in (0, 1)]
+    steps = [re.match(r"stage \w+, step \d+", text).group() for text in messages]
     assert steps[0] == steps[1]
-    assert "the rows of this process are finite" in told[0]
-    assert "rows 2 of the batch" in told[1]
+    assert "the rows of this process are finite" in messages[0]
+    assert "rows 2 of the batch" in messages[1]
