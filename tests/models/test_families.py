@@ -152,7 +152,7 @@ def test_packed_folder_predicts_exactly_what_the_student_predicts(family: str, t
 
 @pytest.mark.parametrize(
     "family",
-    [family if family in ("modernbert", "dinov2", "mpnet") else pytest.param(family, marks=pytest.mark.slow)
+    [family if family in ("modernbert", "dinov2") else pytest.param(family, marks=pytest.mark.slow)
      for family in OTHER_TEXTS + OTHER_IMAGES],
 )  # fmt: skip
 def test_onnx_file_computes_what_the_student_computes(family: str, tmp_path: Path) -> None:

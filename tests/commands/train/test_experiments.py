@@ -147,7 +147,7 @@ def test_run_folder(finished):
     assert len(results["student_hash"]) == 64
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == ["losses.hidden.weight=0.5"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 1
-    assert len(list((folder / "plots").glob("*.png"))) == 6
+    assert len(list((folder / "plots").glob("*.png"))) == 7
     assert "**student**" in (folder / "report.md").read_text()
 
 

@@ -26,7 +26,7 @@ def tiny(tmp_path_factory):
     [
         (
             ("model=tiny_gpt2", "data=random_tokens", "intervention=map", "intervention_schedule=map", "losses=logits"),
-            "gpt2 model computes query, key and value in one layer.*choose intervention=output or context",
+            "gpt2 model computes query, key and value in one layer.*choose intervention=without_map",
         ),
         (
             ("model=tiny_gpt2", "data=random_tokens", "losses.output.site=attention.query", "intervention=output",
