@@ -20,8 +20,7 @@ from qat_lightning.models.capture import Batch, SignalCapture
 from qat_lightning.models.convert import QuantizationRule, adjustable_parts, quantize
 from qat_lightning.models.module_paths import part_paths
 from qat_lightning.models.packed_state import packed_tensors
-from qat_lightning.models.quantized_model import switch_on
-from qat_lightning.models.size import quantized_weights
+from qat_lightning.models.quantized_model import calibrate, switch_on
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 
@@ -74,8 +73,7 @@ def measure_width_options(
     weights_only = [replace(rule, input=None) for rule in rules]
     for bits in widths:
         candidate = quantize(copy.deepcopy(model), weights_only, bits=dict.fromkeys(parts, bits))
-        for weight, quantizer in quantized_weights(candidate):
-            quantizer.calibrate(weight)
+        calibrate(candidate, [])
         sizes = _part_bytes(candidate, parts)
         for part in parts:
             switch_on(candidate, [part])

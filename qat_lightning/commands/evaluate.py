@@ -44,11 +44,7 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
     Raises:
         ValueError: the folder does not hold the model, or a file of it is damaged.
     """
-    formats = build_formats(config)
-    if model not in (names := ("student", "teacher", *formats)):
-        raise ConfigError(f"model={model!r}: {suggest(model, names)}")
-    if getattr(formats.get(model), "cpu_only", False):
-        config = replace(config, trainer=replace(config.trainer, accelerator="cpu", precision="32-true", devices=1))
+    config, formats = choose_model(config, model)
     check_plain(folder)
     recorded = recorded_scores(folder)
     know_the_rank(config)
@@ -69,6 +65,20 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
         write_json(folder / "evaluation" / f"{name}.json", result)
     run.console.print(scores_table(result, own))
     return result
+
+
+def choose_model(config: RunConfig, model: str) -> tuple[RunConfig, dict[str, ExportFormat]]:
+    """Return the configuration that `model` runs in, and the export formats by name.
+
+    Raises:
+        ConfigError: `model` is neither "student", "teacher" nor the name of an export format.
+    """
+    formats = build_formats(config)
+    if model not in (names := ("student", "teacher", *formats)):
+        raise ConfigError(f"model={model!r}: {suggest(model, names)}")
+    if getattr(formats.get(model), "cpu_only", False):
+        config = replace(config, trainer=replace(config.trainer, accelerator="cpu", precision="32-true", devices=1))
+    return config, formats
 
 
 def _one_split(data: Plain, recorded: Plain) -> Plain:

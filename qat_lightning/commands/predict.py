@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 from torch import Tensor
 
-from qat_lightning.commands.evaluate import load_model, recorded_scores
+from qat_lightning.commands.evaluate import choose_model, load_model, recorded_scores
 from qat_lightning.commands.train.answers import outputs_of
 from qat_lightning.commands.train.pipeline import opened
-from qat_lightning.config.builders.exports import build_formats
 from qat_lightning.config.builders.models import build_data
-from qat_lightning.config.instantiate import add_keys, suggest
+from qat_lightning.config.instantiate import add_keys
 from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.files import atomic_write, check_plain
@@ -45,15 +43,11 @@ def predict(config: RunConfig, folder: Path, model: str, source: Path, target: P
     Raises:
         ValueError: an input that cannot be read, an unknown model, a target that exists or has another suffix.
     """
-    formats = build_formats(config)
-    if model not in (names := ("student", "teacher", *formats)):
-        raise ConfigError(f"model={model!r}: {suggest(model, names)}")
+    config, formats = choose_model(config, model)
     if target.suffix.lower() not in OUTPUTS:
         raise ConfigError(f"output={str(target)!r} must end in {', '.join(OUTPUTS)}")
     if target.exists():
         raise ConfigError(f"output={str(target)!r} exists: remove it, or give another file")
-    if getattr(formats.get(model), "cpu_only", False):
-        config = replace(config, trainer=replace(config.trainer, accelerator="cpu", precision="32-true", devices=1))
     check_plain(folder)
     data, table = _read(config, source)
     recorded = recorded_scores(folder)

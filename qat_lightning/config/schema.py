@@ -25,6 +25,9 @@ class ConfigError(ValueError):
     """A mistake in the configuration; the message names the key and what to do."""
 
 
+BUDGET_WIDTHS = (2, 3, 4, 5, 6, 8)
+"""The widths that `quantization.budget` chooses from, unless others are given."""
+
 LARGEST = 2**31 - 1
 """The largest number of steps, epochs or rows."""
 
@@ -155,7 +158,7 @@ class QuantizationConfig:
     attention: Any = None
     bits: Any = None
     budget: str | None = None
-    budget_widths: list[int] = field(default_factory=lambda: [2, 3, 4, 5, 6, 8])
+    budget_widths: list[int] = field(default_factory=lambda: list(BUDGET_WIDTHS))
     step_size: StepSizesConfig = field(default_factory=StepSizesConfig)
     calibration_rows: int = bounded(256, 1)
 

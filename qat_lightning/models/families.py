@@ -27,6 +27,18 @@ class Family:
     causal: bool = False  # a token sees none after it, so it can predict the next one
 
 
+def _separate(query: str, key: str, value: str, projection: str, inner: str, outer: str) -> dict[str, str]:
+    """Name the parts of a layer with a module for each of query, key and value."""
+    attention = {"attention.query": query, "attention.key": key, "attention.value": value}
+    return attention | {"attention.projection": projection, "feedforward.in": inner, "feedforward.out": outer}
+
+
+def _fused(all_three: str, projection: str, inner: str, outer: str) -> dict[str, str]:
+    """Name the parts of a layer with one module for query, key and value."""
+    parts = {"attention.query_key_value": all_three, "attention.projection": projection}
+    return parts | {"feedforward.in": inner, "feedforward.out": outer}
+
+
 def _bert_like(base: dict[str, str] | None = None, head: dict[str, str] | None = None, project: bool = False) -> Family:
     return Family(
         embeddings=("embeddings_project", "embeddings") if project else ("embeddings",),
@@ -34,14 +46,14 @@ def _bert_like(base: dict[str, str] | None = None, head: dict[str, str] | None =
         attention="attention.self",
         output="attention.output",
         residual="attention.output.LayerNorm",
-        layer_parts={
-            "attention.query": "attention.self.query",
-            "attention.key": "attention.self.key",
-            "attention.value": "attention.self.value",
-            "attention.projection": "attention.output.dense",
-            "feedforward.in": "intermediate.dense",
-            "feedforward.out": "output.dense",
-        },
+        layer_parts=_separate(
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ),
         base_parts={
             "embeddings.word": "embeddings.word_embeddings",
             "embeddings.position": "embeddings.position_embeddings",
@@ -60,14 +72,9 @@ def _vit_like(layers: str = "layers", norm: str = "layernorm_after", any_image_s
         output=norm,
         residual=norm,
         any_image_size=any_image_size,
-        layer_parts={
-            "attention.query": "attention.q_proj",
-            "attention.key": "attention.k_proj",
-            "attention.value": "attention.v_proj",
-            "attention.projection": "attention.o_proj",
-            "feedforward.in": "mlp.fc1",
-            "feedforward.out": "mlp.fc2",
-        },
+        layer_parts=_separate(
+            "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2"
+        ),
         head_parts={"head": "classifier"},
     )
 
@@ -81,14 +88,9 @@ def _clip_vision(embeddings: str) -> Family:
         output="layer_norm2",
         residual="layer_norm2",
         config="vision_config",
-        layer_parts={
-            "attention.query": "self_attn.q_proj",
-            "attention.key": "self_attn.k_proj",
-            "attention.value": "self_attn.v_proj",
-            "attention.projection": "self_attn.out_proj",
-            "feedforward.in": "mlp.fc1",
-            "feedforward.out": "mlp.fc2",
-        },
+        layer_parts=_separate(
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"
+        ),
         base_parts={"embeddings.position": "vision_model.embeddings.position_embedding"},
         head_parts={"head": "classifier"},
     )
@@ -134,14 +136,9 @@ FAMILIES = {
         attention="attention",
         output="sa_layer_norm",
         residual="sa_layer_norm",
-        layer_parts={
-            "attention.query": "attention.q_lin",
-            "attention.key": "attention.k_lin",
-            "attention.value": "attention.v_lin",
-            "attention.projection": "attention.out_lin",
-            "feedforward.in": "ffn.lin1",
-            "feedforward.out": "ffn.lin2",
-        },
+        layer_parts=_separate(
+            "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"
+        ),
         base_parts={
             "embeddings.word": "embeddings.word_embeddings",
             "embeddings.position": "embeddings.position_embeddings",
@@ -155,14 +152,14 @@ FAMILIES = {
         output="attention.LayerNorm",
         residual="attention.LayerNorm",
         reroute=True,
-        layer_parts={
-            "attention.query": "attention.attn.q",
-            "attention.key": "attention.attn.k",
-            "attention.value": "attention.attn.v",
-            "attention.projection": "attention.attn.o",
-            "feedforward.in": "intermediate.dense",
-            "feedforward.out": "output.dense",
-        },
+        layer_parts=_separate(
+            "attention.attn.q",
+            "attention.attn.k",
+            "attention.attn.v",
+            "attention.attn.o",
+            "intermediate.dense",
+            "output.dense",
+        ),
         base_parts={
             "embeddings.word": "embeddings.word_embeddings",
             "embeddings.position": "embeddings.position_embeddings",
@@ -177,12 +174,7 @@ FAMILIES = {
         residual="mlp_norm",
         fused="attention.query_key_value",
         first_layer_differs=True,  # no normalization before its attention
-        layer_parts={
-            "attention.query_key_value": "attn.Wqkv",
-            "attention.projection": "attn.Wo",
-            "feedforward.in": "mlp.Wi",
-            "feedforward.out": "mlp.Wo",
-        },
+        layer_parts=_fused("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"),
         base_parts={"embeddings.word": "embeddings.tok_embeddings"},
         head_parts={"pooler": "head.dense", "head": "classifier"},
     ),
@@ -199,12 +191,7 @@ FAMILIES = {
         residual="ln_2",
         fused="attention.query_key_value",
         causal=True,
-        layer_parts={
-            "attention.query_key_value": "attn.c_attn",
-            "attention.projection": "attn.c_proj",
-            "feedforward.in": "mlp.c_fc",
-            "feedforward.out": "mlp.c_proj",
-        },
+        layer_parts=_fused("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         base_parts={"embeddings.word": "wte", "embeddings.position": "wpe"},
         head_parts={"head": "lm_head"},
     ),
@@ -218,12 +205,7 @@ FAMILIES = {
         residual="post_attention_layernorm",
         fused="attention.query_key_value",
         causal=True,
-        layer_parts={
-            "attention.query_key_value": "self_attn.qkv_proj",
-            "attention.projection": "self_attn.o_proj",
-            "feedforward.in": "mlp.gate_up_proj",
-            "feedforward.out": "mlp.down_proj",
-        },
+        layer_parts=_fused("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
         base_parts={"embeddings.word": "embed_tokens"},
         head_parts={"head": "lm_head"},
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from qat_lightning.config.schema import ConfigError, RunConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.markdown import human_bytes
 from qat_lightning.models.convert import adjustable_parts
-from qat_lightning.models.size import quantized_weights, size
+from qat_lightning.models.quantized_model import calibrate
+from qat_lightning.models.size import size
 
 ROWS = 64
 """Training rows on which errors are measured, at most."""
@@ -42,17 +43,26 @@ def with_recorded_bits(config: RunConfig, folder: Path) -> RunConfig:
     return config if config.quantization.budget is None else _with_bits(config, read_record(folder)["bits"])
 
 
-def with_chosen_bits(config: RunConfig, folder: Path, made_for: str, teacher: nn.Module, data: TaskData) -> RunConfig:
+def with_chosen_bits(
+    config: RunConfig,
+    folder: Path,
+    made_for: str,
+    teacher: nn.Module,
+    data: TaskData,
+    say: Callable[[str, str], None],
+) -> RunConfig:
     """Return the configuration with widths under its budget: those of the record, or measured on `teacher` and recorded.
 
     Args:
         made_for: a record that was made for something else is replaced.
+        say: is given the subject and a line before the measurement, which may take minutes.
     """
     budget = config.quantization.budget
     if budget is None:
         return config
     record = read_record(folder) if (folder / RECORD).is_file() else None
     if record is None or record["made_for"] != made_for:
+        say("bits", f"measuring the error of each weight at {config.quantization.budget_widths} bits …")
         options = _measure(config, teacher, data)
         record = BitRecord(
             made_for=made_for, budget=budget, bits=_choose(config, teacher, options), options=dict(options)
@@ -112,8 +122,7 @@ def _choose(config: RunConfig, teacher: nn.Module, options: Options) -> dict[str
 
 def _packed_bytes(config: RunConfig, teacher: nn.Module, bits: Mapping[str, int]) -> int:
     student = build_quantized(_with_bits(config, bits), copy.deepcopy(teacher))
-    for weight, quantizer in quantized_weights(student):
-        quantizer.calibrate(weight.detach())
+    calibrate(student, [])  # the weights alone
     return size(student).packed
 
 

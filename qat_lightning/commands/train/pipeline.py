@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from qat_lightning.analysis.bit_allocation import RECORD
 from qat_lightning.commands.train.bit_budget import with_chosen_bits, with_recorded_bits
 from qat_lightning.commands.train.process_rank import count_devices, first_process
 from qat_lightning.commands.train.teacher_cache import check_disk_space, find_cache, teacher_facts
@@ -181,10 +180,8 @@ class Run:
 
     def quantized(self, teacher: nn.Module) -> nn.Module:
         """Put the student's quantizers into `teacher`, in place; the budget of bits, if there is one, chooses their widths."""
-        before = self.config.quantization.budget is None or (self.folder / RECORD).is_file()
-        if not before:
-            self.say("bits", f"measuring the error of each weight at {self.config.quantization.budget_widths} bits …")
-        chosen = with_chosen_bits(self.config, self.folder, self.stages["train"].fingerprint, teacher, self.data)
+        made_for = self.stages["train"].fingerprint
+        chosen = with_chosen_bits(self.config, self.folder, made_for, teacher, self.data, self.say)
         return build_student(chosen, teacher, self.data)
 
     def restored(self, stage: str) -> nn.Module:

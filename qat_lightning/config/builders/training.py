@@ -22,7 +22,7 @@ from qat_lightning.compat import without_signal_handlers
 from qat_lightning.config.builders.models import in_teacher_precision
 from qat_lightning.config.builders.monitored_value import with_mode
 from qat_lightning.config.instantiate import check_targets, create, create_all
-from qat_lightning.config.schema import ConfigError, RunConfig, StepSizeConfig, as_plain
+from qat_lightning.config.schema import BUDGET_WIDTHS, ConfigError, RunConfig, StepSizeConfig, as_plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.losses import Loss, TaskLoss
@@ -42,7 +42,7 @@ AS_BEFORE: Sequence[tuple[str, Any]] = (
     (r"compile", False),
     (r"teacher_precision", None),
     (r"quantization\.budget", None),
-    (r"quantization\.budget_widths", [2, 3, 4, 5, 6, 8]),
+    (r"quantization\.budget_widths", list(BUDGET_WIDTHS)),
 )
 """Settings that count only where they are otherwise: run folders from before them know none of these."""
 
