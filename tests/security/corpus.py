@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ from qat_lightning.training.stage import Stage
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 from qat_lightning.training.teacher_cache.tensor_files import read_tensors
 from tests.security import plant
-from tests.security.modules import OneWeight
-from tests.security.plant import composed
+from tests.training.runs import composed
 
 NOT_ALLOWED = r"_target_=.*(is not allowed|does not exist)"
 UNREADABLE = "last.ckpt.*is not a checkpoint of this program"
@@ -56,8 +56,19 @@ class Case:
     words: str = ""
 
 
+def case(words: str, read: Callable[[Any], Any], make: Callable[..., Any], *given: Any, **named: Any) -> Case:
+    return Case(lambda folder: make(folder, *given, **named), read, words)
+
+
+# --- what a user does with what was sent
+
+
 def made(node: Any) -> Any:
     return create(node, "losses.evil")
+
+
+def made_from_omegaconf(node: Any) -> Any:
+    return made(OmegaConf.create(node).x)
 
 
 def checked(changes: dict[str, Any]) -> None:
@@ -83,16 +94,16 @@ def model_of(folder: Path | str, **settings: Any) -> Any:
     return build_model(config, build_data(config))
 
 
-def model_with(**settings: Any) -> Callable[[Any], Any]:
-    return lambda folder: model_of(folder, **settings)
+TRUSTED = partial(model_of, trust_remote_code=True, revision=COMMIT)
+UNPICKLED = partial(model_of, pickled_weights=True)
 
 
 def tokenizer_of(folder: Path) -> Any:
     return read_tokenizer(str(folder), max_length=16)
 
 
-def run_of(folder: Path) -> Any:
-    return read_run(folder)
+def rows_of(folder: Path) -> Any:
+    return read_split(str(folder), None, "train")
 
 
 def continued(folder: Path) -> None:
@@ -107,7 +118,7 @@ def _stage(folder: Path) -> tuple[Stage, Callable[[], Any]]:
     data, stage = build_data(config), Stage("teacher", folder, {})
     data.load()
     trainer = build_trainer(config, "teacher", 1, folder, stage.callbacks(data, 1))
-    return stage, lambda: stage.fit(trainer, OneWeight(), data, keep_best=False)
+    return stage, lambda: stage.fit(trainer, plant.OneWeight(), data, keep_best=False)
 
 
 def resumed(folder: Path) -> Any:
@@ -124,47 +135,29 @@ def refused_or_restarted(folder: Path) -> None:
     raise ValueError(f"passed over: {stage.skipped}")
 
 
+# --- cases
+
+
+def node(content: Any, words: str = NOT_ALLOWED, read: Callable[[Any], Any] = made) -> Case:
+    """A part of a configuration, with the command in place of `COMMAND`."""
+    return case(words, read, plant.filled, content)
+
+
 def target(path: Any, /, **arguments: Any) -> Case:
     """Return a configuration with that `_target_` in place of a loss, with arguments that would do harm."""
-    return Case(lambda folder: {"_target_": path, "command": plant.command(folder)} | arguments, made, NOT_ALLOWED)
-
-
-def node(make: Callable[[str], Any], words: str = NOT_ALLOWED, read: Callable[[Any], Any] = made) -> Case:
-    return Case(lambda folder: make(plant.command(folder)), read, words)
+    return node({"_target_": path, "command": plant.COMMAND} | arguments)
 
 
 def model_case(words: str, **config: Any) -> Case:
-    return Case(lambda folder: plant.model(folder, **config), model_of, words)
+    return case(words, model_of, plant.model, **config)
 
 
-def tensors(change: Callable[[dict[str, Any]], Any], words: str, cut: int = 0) -> Case:
-    return Case(lambda folder: plant.headed(folder, change, cut), model_of, words)
-
-
-def manifest(change: Callable[[dict[str, Any]], Any], words: str) -> Case:
-    return Case(lambda folder: plant.manifest(folder, change), load_packed, words)
-
-
-def packed_config(words: str, **config: Any) -> Case:
-    return Case(lambda folder: plant.configured(folder, **config), load_packed, words)
-
-
-def run_text(text: Callable[[str], str], words: str) -> Case:
-    return Case(lambda folder: plant.run_folder(folder, text(plant.command(folder))), run_of, words)
+def run_text(text: str, words: str) -> Case:
+    return case(words, read_run, lambda folder: plant.run_folder(folder, plant.filled(folder, text)))
 
 
 def run_value(words: str, **changes: Any) -> Case:
-    return Case(lambda folder: plant.run_folder(folder, **changes), run_of, words)
-
-
-def checkpoint(change: Callable[[dict[str, Any], Path], Any], words: str = UNREADABLE) -> Case:
-    return Case(
-        lambda folder: plant.checkpoint(folder, lambda content: change(content, folder)), refused_or_restarted, words
-    )
-
-
-def _evil(command: str) -> dict[str, Any]:
-    return {"_target_": "os.system", "command": command}
+    return case(words, read_run, plant.run_folder, **changes)
 
 
 TARGETS = {
@@ -181,12 +174,8 @@ TARGETS = {
     "alias of get_object": target("qat_lightning.config.instantiate.get_object", path="os.system"),
     "alias of a path": target("qat_lightning.models.convert.Path"),
     "alias of load_dataset": target("qat_lightning.data.dataset_files.load_dataset", path="evil/data"),
-    "Lightning makes classes of names": Case(
-        lambda folder: {
-            "_target_": "lightning.pytorch.cli.instantiate_class", "args": ["touch", str(plant.canary(folder))],
-            "init": {"class_path": "subprocess.Popen"},
-        },
-        made, NOT_ALLOWED,
+    "Lightning makes classes of names": target(
+        "lightning.pytorch.cli.instantiate_class", args=["touch", "canary"], init={"class_path": "subprocess.Popen"}
     ),
     "Lightning's trainer": target("lightning.pytorch.Trainer"),
     "Lightning reads a checkpoint": target("lightning.pytorch.LightningModule.load_from_checkpoint"),
@@ -236,15 +225,17 @@ def allowed(target: str, place: str = "losses.evil", packages: str = "friendly",
 UNDER_A_GRANT = {
     **{
         f"{target} at {place}": allowed(target, place)
-        for target, place in {
-            "friendly.os.system": "losses.evil", "friendly.subprocess.Popen": "losses.evil", "friendly.Popen": "losses.evil",
-            "friendly.run": "losses.evil", "friendly.load": "losses.evil", "friendly.shell": "losses.evil",
-            "friendly.Loss.__class__": "losses.evil", "friendly.sing.__globals__": "losses.evil", "friendly..Loss": "losses.evil",
-            "friendly": "losses.evil", "friendly_evil.Model": "losses.evil", "evil.Model": "losses.evil",
-            "evil_friendly.Model": "losses.evil", "evil.friendly.Model": "losses.evil", "os.system": "losses.evil",
-            "torch.hub.load": "losses.evil", "friendly.Loss": "callbacks.evil", "friendly.NoLoss": "optimizer",
-            "friendly.sing": "quantization.rules.evil.weight", "friendly.sing ": "losses.evil",
+        for place, targets in {
+            "losses.evil": (
+                "friendly.os.system", "friendly.subprocess.Popen", "friendly.Popen", "friendly.run", "friendly.load",
+                "friendly.shell", "friendly.Loss.__class__", "friendly.sing.__globals__", "friendly..Loss", "friendly",
+                "friendly_evil.Model", "evil.Model", "evil_friendly.Model", "evil.friendly.Model", "os.system",
+                "torch.hub.load", "friendly.sing ",
+            ),
+            "callbacks.evil": ("friendly.Loss",), "optimizer": ("friendly.NoLoss",),
+            "quantization.rules.evil.weight": ("friendly.sing",),
         }.items()
+        for target in targets
     },
     "a function that is called": allowed("friendly.sing", words=r"is a function: give losses\.evil\._partial_=true"),
     "a class that is not a loss": allowed("friendly.NoLoss", words="losses"),
@@ -255,71 +246,55 @@ UNDER_A_GRANT = {
 }  # fmt: skip
 
 MATCH = {"_target_": "qat_lightning.distillation.losses.FeatureMatchingLoss", "site": "hidden"}
+EVIL = {"_target_": "os.system", "command": plant.COMMAND}
+RESOLVED = "${oc.create:{_target_:os.system,command:'COMMAND'}}"
+RULE = "qat_lightning.models.convert.QuantizationRule"
+WITHIN = "is an interpolation within a value"
 
 PLACES = {
-    "nested in an argument": node(lambda command: MATCH | {"distance": _evil(command)}),
-    "nested in a list": node(lambda command: {"x": [0, [{"y": _evil(command)}]]}),
-    "nested in a dictionary without a target": node(lambda command: {"x": {"y": _evil(command)}}),
-    "positional arguments": node(lambda command: MATCH | {"_args_": [_evil(command)]}, "holds the name '_args_'"),
-    "not recursive": node(lambda command: MATCH | {"_recursive_": False, "x": _evil(command)}, "'_recursive_'"),
-    "another conversion": node(lambda command: MATCH | {"_convert_": "object"}, "the name '_convert_'"),
-    "partial": node(lambda command: _evil(command) | {"_partial_": True}),
-    "partial by a word": node(lambda command: MATCH | {"_partial_": "os.system"}, "losses.evil"),
-    "a name that is no word": node(lambda command: MATCH | {7: _evil(command)}, "holds the name 7"),
-    "made when Hydra resolves again": node(
-        lambda command: MATCH | {"site": f"${{oc.create:{{_target_:os.system,command:'{command}'}}}}"},
-        r"losses\.evil\.site=.* is an interpolation within a value",
-    ),
+    "nested in an argument": node(MATCH | {"distance": EVIL}),
+    "nested in a list": node({"x": [0, [{"y": EVIL}]]}),
+    "nested in a dictionary without a target": node({"x": {"y": EVIL}}),
+    "positional arguments": node(MATCH | {"_args_": [EVIL]}, "holds the name '_args_'"),
+    "not recursive": node(MATCH | {"_recursive_": False, "x": EVIL}, "'_recursive_'"),
+    "another conversion": node(MATCH | {"_convert_": "object"}, "the name '_convert_'"),
+    "partial": node(EVIL | {"_partial_": True}),
+    "partial by a word": node(MATCH | {"_partial_": "os.system"}, "losses.evil"),
+    "a name that is no word": node(MATCH | {7: EVIL}, "holds the name 7"),
+    "made when Hydra resolves again": node(MATCH | {"site": RESOLVED}, rf"losses\.evil\.site=.* {WITHIN}"),
     "a temporary folder when Hydra resolves again": node(
-        lambda command: {
-            "_target_": "qat_lightning.models.convert.QuantizationRule", 
-            "target_modules": "${oc.create:{_target_:tempfile.mkdtemp}}",
-        },
-        "is an interpolation within a value", lambda node: create(node, "quantization.rules.evil"),
+        {"_target_": RULE, "target_modules": "${oc.create:{_target_:tempfile.mkdtemp}}"}, WITHIN,
+        lambda node: create(node, "quantization.rules.evil"),
     ),
-    "the environment when Hydra resolves again": node(
-        lambda command: MATCH | {"site": "${oc.env:QAT_CANARY}"}, "is an interpolation within a value"
-    ),
-    "an interpolated target": node(
-        lambda command: OmegaConf.create({"x": "os.system", "loss": {"_target_": "${x}", "command": command}}).loss
-    ),
-    "targets in OmegaConf's lists": node(lambda command: OmegaConf.create({"x": [0, [_evil(command)]]})),
+    "the environment when Hydra resolves again": node(MATCH | {"site": "${oc.env:QAT_CANARY}"}, WITHIN),
+    "an interpolated target": node({"y": "os.system", "x": EVIL | {"_target_": "${y}"}}, read=made_from_omegaconf),
+    "targets in OmegaConf's lists": node({"x": {"x": [0, [EVIL]]}}, read=made_from_omegaconf),
     "an interpolated target, checked": node(
-        lambda command: {"experiment": "os.system", "losses": {"x": {"_target_": "${experiment}"}}},
+        {"experiment": "os.system", "losses": {"x": {"_target_": "${experiment}"}}},
         r"losses\.x\.\_target_='os\.system' is not allowed", checked,
     ),
-    "a node made by a resolver, checked": node(
-        lambda command: {"losses": {"x": f"${{oc.create:{{_target_:os.system,command:'{command}'}}}}"}},
-        NOT_ALLOWED, checked,
-    ),
-    "an optimizer, checked": node(lambda command: {"optimizer": _evil(command)}, NOT_ALLOWED, checked),
-    "a schedule, checked": node(lambda command: {"intervention_schedule": _evil(command)}, NOT_ALLOWED, checked),
-    "a quantizer, checked": node(
-        lambda command: {"quantization": {"rules": {"layers": {"weight": _evil(command)}}}}, NOT_ALLOWED, checked
-    ),
-    "an attention's quantizer, checked": node(
-        lambda command: {"quantization": {"attention": {"probs": _evil(command)}}}, NOT_ALLOWED, checked
-    ),
-    "data": node(_evil, NOT_ALLOWED, data_of),
-    "a metric of the data": node(lambda command: {"metrics": {"x": _evil(command)}}, NOT_ALLOWED, data_of),
-    "a callback": node(_evil, NOT_ALLOWED, callbacks_of),
-    "a logger": node(_evil, NOT_ALLOWED, loggers_of),
+    "a node made by a resolver, checked": node({"losses": {"x": RESOLVED}}, read=checked),
+    "an optimizer, checked": node({"optimizer": EVIL}, read=checked),
+    "a schedule, checked": node({"intervention_schedule": EVIL}, read=checked),
+    "a quantizer, checked": node({"quantization": {"rules": {"layers": {"weight": EVIL}}}}, read=checked),
+    "an attention's quantizer, checked": node({"quantization": {"attention": {"probs": EVIL}}}, read=checked),
+    "data": node(EVIL, read=data_of),
+    "a metric of the data": node({"metrics": {"x": EVIL}}, read=data_of),
+    "a callback": node(EVIL, read=callbacks_of),
+    "a logger": node(EVIL, read=loggers_of),
 }  # fmt: skip
+
+EVIL_LOSS = {"x": {"_target_": "evil.Model"}}
 
 RUNS = {
     "a loss of a run folder": run_value(NOT_ALLOWED, losses={"x": {"_target_": "os.system", "command": "touch canary"}}),
     "an optimizer of a run folder": run_value(NOT_ALLOWED, optimizer={"_target_": "torch.hub.load"}),
-    "a package allowed by a run folder": run_value(
-        "'allow_targets', which no run has", allow_targets=["evil"], losses={"x": {"_target_": "evil.Model"}}
+    "a package allowed by a run folder": run_value("'allow_targets', which no run has", allow_targets=["evil"], losses=EVIL_LOSS),
+    "a package allowed by a run folder's command": case(
+        r"add allow_targets=\[evil\] to this command", read_run,
+        lambda folder: plant.written(plant.run_folder(folder, losses=EVIL_LOSS), "overrides.yaml", "['allow_targets=[evil]']"),
     ),
-    "a package allowed by a run folder's command": Case(
-        lambda folder: plant.written(
-            plant.run_folder(folder, losses={"x": {"_target_": "evil.Model"}}), "overrides.yaml", "['allow_targets=[evil]']"
-        ),
-        run_of, r"add allow_targets=\[evil\] to this command",
-    ),
-    "a package allowed by a model": model_case("its own code is not run", allow_targets=["evil"],
-                                               auto_map=CODE, model_type="evil"),
+    "a package allowed by a model": model_case("own code is not run", allow_targets=["evil"], auto_map=CODE, model_type="evil"),
     "trusted code in a run folder": run_value(
         "add to this command model.trust_remote_code=True model.revision=0123456789abcdef",
         model={"path": "evil/model", "trust_remote_code": True, "revision": COMMIT},
@@ -331,26 +306,34 @@ RUNS = {
     "a resolver in a run folder": run_value("interpolation", losses={"x": "${oc.create:{_target_:os.system}}"}),
     "a number beyond all in a run folder": run_value("seed=… must be", seed=10**900 - 1),
     "a reference in a run folder": run_value("interpolation", experiment="${seed}"),
-    "a kernel in a run folder's architecture": Case(
-        lambda folder: {"model_type": "bert", "attn_implementation": "evil/kernel"},
-        lambda content: model_of("", path=None, pretrained=False, architecture=content), "names the kernel 'evil/kernel'",
+    "a kernel in a run folder's architecture": case(
+        "names the kernel 'evil/kernel'", lambda content: model_of("", path=None, pretrained=False, architecture=content),
+        plant.filled, {"model_type": "bert", "attn_implementation": "evil/kernel"},
     ),
-    "YAML calls a function": run_text(lambda c: f"extra: !!python/object/apply:os.system ['{c}']\n", "has the tag"),
-    "YAML makes an object": run_text(lambda c: "extra: !!python/object:subprocess.Popen {args: x}\n", "has the tag"),
-    "YAML makes a new object": run_text(lambda c: "extra: !!python/object/new:os.system [x]\n", "has the tag"),
-    "YAML names an object": run_text(lambda c: "extra: !!python/name:os.system ''\n", "has the tag"),
-    "YAML imports a module": run_text(lambda c: "extra: !!python/module:antigravity ''\n", "has the tag"),
-    "YAML makes a path": run_text(lambda c: "extra: !!python/object/apply:pathlib.Path [x]\n", "has the tag"),
+    "YAML calls a function": run_text("extra: !!python/object/apply:os.system ['COMMAND']\n", "has the tag"),
+    "YAML makes an object": run_text("extra: !!python/object:subprocess.Popen {args: x}\n", "has the tag"),
+    "YAML makes a new object": run_text("extra: !!python/object/new:os.system [x]\n", "has the tag"),
+    "YAML names an object": run_text("extra: !!python/name:os.system ''\n", "has the tag"),
+    "YAML imports a module": run_text("extra: !!python/module:antigravity ''\n", "has the tag"),
+    "YAML makes a path": run_text("extra: !!python/object/apply:pathlib.Path [x]\n", "has the tag"),
     "YAML that grows": run_text(
-        lambda c: "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+        "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
         "more than 20000 values",
     ),
-    "YAML within itself": run_text(lambda c: "extra: &a [*a]\n", "within each other"),
-    "YAML without a bottom": run_text(lambda c: f"extra: {'[' * 5_000}\n", "cannot be read as YAML"),
-    "YAML without an end": run_text(lambda c: "#" * LARGEST_YAML, "more than the 1048576 that are read"),
-    "Hydra's own settings in a run folder": run_text(lambda c: "hydra: {run: {dir: /}}\n", "'hydra', which no run has"),
-    "defaults in a run folder": run_text(lambda c: "defaults: [evil]\n", "'defaults', which no run has"),
+    "YAML within itself": run_text("extra: &a [*a]\n", "within each other"),
+    "YAML without a bottom": run_text(f"extra: {'[' * 5_000}\n", "cannot be read as YAML"),
+    "YAML without an end": run_text("#" * LARGEST_YAML, "more than the 1048576 that are read"),
+    "Hydra's own settings in a run folder": run_text("hydra: {run: {dir: /}}\n", "'hydra', which no run has"),
+    "defaults in a run folder": run_text("defaults: [evil]\n", "'defaults', which no run has"),
 }  # fmt: skip
+
+OUTSIDE = "no .safetensors of the same folder"
+
+
+def header(change: dict[str, Any], words: str = "cannot be loaded", **more: Any) -> Case:
+    """Tensors whose header says something else of the bias."""
+    return case(words, model_of, plant.headed, lambda header: header[BIAS].update(change), **more)
+
 
 MODELS = {
     "code of an unknown family": model_case("own code is not run", model_type="evil", auto_map=CODE),
@@ -358,50 +341,30 @@ MODELS = {
     "code of another repository": model_case(
         "own code is not run", model_type="evil", auto_map={"AutoConfig": "evil/other--evil.Config"}
     ),
-    "trusted code of a folder": Case(
-        lambda folder: plant.model(folder, model_type="evil", auto_map=CODE),
-        model_with(trust_remote_code=True, revision=COMMIT), "needs a hub id",
-    ),
-    "trusted code of a path that is not there": Case(
-        lambda folder: folder / "nowhere", model_with(trust_remote_code=True, revision=COMMIT), "needs a hub id"
-    ),
-    "trusted code of no revision": Case(
-        lambda folder: "evil/model", model_with(trust_remote_code=True), "model.revision=None can change"
-    ),
-    "trusted code of a branch": Case(
-        lambda folder: "evil/model", model_with(trust_remote_code=True, revision="main"), "revision=main can change"
-    ),
-    "trusted code of a short commit": Case(
-        lambda folder: "evil/model", model_with(trust_remote_code=True, revision=COMMIT[:12]), "can change"
-    ),
-    "pickled weights": Case(plant.pickled, model_of, r"only safetensors .*model\.pickled_weights=true"),
-    "pickled weights that run code": Case(
-        plant.pickled, model_with(pickled_weights=True), "its pickle holds more than tensors"
-    ),
-    "a pickle by its bare format": Case(
-        lambda folder: _bare(folder), model_with(pickled_weights=True), "its pickle holds more than tensors"
-    ),
-    "a pickle called safetensors": Case(
-        lambda folder: plant.pickled(folder, "model.safetensors"), model_of, "cannot be loaded"
-    ),
-    "a shard that is a pickle": Case(
-        lambda folder: plant.sharded(folder, "evil.bin"), model_of, "no .safetensors of the same folder"
-    ),
-    "a shard of another folder": Case(
-        lambda folder: plant.sharded(folder, "../evil.safetensors"), model_of, "no .safetensors of the same folder"
-    ),
-    "a shard anywhere": Case(
-        lambda folder: plant.sharded(folder, "/etc/evil.safetensors"), model_of, "no .safetensors of the same folder"
-    ),
+    "trusted code of a folder": case("needs a hub id", TRUSTED, plant.model, model_type="evil", auto_map=CODE),
+    "trusted code of a path that is not there": case("needs a hub id", TRUSTED, lambda folder: folder / "nowhere"),
+    **{
+        f"trusted code of {what}": case(
+            "can change", partial(model_of, trust_remote_code=True, revision=revision), lambda folder: "evil/model"
+        )
+        for what, revision in {"no revision": None, "a branch": "main", "a short commit": COMMIT[:12]}.items()
+    },
+    "pickled weights": case(r"only safetensors .*model\.pickled_weights=true", model_of, plant.pickled),
+    "pickled weights that run code": case("its pickle holds more than tensors", UNPICKLED, plant.pickled),
+    "a pickle by its bare format": case("its pickle holds more than tensors", UNPICKLED, plant.bare_pickle),
+    "a pickle called safetensors": case("cannot be loaded", model_of, plant.pickled, "model.safetensors"),
+    "a shard that is a pickle": case(OUTSIDE, model_of, plant.sharded, "evil.bin"),
+    "a shard of another folder": case(OUTSIDE, model_of, plant.sharded, "../evil.safetensors"),
+    "a shard anywhere": case(OUTSIDE, model_of, plant.sharded, "/etc/evil.safetensors"),
     "other weights": model_case("transformers_weights", transformers_weights="../evil.safetensors"),
-    "an adapter": Case(plant.adapter, model_of, "it has an adapter"),
+    "an adapter": case("it has an adapter", model_of, plant.adapter),
     "an attention kernel": model_case("names the kernel 'evil/kernel:run'", attn_implementation="evil/kernel:run"),
     "an attention kernel, privately": model_case("names the kernel", _attn_implementation="evil/kernel"),
     "an attention kernel, paged": model_case("names the kernel", attn_implementation="paged|evil/kernel"),
     "an attention kernel for a part": model_case("names the kernel", attn_implementation={"": "evil/kernel"}),
     "an experts kernel": model_case("names the kernel", experts_implementation="evil/kernel"),
-    "a kernel for random weights": Case(
-        lambda folder: plant.model(folder, attn_implementation="evil/kernel"), model_with(pretrained=False), "the kernel"
+    "a kernel for random weights": case(
+        "the kernel", partial(model_of, pretrained=False), plant.model, attn_implementation="evil/kernel"
     ),
     "kernels in general": model_case("says use_kernels", use_kernels=True),
     "a configuration of kernels": model_case("says kernel_config", kernel_config={"Linear": "evil/kernel"}),
@@ -411,218 +374,162 @@ MODELS = {
     "an activation by a dotted path": model_case("cannot be loaded", hidden_act="os.system"),
     "a type that is a function": model_case("cannot be loaded", dtype="load"),
     "a model of a billion layers": model_case("cannot be loaded", hidden_size=2**40),
-    "tensors cut short": tensors(lambda header: None, "cannot be loaded", cut=40),
-    "a shape that is not that of its bytes": tensors(
-        lambda header: header[BIAS].update(shape=[300]), "cannot be loaded"
-    ),
-    "bytes beyond the file": tensors(
-        lambda header: header[BIAS].update(data_offsets=[2**40, 2**40 + 12]), "cannot be loaded"
-    ),
-    "a header without an end": Case(lambda folder: _header(folder), model_of, "cannot be loaded"),
+    "tensors cut short": header({}, cut=40),
+    "a shape that is not that of its bytes": header({"shape": [300]}),
+    "bytes beyond the file": header({"data_offsets": [2**40, 2**40 + 12]}),
+    "a header without an end": case("cannot be loaded", model_of, plant.endless_header),
 }  # fmt: skip
 
 TOKENIZERS = {
-    "a tokenizer of code": Case(
-        lambda folder: plant.tokenizer(folder, auto_map=CODE, tokenizer_class="Evil"), tokenizer_of, "no tokenizer in"
-    ),
-    "a fast tokenizer of code": Case(
-        lambda folder: plant.tokenizer(folder, auto_map={"AutoTokenizer": [None, "evil.Tokenizer"]}, tokenizer_class="E"),
-        tokenizer_of, "no tokenizer in",
-    ),
-    "a tokenizer by a dotted path": Case(
-        lambda folder: plant.tokenizer(folder, "tokenizer.json", "vocab.txt", tokenizer_class="os.system"),
-        tokenizer_of, "no tokenizer in",
-    ),
-    "a tokenizer that is no JSON": Case(
-        lambda folder: plant.model(folder, files={"tokenizer.json": "{" * 9}), tokenizer_of, "no tokenizer in"
-    ),
+    name: case("no tokenizer in", tokenizer_of, plant.tokenizer, *gone, **config)
+    for name, (gone, config) in {
+        "a tokenizer of code": ((), {"auto_map": CODE, "tokenizer_class": "Evil"}),
+        "a fast tokenizer of code": ((), {"auto_map": {"AutoTokenizer": [None, "evil.Tokenizer"]}, "tokenizer_class": "E"}),
+        "a tokenizer by a dotted path": (("tokenizer.json", "vocab.txt"), {"tokenizer_class": "os.system"}),
+    }.items()
+} | {
+    "a tokenizer that is no JSON": case("no tokenizer in", tokenizer_of, plant.model, files={"tokenizer.json": "{" * 9}),
 }  # fmt: skip
 
+
+def listed(name: str, words: str) -> Case:
+    """A packed folder whose manifest lists that file."""
+    return case(words, load_packed, plant.manifest, lambda content: content["files"].update({name: ""}))
+
+
+def stored(**change: Any) -> Case:
+    return case(
+        "not a complete safetensors file", load_packed, plant.stored, lambda header: header[BIAS].update(change)
+    )
+
+
+def packed_config(words: str, **config: Any) -> Case:
+    return case(words, load_packed, plant.configured, **config)
+
+
 PACKED = {
-    "a manifest's name with dots": manifest(lambda content: content["files"].update({"../x.json": ""}), "leads out of"),
-    "a manifest's absolute name": manifest(lambda content: content["files"].update({"/etc/x.json": ""}), "leads out of"),
-    "a manifest's name with a backslash": manifest(lambda content: content["files"].update({"..\\x.json": ""}), "leads out of"),
-    "a manifest's name with a zero": manifest(lambda content: content["files"].update({"x\0.json": ""}), "leads out of"),
-    "a manifest that lists a program": manifest(lambda content: content["files"].update({"evil.py": ""}), "is not a file of a"),
-    "a manifest that lists a pickle": manifest(lambda content: content["files"].update({"evil.bin": ""}), "is not a file of a"),
-    "a manifest of another shape": manifest(lambda content: content["tensors"][CODES].update(shape=[9]), "the shape of"),
-    "a manifest too large": Case(lambda folder: _large(folder), load_packed, "more than the 104857600 that are read"),
-    "weights that are a link": Case(
-        lambda folder: plant.linked(folder, "packed.safetensors"), load_packed, "is a link out of the folder"
+    "a manifest's name with dots": listed("../x.json", "leads out of"),
+    "a manifest's absolute name": listed("/etc/x.json", "leads out of"),
+    "a manifest's name with a backslash": listed("..\\x.json", "leads out of"),
+    "a manifest's name with a zero": listed("x\0.json", "leads out of"),
+    "a manifest that lists a program": listed("evil.py", "is not a file of a"),
+    "a manifest that lists a pickle": listed("evil.bin", "is not a file of a"),
+    "a manifest of another shape": case(
+        "the shape of", load_packed, plant.manifest, lambda content: content["tensors"][CODES].update(shape=[9])
     ),
-    "a manifest that is a link": Case(
-        lambda folder: plant.linked(folder, "manifest.json"), load_packed, "is a link out of the folder"
-    ),
-    "packed tensors that overlap": Case(
-        lambda folder: plant.stored(folder, lambda header: header[BIAS].update(data_offsets=[0, 12])), load_packed,
-        "not a complete safetensors file",
-    ),
-    "packed shapes that are not their bytes": Case(
-        lambda folder: plant.stored(folder, lambda header: header[BIAS].update(shape=[2**62, 4])), load_packed,
-        "not a complete safetensors file",
-    ),
+    "a manifest too large": case("more than the", load_packed, plant.enlarged, "manifest.json", LARGEST_PACKED),
+    "weights that are a link": case("is a link out of the folder", load_packed, plant.linked, "packed.safetensors"),
+    "a manifest that is a link": case("is a link out of the folder", load_packed, plant.linked, "manifest.json"),
+    "packed tensors that overlap": stored(data_offsets=[0, 12]),
+    "packed shapes that are not their bytes": stored(shape=[2**62, 4]),
     "code of a packed folder": packed_config("names code of its own", auto_map=CODE),
     "a kernel of a packed folder": packed_config("is not a field of", attn_implementation="evil/kernel"),
     "a packed folder's class by a dotted path": packed_config("is not a model of the family", architectures=["os.system"]),
-    "another library's quantizer in a packed folder": packed_config(
-        "is of 'gptq'", quantization_config={"quant_method": "gptq"}
-    ),
+    "another library's quantizer in a packed folder": packed_config("is of 'gptq'", quantization_config={"quant_method": "gptq"}),
 }  # fmt: skip
 
 CHECKPOINTS = {
-    "a pickle in a callback's state": checkpoint(lambda content, f: content["callbacks"].update(x=plant.Runs(plant.command(f)))),
-    "a pickle in the optimizer's state": checkpoint(
-        lambda content, f: content["optimizer_states"].append({"state": plant.Runs(plant.command(f))})
-    ),
-    "a pickle in hyperparameters": checkpoint(
-        lambda content, f: content.update(hyper_parameters={"_instantiator": plant.Runs(plant.command(f))})
-    ),
-    "a pickle in the loops": checkpoint(lambda content, f: content["loops"].update(fit=plant.Runs(plant.command(f)))),
-    "a bare pickle": Case(
-        lambda folder: plant.raw_checkpoint(folder, lambda path: plant.pickle_file(path, folder)), refused_or_restarted,
-        UNREADABLE,
-    ),
-    "a checkpoint that is no file of torch": Case(
-        lambda folder: plant.raw_checkpoint(folder, lambda path: path.write_bytes(b"PK\3\4" + bytes(99))), refused_or_restarted,
-        UNREADABLE,
+    f"a pickle in {place}": case(UNREADABLE, refused_or_restarted, plant.checkpoint, change)
+    for place, change in {
+        "a callback's state": lambda content, pickled: content["callbacks"].update(x=pickled),
+        "the optimizer's state": lambda content, pickled: content["optimizer_states"].append({"state": pickled}),
+        "hyperparameters": lambda content, pickled: content.update(hyper_parameters={"_instantiator": pickled}),
+        "the loops": lambda content, pickled: content["loops"].update(fit=pickled),
+    }.items()
+} | {
+    "a bare pickle": case(UNREADABLE, refused_or_restarted, plant.raw_checkpoint, plant.pickle_file),
+    "a checkpoint that is no file of torch": case(
+        UNREADABLE, refused_or_restarted, plant.raw_checkpoint, lambda path, _: path.write_bytes(b"PK\3\4" + bytes(99))
     ),
 }  # fmt: skip
 
 DATA = {
-    "rows in a pickle": Case(lambda folder: _data(folder, "train.pkl"), lambda f: read_split(str(f), None, "train"), "no file"),
-    "rows in a program": Case(lambda folder: _data(folder, "train.py"), lambda f: read_split(str(f), None, "train"), "no file"),
-    "a pickle called parquet": Case(
-        lambda folder: _data(folder, "train.parquet"), lambda f: read_split(str(f), None, "train"), "cannot be read"
-    ),
-} | {
-    f"rows in a pipe called {name}": Case(
-        lambda folder, name=name: plant.pipe(folder / name), lambda f: read_split(str(f), None, "train"), "is not a plain file"
-    )
-    for name in ("train.csv", "train.tsv", "train.jsonl", "train.parquet")
-} | {
-    "a teacher's signals in a pipe": Case(
-        lambda folder: plant.pipe(folder / "x.safetensors"), lambda f: read_tensors(f / "x.safetensors"), "is not a plain file"
+    "rows in a pickle": case("no file", rows_of, plant.pickled_rows, "train.pkl"),
+    "rows in a program": case("no file", rows_of, plant.pickled_rows, "train.py"),
+    "a pickle called parquet": case("cannot be read", rows_of, plant.pickled_rows, "train.parquet"),
+    **{
+        f"rows in a pipe called {name}": case("is not a plain file", rows_of, plant.pipe, name)
+        for name in ("train.csv", "train.tsv", "train.jsonl", "train.parquet")
+    },
+    "a teacher's signals in a pipe": case(
+        "is not a plain file", lambda folder: read_tensors(folder / "x.safetensors"), plant.pipe, "x.safetensors"
     ),
 }  # fmt: skip
 
 LINKS = {
-    f"{name} is a {kind}, {how}": Case(lambda folder, name=name, make=make: plant.special(folder, name, make), read, "run folder")
+    f"{name} is a {kind}, {how}": case("run folder", read, plant.special, name, make)
     for name in (
         ".lock", "config.yaml.part", "metrics.json.part", "report.md", "plots/training.png", "evaluation", "export",
         "export/packed", "export/model.onnx.part", "checkpoints", "logs/train/metrics.csv", "earlier", "mine/deep/notes.txt",
     )
     for kind, make in plant.SPECIAL.items()
-    for how, read in {"continued": continued, "evaluated": run_of}.items()
+    for how, read in {"continued": continued, "evaluated": read_run}.items()
 }  # fmt: skip
+
+JSON_BOMBS = {
+    "JSON without a bottom": "[" * 100_000, "JSON of many levels": "[" * 99 + "]" * 99,
+    "JSON without an end": " " * (LARGEST_JSON + 1),
+}  # fmt: skip
+JSON_FILES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "checkpoints/train.json": (lambda folder: read_outcome("train", folder), "train.json is damaged"),
+    "checkpoints/train/settings.json": (lambda folder: Stage("train", folder, {}), "settings.json is damaged"),
+    "metrics.json": (lambda folder: evaluate(composed(), folder, "student"), "metrics.json is damaged"),
+    "analysis/hessian.json": (read_spectra, "hessian.json is damaged"),
+    "analysis/landscape.json": (read_landscapes, "landscape.json is damaged"),
+    "teacher.json": (lambda folder: TeacherCache(folder).check({}), "teacher.json is damaged"),
+    "config.json": (model_of, "config.json"),
+    "model.safetensors.index.json": (model_of, "index.json"),
+    "tokenizer_config.json": (tokenizer_of, "tokenizer_config.json"),
+    "preprocessor_config.json": (model_of, "preprocessor_config.json"),
+}
+YAML_BOMBS = {
+    "YAML without a bottom": "[" * 5_000, "YAML that merges": "a: &a {x: 1}\nb: {<<: [*a, *a]}\n",
+    "YAML without an end": "#" * (LARGEST_YAML + 1), "YAML that makes an object": "a: !!python/name:os.system ''\n",
+    "a number in base 60": f"a: {':'.join(['1'] * 300_000)}\n", "a number beyond all": f"a: {':'.join(['1'] * 300)}.5\n",
+    "a truth that is none": "a: !!bool x\n", "a number that is empty": "a: !!int ''\n",
+}  # fmt: skip
+YAML_FILES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "config.yaml": (read_run, "cannot be read as YAML"),
+    "overrides.yaml": (_recorded_overrides, "overrides.yaml is damaged"),
+}
 
 BOMBS = {
-    f"{kind} in {name}": Case(lambda folder, name=name, text=text: plant.document(folder, name, text), read, words)
-    for kind, text in {
-        "JSON without a bottom": "[" * 100_000, "JSON of many levels": "[" * 99 + "]" * 99,
-        "JSON without an end": " " * (LARGEST_JSON + 1),
-    }.items()
-    for name, read, words in (
-        ("checkpoints/train.json", lambda folder: read_outcome("train", folder), "train.json is damaged"),
-        ("checkpoints/train/settings.json", lambda folder: Stage("train", folder, {}), "settings.json is damaged"),
-        ("metrics.json", lambda folder: evaluate(composed(), folder, "student"), "metrics.json is damaged"),
-        ("analysis/hessian.json", read_spectra, "hessian.json is damaged"),
-        ("analysis/landscape.json", read_landscapes, "landscape.json is damaged"),
-        ("teacher.json", lambda folder: TeacherCache(folder).check({}), "teacher.json is damaged"),
-        ("config.json", lambda folder: model_of(folder), "config.json"),
-        ("model.safetensors.index.json", lambda folder: model_of(folder), "index.json"),
-        ("tokenizer_config.json", tokenizer_of, "tokenizer_config.json"),
-        ("preprocessor_config.json", lambda folder: model_of(folder), "preprocessor_config.json"),
-    )
+    f"{kind} in {name}": case(words, read, plant.document, name, text)
+    for texts, files in ((JSON_BOMBS, JSON_FILES), (YAML_BOMBS, YAML_FILES))
+    for kind, text in texts.items()
+    for name, (read, words) in files.items()
 } | {
-    f"{kind} in {name}": Case(lambda folder, name=name, text=text: plant.document(folder, name, text), read, words)
-    for kind, text in {
-        "YAML without a bottom": "[" * 5_000, "YAML that merges": "a: &a {x: 1}\nb: {<<: [*a, *a]}\n",
-        "YAML without an end": "#" * (LARGEST_YAML + 1), "YAML that makes an object": "a: !!python/name:os.system ''\n",
-        "a number in base 60": f"a: {':'.join(['1'] * 300_000)}\n", "a number beyond all": f"a: {':'.join(['1'] * 300)}.5\n",
-        "a truth that is none": "a: !!bool x\n", "a number that is empty": "a: !!int ''\n",
-    }.items()
-    for name, read, words in (
-        ("config.yaml", run_of, "cannot be read as YAML"),
-        ("overrides.yaml", _recorded_overrides, "overrides.yaml is damaged"),
-    )
-} | {
-    "a vocabulary without an end": Case(
-        lambda folder: plant.sparse(folder / "tokenizer.json", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
+    **{
+        what: case("more than the", tokenizer_of, plant.sparse, name, LARGEST_VOCABULARY + 1)
+        for what, name in {
+            "a vocabulary without an end": "tokenizer.json", "a chat template without an end": "chat_template.jinja",
+            "an endless vocabulary of words": "vocab.txt",
+        }.items()
+    },
+    "a vocabulary that is a pipe": case("is not a plain file", tokenizer_of, plant.pipe, "tokenizer.json"),
+    "a vocabulary that is a link to itself": case("cannot be read", tokenizer_of, plant.link, "tokenizer.json", "tokenizer.json"),
+    "a vocabulary that is a link to nothing": case("a missing file", tokenizer_of, plant.link, "tokenizer.json", "nowhere.json"),
+    "packed weights without an end": case("more than the", load_packed, plant.enlarged, "packed.safetensors", 2**40),
+    "a manifest of many levels": case(
+        "lists and dictionaries within each other", load_packed,
+        lambda folder: plant.written(plant.packed(folder), "manifest.json", '{"a":' * 99 + "1" + "}" * 99),
     ),
-    "a vocabulary that is a pipe": Case(
-        lambda folder: plant.pipe(folder / "tokenizer.json"), tokenizer_of, "is not a plain file"
-    ),
-    "a chat template without an end": Case(
-        lambda folder: plant.sparse(folder / "chat_template.jinja", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
-    ),
-    "an endless vocabulary of words": Case(
-        lambda folder: plant.sparse(folder / "vocab.txt", LARGEST_VOCABULARY + 1), tokenizer_of, "more than the"
-    ),
-    "a vocabulary that is a link to itself": Case(
-        lambda folder: plant.link(folder / "tokenizer.json", "tokenizer.json"), tokenizer_of, "cannot be read"
-    ),
-    "a vocabulary that is a link to nothing": Case(
-        lambda folder: plant.link(folder / "tokenizer.json", "nowhere.json"), tokenizer_of, "a missing file"
-    ),
-    "packed weights without an end": Case(
-        lambda folder: plant.sparse(plant.packed(folder) / "packed.safetensors", 2**40), load_packed, "more than the"
-    ),
-    "a manifest of many levels": Case(
-        lambda folder: plant.written(plant.packed(folder), "manifest.json", '{"a":' * 99 + "1" + "}" * 99), load_packed,
-        "lists and dictionaries within each other",
-    ),
-    "a manifest that is a pipe": Case(
-        lambda folder: plant.replaced_by_a_pipe(plant.packed(folder), "manifest.json"), load_packed, "is not a plain file"
-    ),
+    "a manifest that is a pipe": case("is not a plain file", load_packed, plant.replaced_by_a_pipe, "manifest.json"),
 }  # fmt: skip
 
-CASES: dict[str, Case] = (
-    TARGETS | UNDER_A_GRANT | PLACES | RUNS | MODELS | TOKENIZERS | PACKED | CHECKPOINTS | DATA | LINKS | BOMBS
-)
+GROUPS = (TARGETS, UNDER_A_GRANT, PLACES, RUNS, MODELS, TOKENIZERS, PACKED, CHECKPOINTS, DATA, LINKS, BOMBS)
+CASES: dict[str, Case] = {name: case for group in GROUPS for name, case in group.items()}
 
 HARMLESS = {
     "code of a known family": model_case("", auto_map=CODE),
-    "targets in the metadata of tensors": tensors(
-        lambda header: header.update(__metadata__={"format": "pt", "_target_": "os.system", "__reduce__": "x"}), ""
+    "targets in the metadata of tensors": case(
+        "", model_of, plant.headed,
+        lambda header: header.update(__metadata__={"format": "pt", "_target_": "os.system", "__reduce__": "x"}),
     ),
-    "a tokenizer of a known class that names code": Case(
-        lambda folder: plant.tokenizer(folder, auto_map=CODE), tokenizer_of
-    ),
-    "programs and pickles beside a packed folder": Case(lambda folder: _beside(folder), load_packed),
-    "targets in a checkpoint's hyperparameters": Case(
-        lambda folder: plant.checkpoint(folder, lambda content: content.update(hyper_parameters={"_instantiator": "os.system"})),
-        resumed,
+    "a tokenizer of a known class that names code": case("", tokenizer_of, plant.tokenizer, auto_map=CODE),
+    "programs and pickles beside a packed folder": case("", load_packed, plant.beside_packed),
+    "targets in a checkpoint's hyperparameters": case(
+        "", resumed, plant.checkpoint, lambda content, _: content.update(hyper_parameters={"_instantiator": "os.system"})
     ),
 }  # fmt: skip
 """Hostile as well, but read as data, since what they name is never looked at."""
-
-
-def _bare(folder: Path) -> Path:
-    made = plant.model(folder, weights=False)
-    plant.pickle_file(made / "pytorch_model.bin", folder)
-    return made
-
-
-def _header(folder: Path) -> Path:
-    made = plant.model(folder)
-    (made / "model.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{")
-    return made
-
-
-def _large(folder: Path) -> Path:
-    made = plant.packed(folder)
-    with (made / "manifest.json").open("wb") as file:
-        file.truncate(LARGEST_PACKED + 1)  # sparse: nothing is written
-    return made
-
-
-def _beside(folder: Path) -> Path:
-    made = plant.packed(folder)
-    (made / "modeling.py").write_text(plant.code(folder))
-    plant.pickle_file(made / "pytorch_model.bin", folder)
-    return made
-
-
-def _data(folder: Path, name: str) -> Path:
-    plant.pickle_file(folder / name, folder)
-    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import pickle
@@ -16,19 +15,19 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
+from torch import nn
 from transformers import BertTokenizer
 
-from qat_lightning.config.schema import RunConfig, as_plain
+from qat_lightning.config.schema import as_plain
 from qat_lightning.exporters.packed.manifest import canonical
 from qat_lightning.exporters.packed.untrusted_files import sha256
 from qat_lightning.exporters.packed.writer import write_packed
 from qat_lightning.training.checkpoints.callbacks import BestCheckpoint
 from tests.exporters.students import student
-from tests.security.modules import OneWeight
 from tests.tiny_models import tiny_model
-from tests.training import runs
+from tests.training.runs import composed
 
 KEPT = TemporaryDirectory()
 """What is made once, and copied: a model, a packed folder, a checkpoint."""
@@ -46,21 +45,43 @@ class Runs:
         return os.system, (self.command,)
 
 
-@cache
-def _composed(*overrides: str) -> RunConfig:
-    return runs.composed(*overrides)
-
-
-def composed(*overrides: str) -> RunConfig:
-    return copy.deepcopy(_composed(*overrides))
-
-
 def canary(folder: Path) -> Path:
     return folder / "canary"
 
 
 def command(folder: Path) -> str:
     return f"touch {canary(folder)}"
+
+
+class OneWeight(LightningModule):
+    """Trains on nothing; what matters is the checkpoint that it is resumed from."""
+
+    steps = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Linear(1, 1)
+
+    def training_step(self, batch, index):
+        return self.student(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch, index):
+        self.log("val/accuracy", 0.5)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.student.parameters(), lr=0.1)
+
+
+COMMAND = "COMMAND"
+
+
+def filled(folder: Path, node: Any) -> Any:
+    """The node with the command in place of `COMMAND`."""
+    if isinstance(node, dict):
+        return {name: filled(folder, value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [filled(folder, value) for value in node]
+    return node.replace(COMMAND, command(folder)) if isinstance(node, str) else node
 
 
 def code(folder: Path) -> str:
@@ -128,6 +149,12 @@ def pickled(folder: Path, name: str = "pytorch_model.bin", **config: Any) -> Pat
     return made
 
 
+def bare_pickle(folder: Path) -> Path:
+    made = model(folder, weights=False)
+    pickle_file(made / "pytorch_model.bin", folder)
+    return made
+
+
 def sharded(folder: Path, shard: str) -> Path:
     """An index of safetensors, all of whose weights lie in `shard`: a pickle."""
     made = pickled(folder, "evil.bin")
@@ -140,14 +167,27 @@ def sharded(folder: Path, shard: str) -> Path:
 
 def headed(folder: Path, change: Callable[[dict[str, Any]], Any], cut: int = 0) -> Path:
     """A model folder whose safetensors have another header, `cut` bytes missing at the end."""
-    made = model(folder)
-    path = made / "model.safetensors"
+    return _change_header(model(folder) / "model.safetensors", change, cut)
+
+
+def stored(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """A packed folder with another header of its tensors."""
+    return _change_header(packed(folder) / "packed.safetensors", change)
+
+
+def _change_header(path: Path, change: Callable[[dict[str, Any]], Any], cut: int = 0) -> Path:
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
     change(header)
     content = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(content)) + content + data[8 + length : len(data) - cut])
+    return path.parent
+
+
+def endless_header(folder: Path) -> Path:
+    made = model(folder)
+    (made / "model.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{")
     return made
 
 
@@ -191,18 +231,6 @@ def configured(folder: Path, **config: Any) -> Path:
     return made
 
 
-def stored(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """A packed folder with another header of its tensors."""
-    made = packed(folder)
-    data = (made / "packed.safetensors").read_bytes()
-    length = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + length])
-    change(header)
-    content = json.dumps(header).encode()
-    (made / "packed.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + data[8 + length :])
-    return made
-
-
 def linked(folder: Path, name: str) -> Path:
     """A packed folder one of whose files is a link to a file elsewhere."""
     made = packed(folder)
@@ -231,20 +259,20 @@ def _checkpoint() -> Path:
     return place
 
 
-def checkpoint(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """A stage's `last.ckpt`, as Lightning writes it but for one thing."""
+def checkpoint(folder: Path, change: Callable[[dict[str, Any], Runs], Any]) -> Path:
+    """A stage's `last.ckpt`, as Lightning writes it but for one thing: `change` is given the content and a pickle."""
     content = torch.load(_checkpoint(), weights_only=True)
     content["callbacks"]["BestCheckpoint"] = BestCheckpoint(folder, "x", True).state_dict()
-    change(content)
-    return raw_checkpoint(folder, lambda path: torch.save(content, path))
+    change(content, Runs(command(folder)))
+    return raw_checkpoint(folder, lambda path, _: torch.save(content, path))
 
 
-def raw_checkpoint(folder: Path, write: Callable[[Path], Any]) -> Path:
+def raw_checkpoint(folder: Path, write: Callable[[Path, Path], Any]) -> Path:
     """A begun stage whose `last.ckpt` bears the seal of a whole one: a checksum, which anybody can write."""
     scratch = folder / "checkpoints" / "teacher"
     scratch.mkdir(parents=True)
     (scratch / "settings.json").write_text("{}")
-    write(scratch / "last.ckpt")
+    write(scratch / "last.ckpt", folder)
     data = (scratch / "last.ckpt").read_bytes()
     (scratch / "last.ckpt").write_bytes(data + b"\nsha256:" + sha256(data).encode())
     return folder
@@ -283,24 +311,43 @@ def written(folder: Path, name: str, text: str) -> Path:
     return folder
 
 
-def sparse(place: Path, size: int) -> Path:
-    """A file of zeros of that size, which takes no room; returns its folder."""
-    with place.open("wb") as file:
+def sparse(folder: Path, name: str, size: int) -> Path:
+    """A file of zeros of that size, which takes no room."""
+    with (folder / name).open("wb") as file:
         file.truncate(size)
-    return place.parent
+    return folder
 
 
-def link(place: Path, to: str) -> Path:
-    place.symlink_to(to)
-    return place.parent
+def enlarged(folder: Path, name: str, size: int) -> Path:
+    """A packed folder one of whose files has more bytes than that."""
+    return sparse(packed(folder), name, size + 1)
 
 
-def pipe(place: Path) -> Path:
-    os.mkfifo(place)
-    return place.parent
+def link(folder: Path, name: str, to: str) -> Path:
+    (folder / name).symlink_to(to)
+    return folder
+
+
+def pipe(folder: Path, name: str) -> Path:
+    os.mkfifo(folder / name)
+    return folder
 
 
 def replaced_by_a_pipe(folder: Path, name: str) -> Path:
-    (folder / name).unlink()
-    os.mkfifo(folder / name)
+    """A packed folder one of whose files is a pipe."""
+    made = packed(folder)
+    (made / name).unlink()
+    return pipe(made, name)
+
+
+def pickled_rows(folder: Path, name: str) -> Path:
+    pickle_file(folder / name, folder)
     return folder
+
+
+def beside_packed(folder: Path) -> Path:
+    """A packed folder with code and a pickle beside its own files."""
+    made = packed(folder)
+    (made / "modeling.py").write_text(code(folder))
+    pickle_file(made / "pytorch_model.bin", folder)
+    return made

@@ -81,11 +81,6 @@ def card(folder: Path, name: str) -> str:
 WRITTEN: dict[str, Callable[[Path, str], str]] = {"report.md": report, "the model card": card}
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qat_lightning.reports.sections.picture", lambda *_: None)
-
-
 @pytest.mark.parametrize("page", WRITTEN)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_name_changes_a_page(page: str, name: str, tmp_path: Path) -> None:

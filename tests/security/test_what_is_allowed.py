@@ -21,23 +21,8 @@ from qat_lightning.config.schema import CONF, ConfigError, as_plain
 from qat_lightning.config.untrusted_yaml import read_foreign
 from qat_lightning.data.tokenizers import read_tokenizer
 from tests.security import plant
-from tests.security.corpus import (
-    BOMBS,
-    CASES,
-    CHECKPOINTS,
-    COMMIT,
-    DATA,
-    HARMLESS,
-    LINKS,
-    MODELS,
-    PACKED,
-    PLACES,
-    RUNS,
-    TARGETS,
-    TOKENIZERS,
-    UNDER_A_GRANT,
-    model_of,
-)  # fmt: skip
+from tests.security.corpus import CASES, COMMIT, GROUPS, HARMLESS, model_of
+from tests.training.runs import composed
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,7 +70,7 @@ def test_a_refused_target_is_not_even_imported(tmp_path: Path, monkeypatch: pyte
 
 def test_a_run_folders_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = plant.run_folder(tmp_path)
-    assert read_foreign(folder / "config.yaml") == as_plain(plant.composed())
+    assert read_foreign(folder / "config.yaml") == as_plain(composed())
 
 
 def test_pickled_weights_are_read_under_their_flag_as_tensors(tmp_path: Path) -> None:
@@ -163,6 +148,5 @@ def test_the_floors_that_security_rests_on(name: str) -> None:
 
 
 def test_no_case_hides_another_of_the_same_name() -> None:
-    groups = (TARGETS, UNDER_A_GRANT, PLACES, RUNS, MODELS, TOKENIZERS, PACKED, CHECKPOINTS, DATA, LINKS, BOMBS)
-    assert len(CASES) == sum(map(len, groups))
+    assert len(CASES) == sum(map(len, GROUPS))
     assert CASES.keys().isdisjoint(HARMLESS)
