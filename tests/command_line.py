@@ -106,12 +106,16 @@ def fresh(folder: Path, *words: str, **options: Any) -> subprocess.CompletedProc
 
 
 def _import_everything() -> None:
+    """Import what commands use, and leave the files of pictures empty, as tests/conftest.py does."""
+    from matplotlib.figure import Figure
 
     import qat_lightning.commands.bench.run
     import qat_lightning.commands.evaluate
     import qat_lightning.commands.train.run
     import qat_lightning.exporters.onnx.exporter
     import qat_lightning.reports.model_card.card  # noqa: F401
+
+    Figure.savefig = lambda *_, **__: None  # type: ignore[method-assign]
 
 
 def _run(request: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""What every test gets: one thread, the hypothesis profile, no network.
+"""What every test gets: one thread, the hypothesis profile, no network, no pictures.
 
 Two processes run tests side by side; a second thread of one that waits would take the other's core.
 """
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -14,6 +15,14 @@ from hypothesis import settings
 settings.register_profile("house", deadline=None, max_examples=25)
 settings.load_profile("house")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_pictures() -> Iterator[None]:
+    """Leave the files of pictures empty: drawing takes half of a small run. The tests of tests/reports draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

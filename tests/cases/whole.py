@@ -22,12 +22,10 @@ SHORT = (
 
 
 def short_run(folder: Path, *words: str) -> Path:
-    """Return the folder of a run of three steps on the rows of `folder`, without pictures."""
+    """Return the folder of a run of three steps on the rows of `folder`."""
     write_tokenizer(folder / "tokenizer")
     config = composed(folder, *SHORT, f"data.tokenizer={folder / 'tokenizer'}", *words)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
-        run(config, folder / "run", [])
+    run(config, folder / "run", [])
     return folder / "run"
 
 

@@ -25,14 +25,6 @@ from qat_lightning.exporters.packed.format import PackedFormat
 from tests.command_line import Command, call
 from tests.training.runs import composed, small_run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
-        yield
-
-
 NO_INTERVENTION = ("intervention=none", "intervention_schedule=none")
 
 

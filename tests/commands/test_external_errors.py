@@ -16,23 +16,19 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertTokenizerFast
 
 from qat_lightning.commands import export
-from qat_lightning.commands.cli import checked
 from qat_lightning.commands.errors import error_message
 from qat_lightning.commands.train import run as running
 from qat_lightning.commands.train.run_directory import FolderError, lock_folder
-from qat_lightning.config.schema import CONF
 from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.synthetic import RandomText
 from qat_lightning.io.external_errors import explain
 from qat_lightning.training.checkpoints.checksum import is_sealed
 from tests.command_line import call, start
-from tests.training.runs import SMALL, composed, small_run
+from tests.training.runs import SMALL, composed, save_tokenizer, small_run, text_config
 
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
 LONG = ("stages.teacher.max_steps=2", "stages.train.max_steps=100000", "stages.train.checkpoint_every=5")
@@ -233,19 +229,13 @@ def test_only_one_of_two_runs_in_one_folder_finishes(tmp_path):
 
 
 def text_run(folder: Path, data: str | Path, tokenizer: str | Path) -> dict:
-    words = [word for word in SMALL if not word.startswith("data.rows")]
-    words += ["data=text", f"data.path={data}", f"data.tokenizer={tokenizer}", "data.text_columns=[sentence]"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = checked(compose("config", overrides=[*words, "data.num_labels=2", "data.max_length=16"]))
-    return running.run(config, folder, words)
+    config = text_config(Path(data), f"data.tokenizer={tokenizer}", "data.text_columns=[sentence]")
+    return running.run(config, folder, [])
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog"]
-    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
-    return folder
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), "a", "cat", "dog")
 
 
 @pytest.mark.parametrize(

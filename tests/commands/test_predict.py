@@ -7,19 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image as Pillow
 from pyarrow import csv, parquet
-from transformers import BertTokenizerFast
 
 from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.commands.predict import predict
 from qat_lightning.commands.train.run import run
 from qat_lightning.config.run_config import read_run
-from qat_lightning.config.schema import CONF, ConfigError, resolve
-from tests.training.runs import SMALL, small_run
+from qat_lightning.config.schema import ConfigError
+from tests.training.runs import composed, save_tokenizer, small_run, text_config, without
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "plot"]
+WORDS = ["good", "bad", "film", "plot"]
 SHORT = ("stages.teacher.max_steps=30", "stages.intervene.max_steps=4", "stages.train.max_steps=8", "optimizer.lr=3e-3")
 
 
@@ -27,11 +25,11 @@ SHORT = ("stages.teacher.max_steps=30", "stages.intervene.max_steps=4", "stages.
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on texts with named classes, and its validation rows with and without labels."""
     folder = tmp_path_factory.mktemp("texts")
-    BertTokenizerFast(vocab={word: number for number, word in enumerate(WORDS)}).save_pretrained(folder / "tokenizer")
+    save_tokenizer(folder / "tokenizer", *WORDS)
     drawn = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(30):
-        words = [WORDS[int(number)] for number in torch.randint(5, 9, (4,), generator=drawn)]
+        words = [WORDS[number] for number in torch.randint(4, (4,), generator=drawn)]
         rows.append((" ".join(words), "pos" if words.count("good") > words.count("bad") else "neg"))
     for split, chosen in (("train", rows), ("validation", rows[:20])):
         lines = [
@@ -41,14 +39,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     bare = [json.dumps({"sentence": text, "note": f"n{number}"}) for number, (text, _) in enumerate(rows[:20])]
     (folder / "bare.jsonl").write_text("\n".join(bare))
-    words = [
-        *(word for word in SMALL if not word.startswith("data")), *SHORT, "data=text", f"data.path={folder}",
-        f"data.tokenizer={folder / 'tokenizer'}", "data.num_labels=2", "data.text_columns=[sentence]", "data.max_length=8",
-        "data.batch_size=3", "export.onnx=true",
-    ]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=words))
-    run(config, folder / "run", words)
+    config = text_config(folder, *SHORT, "data.text_columns=[sentence]", "data.batch_size=3", "export.onnx=true")
+    run(config, folder / "run", [])
     return folder
 
 
@@ -112,13 +104,9 @@ def test_a_folder_of_images_is_predicted_in_the_order_of_its_names(tmp_path: Pat
             place = tmp_path / "data" / split / ("dark" if number % 2 else "light") / f"{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Pillow.new("RGB", (16, 16), (20 if number % 2 else 230,) * 3).save(place)
-    words = [
-        *(word for word in SMALL if not word.startswith(("data", "model"))), *SHORT, "model=tiny_vit", "data=images",
-        f"data.path={tmp_path / 'data'}", "data.num_labels=2", "data.size=16", "data.batch_size=4", "export.packed=false",
-    ]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=words))
-    score = run(config, tmp_path / "run", words)["student"]
+    words = (*SHORT, "model=tiny_vit", "data=images", f"data.path={tmp_path / 'data'}", "data.num_labels=2",
+             "data.size=16", "data.batch_size=4", "export.packed=false")  # fmt: skip
+    score = run(composed(*words, small=without("data", "model")), tmp_path / "run", [])["student"]
     source = tmp_path / "data" / "validation"
     predict(read_run(tmp_path / "run"), tmp_path / "run", "student", source, tmp_path / "out.csv")
     table = csv.read_csv(tmp_path / "out.csv")

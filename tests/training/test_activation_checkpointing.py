@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from qat_lightning.config.builders.models import build_data, build_model, build_student
-from qat_lightning.config.builders.training import build_module, stage_settings
+from qat_lightning.config.builders.training import build_module
 from qat_lightning.models.module_paths import layer_paths
 from tests.training.runs import composed, small_run
 
@@ -39,10 +39,3 @@ def test_the_trained_model_runs_so_and_the_teacher_does_not():
     assert checkpointed(module.student) == [True, True]
     assert checkpointed(module.teacher) == [False, False]
     assert checkpointed(build_module(config, "teacher", 4, teacher, data).student) == [True, True]
-
-
-def test_a_run_that_was_begun_without_goes_on_with_it():
-    """It decides nothing of the result, so it is in no fingerprint."""
-    data = build_data(composed())
-    own, other = (stage_settings(composed(*words), "train", 4, data, "content", None) for words in ((), (ON,)))
-    assert own == other

@@ -22,19 +22,12 @@ ALL = (
 )
 
 
-def run(folder, *overrides):
-    """A small run without its report, which takes longer than the run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
-        return small_run(folder, *overrides)
-
-
 EVERY_STEP = tuple(f"stages.{stage}.checkpoint_every=1" for stage in ("teacher", "intervene", "train"))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("plain"), *EVERY_STEP)
+    return small_run(tmp_path_factory.mktemp("plain"), *EVERY_STEP)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +69,7 @@ def test_the_logged_measures_are_those_of_the_student_against_its_teacher(analys
 
     monkeypatch.setattr(analysis_callbacks, "compare_maps", recording)
     folder, _ = analysed
-    run(folder.parent / "recorded", ALL[0])
+    small_run(folder.parent / "recorded", ALL[0])
     assert len(seen) > 4
     assert {k for *_, k in seen} == {3}
     assert all(len(batch["input_ids"]) == 5 for _, _, batch, _ in seen)
@@ -100,7 +93,7 @@ def test_what_is_written_is_of_the_finished_student_and_its_teacher(analysed):
     for name in ("hessian", "landscape"):
         assert f"](plots/{name}.png)" in report
         assert about in report
-        assert (folder / "plots" / f"{name}.png").stat().st_size > 5000
+        assert (folder / "plots" / f"{name}.png").is_file()
     assert results["status"] == "finished"
 
 
@@ -111,7 +104,7 @@ def test_the_seconds_of_a_stage_do_not_count_them(tmp_path, monkeypatch):
     monkeypatch.setattr(
         analysis_callbacks.Trainer, "save_checkpoint", lambda *a, **k: order.append("saved") or save(*a, **k)
     )
-    run(tmp_path, ALL[1])
+    small_run(tmp_path, ALL[1])
     assert order.count("spectrum") == 2  # teacher and student, once
     assert order[-2:] == ["spectrum", "spectrum"], "after the last checkpoint"
 
@@ -127,10 +120,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, analysed)
     with monkeypatch.context() as patch:
         patch.setattr(QATModule, "on_train_batch_end", die, raising=False)
         with pytest.raises(StoppedError):
-            run(tmp_path, *EVERY_STEP, *ALL)
+            small_run(tmp_path, *EVERY_STEP, *ALL)
     assert not (tmp_path / "analysis").exists()
     folder, whole = analysed
-    assert run(tmp_path, *EVERY_STEP, *ALL)["student_hash"] == whole["student_hash"]
+    assert small_run(tmp_path, *EVERY_STEP, *ALL)["student_hash"] == whole["student_hash"]
     assert read_spectra(tmp_path) == read_spectra(folder)
     assert read_landscapes(tmp_path) == read_landscapes(folder)
 
@@ -146,7 +139,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, monkeypatch, analysed)
     ids=["without a teacher", "by name", "images"],
 )  # fmt: skip
 def test_they_are_one_override_away(tmp_path, method):
-    assert run(tmp_path, *method)["status"] == "finished"
+    assert small_run(tmp_path, *method)["status"] == "finished"
     if "teacher=none" in method:
         assert set(read_spectra(tmp_path)[0]) == {"student"}
         assert "analysis/ranking_loss" not in (tmp_path / "logs" / "train" / "metrics.csv").read_text()
@@ -176,14 +169,14 @@ def test_a_stage_is_not_lost_to_a_spectrum_that_is_not_finite(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HessianSpectrum, "_spectrum", spoilt)
         with pytest.warns(UserWarning, match="no Hessian spectrum of the student: the Hessian is not finite"):
-            results = run(tmp_path, *ALL[:2])
+            results = small_run(tmp_path, *ALL[:2])
     assert results["status"] == "finished"
     assert read_spectra(tmp_path)[0]["student"] == []
     assert read_spectra(tmp_path)[0]["teacher"] != []
 
 
 def test_the_norms_may_be_added(tmp_path):
-    run(tmp_path, "callbacks=hessian", "callbacks.hessian.norm_weight=0.01")
+    small_run(tmp_path, "callbacks=hessian", "callbacks.hessian.norm_weight=0.01")
     spectra, about = read_spectra(tmp_path)
     assert "loss + 0.01·Σ‖p‖₂" in about
     assert spectra["teacher"][0][0] > 100, "a key's bias has hardly moved from 0"

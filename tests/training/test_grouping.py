@@ -33,7 +33,6 @@ def run_and_batches(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QATModule, "training_step", watched)
-        patch.setattr("qat_lightning.reports.sections.picture", lambda *_: "")
         results = small_run(folder, *SHORT, GROUPED, RECURRING)
     return folder, results, batches
 
@@ -64,8 +63,7 @@ def test_recurring_batches_recur_bit_for_bit(run_and_batches):
         assert sum(batch.shape == one.shape and torch.equal(batch, one) for one in first) == 1
 
 
-def test_without_rows_of_tokens_nothing_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_lightning.reports.sections.picture", lambda *_: "")
+def test_without_rows_of_tokens_nothing_is_said(tmp_path):
     images = ("model=tiny_vit", "data=random_images", "data.size=16", "stages.teacher.max_steps=1")
     short = (
         "stages.intervene.max_steps=0",
@@ -80,7 +78,6 @@ def test_without_rows_of_tokens_nothing_is_said(tmp_path, monkeypatch):
 
 def test_a_stopped_run_ends_in_the_same_bits(run_and_batches, tmp_path, monkeypatch):
     """In the second epoch of the train stage, after six of its batches and ten of the stages before."""
-    monkeypatch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
     own = (*SHORT, GROUPED, RECURRING, "stages.train.checkpoint_every=1")
     with monkeypatch.context() as patch:
         stop_after(patch, 16)

@@ -66,7 +66,10 @@ def saved(family: str, folder: Path, **changes: Any) -> tuple[str, str]:
     return f"model.path={folder}", "model.pretrained=true"
 
 
-@pytest.mark.parametrize("family", DATA)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=[] if family in ("bert", "vit", "gpt2") else pytest.mark.slow) for family in DATA],
+)
 def test_each_stage_trains_the_loaded_model_in_training_mode_and_so_does_a_continued_one(family, tmp_path, monkeypatch):
     given = (*saved(family, tmp_path / "model"), *DATA[family], *METHOD.get(family, ()), *STEPS, *OFTEN)
     modes = Modes(monkeypatch)
@@ -83,30 +86,18 @@ def test_each_stage_trains_the_loaded_model_in_training_mode_and_so_does_a_conti
         assert not any(teaching for _, _, teaching in modes.seen[stage]), stage
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        (),
-        (
-            "quantization=lsq_w2a8",
-            "quantization.weight.bits=4",
-            "callbacks=step_size_warmup",
-            "callbacks.step_size_warmup.steps=2",
-        ),
-        ("activation_checkpointing=true",),
-    ],
-    ids=["ternary", "learned steps with warm-up", "activation checkpointing"],
-)
-def test_a_loaded_model_ends_as_the_same_weights_that_were_never_saved(method, tmp_path):
+def test_a_loaded_model_ends_as_the_same_weights_that_were_never_saved(tmp_path):
     """Bit for bit, so dropout draws and the warm-up measures the same."""
-    made = small_run(tmp_path / "made", *STEPS, *method)
-    config = composed(*STEPS, *method)
+    method = (*STEPS, "quantization=lsq_w2a8", "quantization.weight.bits=4", "callbacks=step_size_warmup",
+              "callbacks.step_size_warmup.steps=2", "export.packed=false")  # fmt: skip
+    made = small_run(tmp_path / "made", *method)
+    config = composed(*method)
     data = build_data(config)
     data.load()
     seed_everything(config.seed, verbose=False)
     build_model(config, data).save_pretrained(tmp_path / "model")
     path = (f"model.path={tmp_path / 'model'}", "model.pretrained=true")
-    loaded = small_run(tmp_path / "loaded", *STEPS, *method, *path)
+    loaded = small_run(tmp_path / "loaded", *method, *path)
     assert loaded["student_hash"] == made["student_hash"]
 
 

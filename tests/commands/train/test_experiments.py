@@ -111,8 +111,7 @@ def test_method_is_one_override_away(method):
     ],
     ids=" ".join,
 )
-def test_method_trains(tmp_path, monkeypatch, method):
-    monkeypatch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
+def test_method_trains(tmp_path, method):
     results = small_run(tmp_path, *method)
     assert results["status"] == "finished"
     if "quantization=none" in method:
@@ -151,8 +150,7 @@ def test_run_folder(finished):
     assert "**student**" in (folder / "report.md").read_text()
 
 
-def test_same_seed_same_bits_other_seed_other_bits(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
+def test_same_seed_same_bits_other_seed_other_bits(finished, tmp_path):
     short = ("losses.hidden.weight=0.5", "export.packed=false")
     second, other = (small_run(tmp_path / seed, *short, f"seed={seed}")["student_hash"] for seed in ("1", "2"))
     assert finished[1]["student_hash"] == second != other

@@ -10,21 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from transformers import BertTokenizerFast
 
 from qat_lightning.commands import export
 from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.commands.export import NotFaithfulError
 from qat_lightning.commands.model_comparison import Comparison, compare
+from qat_lightning.commands.train.pipeline import opened
 from qat_lightning.commands.train.results import check_recorded
 from qat_lightning.commands.train.run import run
+from qat_lightning.config.builders.models import build_model
 from qat_lightning.config.run_config import located, read_run
-from qat_lightning.config.schema import CONF, ModelConfig, RunConfig, resolve
-from qat_lightning.config.validation import check
+from qat_lightning.config.schema import ModelConfig, RunConfig
 from qat_lightning.exporters.onnx.format import OnnxFormat
 from qat_lightning.exporters.onnx.runtime import OnnxError
-from tests.training.runs import SMALL, small_run
+from tests.training.runs import composed, save_tokenizer, small_run, text_config
 
 
 def strict(place: Path) -> Any:
@@ -36,28 +35,13 @@ def strict(place: Path) -> Any:
     return json.loads(place.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
-        yield
-
-
 # --- undefined scores -------------------------------------------------------------------------------------------------
 
 
-def texts(folder: Path, data: str, *words: str) -> dict[str, Any]:
+def texts(folder: Path, data: str, *words: str) -> RunConfig:
     """The configuration of a small run on the texts of a folder, which gets a tokenizer."""
-    vocabulary = {
-        word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "same", "text"])
-    }
-    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder / "tokenizer")
-    small = [word for word in SMALL if not word.startswith("data")]
-    given = [f"data={data}", "data.text_columns=[sentence]", "data.max_length=8", "data.batch_size=2", *words]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=[*small, *given]))
-    check(config)
-    return config
+    save_tokenizer(folder / "tokenizer", "same", "text")
+    return text_config(folder, "data.text_columns=[sentence]", "data.batch_size=2", *words, data=data)
 
 
 def write_rows(place: Path, column: str, labels: Sequence[Any]) -> None:
@@ -66,13 +50,12 @@ def write_rows(place: Path, column: str, labels: Sequence[Any]) -> None:
 
 
 @pytest.fixture
-def constant(tmp_path: Path) -> dict[str, Any]:
+def constant(tmp_path: Path) -> RunConfig:
     """A regression whose texts are all the same, so that every model predicts one number: no correlation is defined."""
     for split in ("train", "validation"):
         rows = (f'{{"sentence": "same text", "score": {score}}}\n' for score in (0.0, 0.5, 1.0, 2.0))
         (tmp_path / f"{split}.jsonl").write_text("".join(rows))
-    places = (f"data.path={tmp_path}", f"data.tokenizer={tmp_path}/tokenizer")
-    return texts(tmp_path, "text_regression", "data.label_column=score", *places)
+    return texts(tmp_path, "text_regression", "data.label_column=score")
 
 
 def test_an_undefined_score_ends_no_run_and_is_reported_as_undefined(tmp_path, constant, capsys):
@@ -123,10 +106,6 @@ def test_an_export_is_judged_by_its_predictions_and_logits_where_the_metric_is_u
 
 
 def test_logits_that_are_not_numbers_agree_with_none_that_are(tmp_path):
-    from qat_lightning.commands.train.pipeline import opened
-    from qat_lightning.config.builders.models import build_model
-    from tests.training.runs import composed
-
     config = composed("data.rows=4")
     data = opened(config, tmp_path).data
     model = build_model(config, data).eval()
@@ -154,8 +133,7 @@ def test_evaluate_reads_one_split_from_anywhere_and_compares_only_what_is_the_sa
         write_rows(home / "rows" / f"{split}.jsonl", "label", ["no", "yes", "yes", "no"])
     write_rows(other / "test.jsonl", "label", ["yes", "no", "yes"])
     monkeypatch.chdir(home)
-    words = ("data.path=rows", "data.tokenizer=tokenizer", "data.num_labels=2")
-    results = run(texts(home, "text", *words), Path("run"), [])
+    results = run(texts(home, "text", "data.path=rows", "data.tokenizer=tokenizer"), Path("run"), [])
     assert results["label_names"] == ["no", "yes"]
     assert (results["validation"]["split"], results["validation"]["rows"]) == ("validation", 4)
     folder = home / "run"

@@ -1,8 +1,8 @@
 """A run that stops anywhere goes on to the same bits; a finished stage is not run again; settings are never mixed."""
 
-import copy
-import functools
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from qat_lightning.commands.train.run import run
 from qat_lightning.config.builders.models import build_data
 from qat_lightning.config.builders.training import stage_settings
 from qat_lightning.config.schema import ConfigError
@@ -22,26 +21,18 @@ from qat_lightning.training.checkpoints.callbacks import BestCheckpoint, ResumeC
 from qat_lightning.training.checkpoints.checksum import is_sealed, read_sealed, write_sealed
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.stage import Stage
+from tests.training import runs
 from tests.training.runs import composed
 
 EVERY_STEP = tuple(f"stages.{stage}.checkpoint_every=1" for stage in ("teacher", "intervene", "train"))
-once = functools.cache(composed)
 
 
 class StoppedError(RuntimeError):
     pass
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_pictures():
-    """They take longer than the training, and no bit of the student is in them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
-        yield
-
-
 def small_run(folder, *overrides):
-    return run(copy.deepcopy(once("export.packed=false", *overrides)), folder, list(overrides))
+    return runs.small_run(folder, "export.packed=false", *overrides)
 
 
 def stop_after(monkeypatch, batches: int) -> None:
@@ -65,8 +56,16 @@ def stopped_run(folder, batches, *overrides):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return small_run(tmp_path_factory.mktemp("whole"), *EVERY_STEP)
+def whole(tmp_path_factory):
+    """The folder of a run that was not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    small_run(folder, *EVERY_STEP)
+    return folder
+
+
+@pytest.fixture
+def uninterrupted(whole):
+    return json.loads((whole / "metrics.json").read_text())
 
 
 def check_same(resumed, uninterrupted):
@@ -123,14 +122,7 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture
 def stopped_copy(stopped, tmp_path):
-    def link(source, place):
-        place.write_bytes(source.read_bytes()) if source.is_file() else place.mkdir()
-
-    for path in [stopped, *sorted(stopped.rglob("*"))]:
-        place = tmp_path / "run" / path.relative_to(stopped)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        link(path, place)
-    return tmp_path / "run"
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 def half(path):
@@ -166,39 +158,29 @@ def test_the_previous_checkpoint_is_whole_and_one_save_older(stopped_copy):
     scratch = stopped_copy / "checkpoints" / "train"
     steps = [read_sealed(scratch / name)["global_step"] for name in ("previous.ckpt", "last.ckpt")]
     assert steps == [4, 5]
-    assert sorted(path.name for path in scratch.iterdir()) == [
-        "best-3.ckpt", "last.ckpt", "previous.ckpt", "settings.json"
-    ]  # fmt: skip
+    assert {path.name for path in scratch.iterdir()} == {"best-3.ckpt", "last.ckpt", "previous.ckpt", "settings.json"}
 
 
 def test_best_weights_of_later_steps_than_the_checkpoint_do_not_count(tmp_path, uninterrupted):
     """Checkpoints every 2 steps: the kill in step 3's validation leaves best-3 beside a checkpoint of step 2."""
     settings = tuple(word.replace("=1", "=2") for word in EVERY_STEP)
-    with pytest.MonkeyPatch.context() as patch:
-        save = ResumeCheckpoint._save
+    save = ResumeCheckpoint._save
 
-        def die(self, trainer):
-            if "train" in str(self.path) and trainer.global_step > 2:
-                raise StoppedError
+    def die(self, trainer, *_):
+        if trainer.state.fn == "fit" and "train" in str(self.path) and trainer.global_step > 2:
+            raise StoppedError
+        if trainer.state.fn == "fit" and trainer.global_step % 2 == 0:
             save(self, trainer)
 
-        patch.setattr(ResumeCheckpoint, "_save", die)
-        patch.setattr(
-            ResumeCheckpoint, "on_validation_end", lambda self, trainer, module: die_later(self, trainer, die)
-        )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_save", "on_validation_end"):
+            patch.setattr(ResumeCheckpoint, name, die)
         with pytest.raises(StoppedError):
             small_run(tmp_path, *settings)
     scratch = tmp_path / "checkpoints" / "train"
-    assert read_sealed(scratch / "last.ckpt")["callbacks"]["BestCheckpoint"] == dict.fromkeys(
-        ("score", "step", "assisted")
-    )
+    assert set(read_sealed(scratch / "last.ckpt")["callbacks"]["BestCheckpoint"].values()) == {None}
     (scratch / "best-3.ckpt").write_bytes(b"another machine's, or half of it")
     check_same(small_run(tmp_path, *settings), uninterrupted)
-
-
-def die_later(point, trainer, die):
-    if trainer.state.fn == "fit" and (trainer.global_step % 2 == 0 or trainer.global_step > 2):
-        die(point, trainer)
 
 
 def test_leftovers_are_removed_and_an_unknown_folder_is_not_gone_on_from(stopped_copy, uninterrupted):
@@ -258,21 +240,21 @@ def test_finished_stage_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "checkpoints" / "train").exists()
 
 
-def test_changed_setting_is_named_before_anything_is_overwritten(tmp_path):
-    small_run(tmp_path)
-    kept = (tmp_path / "checkpoints" / "train.safetensors").read_bytes()
-    message = r"stage 'intervene' made with other settings \(losses\.hidden\.weight: 1\.0 → 0\.5\).*hydra\.run\.dir"
-    with pytest.raises(ValueError, match=message):
-        small_run(tmp_path, "losses.hidden.weight=0.5")
-    with pytest.raises(ValueError, match=r"stage 'teacher' .*seed: 1 → 2"):
-        small_run(tmp_path, "seed=2")
-    with pytest.raises(ValueError, match=r"stage 'teacher' .*\(data\.train_limit: None → 20\)"):
-        small_run(tmp_path, "data.train_limit=20")
-    with pytest.raises(ValueError, match=r"stage 'train' .*\(steps \(stages\..*max_steps.*\): 8 → 9\)"):
-        small_run(tmp_path, "stages.train.max_steps=15")
-    with pytest.raises(ValueError, match=r"holds stage 'intervene', and this run has teacher, train: .*intervention"):
-        small_run(tmp_path, "intervention=none", "intervention_schedule=none")
-    assert (tmp_path / "checkpoints" / "train.safetensors").read_bytes() == kept
+CHANGED = {
+    r"'intervene' .* \(losses\.hidden\.weight: 1\.0 → 0\.5\).*hydra\.run\.dir": ("losses.hidden.weight=0.5",),
+    r"'teacher' .*seed: 1 → 2": ("seed=2",),
+    r"'teacher' .*\(data\.train_limit: None → 20\)": ("data.train_limit=20",),
+    r"'train' .*\(steps \(stages\..*max_steps.*\): 8 → 9\)": ("stages.train.max_steps=15",),
+    "'intervene', and this run has teacher, train: .*intervention": ("intervention=none", "intervention_schedule=none"),
+}
+
+
+@pytest.mark.parametrize("named", CHANGED)
+def test_changed_setting_is_named_before_anything_is_overwritten(whole, named):
+    kept = (whole / "checkpoints" / "train.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=f"stage {named}"):
+        small_run(whole, *EVERY_STEP, *CHANGED[named])
+    assert (whole / "checkpoints" / "train.safetensors").read_bytes() == kept
 
 
 def test_a_changed_setting_of_an_unfinished_stage_is_named(stopped_copy):
@@ -288,47 +270,38 @@ def test_a_changed_setting_of_an_unfinished_stage_is_named(stopped_copy):
     [
         "trainer.gradient_clip_val=2", "trainer.gradient_clip_algorithm=value", "trainer.limit_val_batches=1",
         "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "data.evaluation_batch_size=3",
-        "data.batch_size=9", "data.metrics.accuracy.average=macro", "seed=2", "model.architecture.hidden_act=relu",
+        "data.batch_size=9", "data.metrics.accuracy.average=macro", "seed=2", "+model.architecture.hidden_act=relu",
         "optimizer.weight_decay=0.5", "lr_scheduler.warmup=0.3", "stages.train.keep=last", "stages.train.validate_every=1",
     ],
 )  # fmt: skip
-def test_what_decides_a_result_is_a_setting_of_it(setting, drawn):
-    own = "+" if "hidden_act" in setting else ""
-    assert stage_settings(composed(f"{own}{setting}"), "train", 9, drawn, "content", None) != stage_settings(
-        composed(), "train", 9, drawn, "content", None
-    )
+def test_what_decides_a_result_is_a_setting_of_it(setting, settings_of):
+    assert settings_of(composed(setting)) != settings_of(composed())
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        "threads=1",
-        "data.num_workers=2",
-        "trainer.accelerator=auto",
-        "logger=wandb",
-        "stages.train.checkpoint_every=7",
-        "stages.train.checkpoint_minutes=0.1",
+        "threads=1", "data.num_workers=2", "trainer.accelerator=auto", "logger=wandb", "stages.train.checkpoint_every=7",
+        "stages.train.checkpoint_minutes=0.1", "activation_checkpointing=true",
     ],
-)
-def test_what_decides_no_result_is_no_setting_of_it(setting, drawn):
-    assert stage_settings(composed(setting), "train", 9, drawn, "content", None) == stage_settings(
-        composed(), "train", 9, drawn, "content", None
-    )
+)  # fmt: skip
+def test_what_decides_no_result_is_no_setting_of_it(setting, settings_of):
+    assert settings_of(composed(setting)) == settings_of(composed())
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def settings_of():
     data = build_data(composed())
     data.load()
-    return data
+    return lambda config: stage_settings(config, "train", 9, data, "content", None)
 
 
-def test_padding_and_how_answers_are_found_are_settings_of_a_result(drawn):
+def test_padding_and_how_answers_are_found_are_settings_of_a_result(settings_of):
     """They change no row, so the content does not tell them."""
     config = composed()
     for name in ("padding", "n_best", "max_answer_length", "null_threshold"):
         config.data[name] = "x"
-        assert stage_settings(config, "train", 9, drawn, "content", None)[f"data.{name}"] == "x"
+        assert settings_of(config)[f"data.{name}"] == "x"
 
 
 def test_the_assisted_score_survives_a_kill_after_the_last_step(tmp_path, uninterrupted):
@@ -350,17 +323,10 @@ def test_the_assisted_score_survives_a_kill_after_the_last_step(tmp_path, uninte
 @pytest.mark.parametrize(
     ("higher", "last", "kept"),
     [
-        (True, 0.9, 0.9),
-        (True, 0.8, 0.8),
-        (True, 0.7, 0.8),
-        (True, math.nan, 0.8),
-        (False, 0.9, 0.8),
-        (False, 0.7, 0.7),
-        (True, math.inf, 0.8),
-        (False, -math.inf, 0.8),
-        (False, math.nan, 0.8),
+        (True, 0.9, 0.9), (True, 0.8, 0.8), (True, 0.7, 0.8), (True, math.nan, 0.8), (False, 0.9, 0.8),
+        (False, 0.7, 0.7), (True, math.inf, 0.8), (False, -math.inf, 0.8), (False, math.nan, 0.8),
     ],
-)
+)  # fmt: skip
 def test_the_best_weights_give_way_to_last_ones_that_are_as_good(tmp_path, monkeypatch, higher, last, kept):
     loaded = []
     best = BestCheckpoint(tmp_path, "score", higher)
@@ -403,12 +369,9 @@ def fit(folder, module, callbacks, steps):
 )
 def test_a_checkpoint_follows_steps_or_minutes(tmp_path, monkeypatch, minutes, every, expected):
     """25 s a step: a minute has gone by after the third."""
-    clock, saved = [0.0], []
+    clock, saved, save = [0.0], [], ResumeCheckpoint._save
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
-    save = ResumeCheckpoint._save
-    monkeypatch.setattr(
-        ResumeCheckpoint, "_save", lambda self, trainer: (saved.append(trainer.global_step), save(self, trainer))
-    )
+    monkeypatch.setattr(ResumeCheckpoint, "_save", lambda *own: (saved.append(own[1].global_step), save(*own)))
 
     class Slow(Counting):
         def training_step(self, batch, index):

@@ -15,13 +15,6 @@ from tests.training.runs import composed, small_run
 SMALL = ("export.packed=false",)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_pictures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")

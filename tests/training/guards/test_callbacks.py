@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from qat_lightning.commands.train.run import run
 from qat_lightning.config.builders.models import build_data, build_model, build_student
 from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer
 from qat_lightning.training.checkpoints.callbacks import ResumeCheckpoint
@@ -25,7 +25,7 @@ from qat_lightning.training.guards.diagnosis import NonFiniteError
 from qat_lightning.training.module import QATModule
 from tests.command_line import call
 from tests.tiny_models import tiny_model
-from tests.training.runs import SMALL, composed, small_run
+from tests.training.runs import SMALL, composed, save_tokenizer, small_run, text_config
 
 IMAGES = ("model=tiny_vit", "data=random_images", "data.size=16", "data.rows=24")
 ROOT = Path(__file__).parents[3]
@@ -196,63 +196,39 @@ def test_other_order_compares_by_names(names, expected, first_difference):
     assert other_order(names, expected) == first_difference
 
 
-ARCHITECTURE = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "film", "of", "that", "was", "bad", "good"]
+WORDS = ["a", "film", "of", "that", "was", "bad", "good"]
 
 
-def saved(folder: Path, names: tuple[str, str], words: list[str]) -> Path:
-    config = BertConfig(vocab_size=len(words), **ARCHITECTURE, id2label=dict(enumerate(names)))
-    BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
-    return folder
+def saved(folder: Path, names: tuple[str, str], words: list[str] = WORDS) -> Path:
+    """Save a model whose classes have these names, and a tokenizer."""
+    tiny_model("bert", num_labels=2, id2label=dict(enumerate(names)), vocab_size=12).save_pretrained(folder)
+    return save_tokenizer(folder, *words)
 
 
-def text_run(tmp_path: Path, model: Path, *overrides: str):
+def text_run(folder: Path, model: Path, *overrides: str) -> None:
     """A run on six sentences that are bad or good, in this order."""
-    sentences = "text,label\n" + "a film that was bad,bad\na good film,good\n" * 3
     for split in ("train", "validation"):
-        (tmp_path / f"{split}.csv").write_text(sentences)
-    text = (
-        "data=text",
-        f"data.path={tmp_path}",
-        "data.text_columns=[text]",
-        "data.num_labels=2",
-        f"model.path={model}",
-    )
-    own = [word for word in SMALL if not word.startswith(("data", "model"))]
-    from hydra import compose, initialize_config_dir
-
-    from qat_lightning.commands.train.run import run
-    from qat_lightning.config.schema import CONF, resolve
-    from qat_lightning.config.validation import check
-
-    given = [*own, "model=bert_base", *text, "data.max_length=16", *overrides]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=given))
-    check(config)
-    return run(config, tmp_path / "run", [])
+        (folder / f"{split}.csv").write_text("text,label\n" + "a film that was bad,bad\na good film,good\n" * 3)
+    text = ("data.text_columns=[text]", "data.tokenizer=${model.path}", "model=bert_base", f"model.path={model}")
+    run(text_config(folder, *text, *overrides), folder / "run", [])
 
 
 def test_a_model_that_numbers_some_of_the_datas_classes_otherwise_is_refused_before_training(tmp_path):
-    model = saved(tmp_path / "model", ("Good", "awful"), WORDS)
+    model = saved(tmp_path / "model", ("Good", "awful"))
     with pytest.raises(ValueError, match=r"the model maps 'Good' to 0, the data to 1\. Fix id2label in config\.json\."):
         text_run(tmp_path, model)
     assert not (tmp_path / "run").exists()
 
 
 def test_exports_name_the_classes_in_the_order_of_the_model(tmp_path, capsys):
-    model = saved(tmp_path / "model", ("Good", "Bad"), WORDS)
-    text_run(
-        tmp_path,
-        model,
+    model = saved(tmp_path / "model", ("Good", "Bad"))
+    short = (
         "stages.teacher.max_steps=0",
         "stages.train.max_steps=1",
         "intervention=none",
         "intervention_schedule=none",
     )
+    text_run(tmp_path, model, *short)
     assert "data: classes have the numbers of the model: 0 'Good', 1 'Bad'" in capsys.readouterr().out
     exported = tmp_path / "run" / "export"
     assert json.loads((exported / "metrics.json").read_text())["classes"] == ["Good", "Bad"]
@@ -260,18 +236,14 @@ def test_exports_name_the_classes_in_the_order_of_the_model(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["its own", "none"])
-def test_another_tokenizer_than_the_models_is_refused_before_training(tmp_path, bare):
-    model = saved(tmp_path / "model", ("bad", "good"), WORDS)
-    other = saved(tmp_path / "other", ("bad", "good"), [*WORDS[:5], *reversed(WORDS[5:])])
+def test_another_tokenizer_than_the_models_is_refused_before_training(tmp_path, monkeypatch, bare):
+    model = saved(tmp_path / "model", ("bad", "good"))
+    other = save_tokenizer(tmp_path / "other", *reversed(WORDS))
     if bare:  # a model without a tokenizer: nothing to compare with, the run goes on to its own steps
         for file in model.glob("tokenizer*"):
             file.unlink()
-        reached = pytest.raises(RuntimeError, match="reached")
-        with pytest.MonkeyPatch.context() as patch, reached:
-            patch.setattr(
-                "qat_lightning.commands.train.run.as_plain",
-                lambda *_: (_ for _ in ()).throw(RuntimeError("reached")),
-            )
+        monkeypatch.setattr("qat_lightning.commands.train.run.as_plain", lambda *_: {}["reached"])
+        with pytest.raises(KeyError, match="reached"):
             text_run(tmp_path, model, f"data.tokenizer={other}")
     else:
         with pytest.raises(ValueError, match=r"is not the tokenizer of model\.path=.*leave data\.tokenizer out"):
@@ -355,10 +327,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is(parts):
     before = copy.deepcopy(parts.student.state_dict())
     with pytest.raises(NonFiniteError) as ended:
         parts.fit(At(0, lambda module: module.distillation.losses.update(rooted=Rooted())))
-    message = str(ended.value)
-    assert (
-        "step 1: a gradient is not finite, its loss is; first in the gradient of logits, rows 3 of the batch" in message
-    )
+    expected = "step 1: a gradient is not finite, its loss is; first in the gradient of logits, rows 3 of the batch"
+    assert expected in str(ended.value)
     assert all(torch.equal(before[name], value) for name, value in parts.student.state_dict().items())
 
 
@@ -373,31 +343,30 @@ def test_weights_that_an_update_made_infinite_are_in_no_checkpoint(parts):
     assert parts.last.read_bytes() == kept
 
 
-def test_infinite_gradients_are_in_order_where_they_are_scaled(parts):
-    """The scaler leaves those steps out, halving its scale each time, and the run goes on."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
-    module = build_module(parts.config, "train", 16, parts.student, parts.data, parts.teacher)
+def scaled(parts, steps, scaler=None):
+    """Train in half precision with a gradient scaler."""
+    module = build_module(parts.config, "train", steps, parts.student, parts.data, parts.teacher)
     trainer = Trainer(
-        max_steps=16, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         default_root_dir=parts.folder, num_sanity_val_steps=0, limit_val_batches=0, check_val_every_n_epoch=None,
         val_check_interval=100, plugins=MixedPrecision("16-mixed", "cpu", scaler), enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=parts.data)
-    assert trainer.global_step == 16
+    return trainer
+
+
+def test_infinite_gradients_are_in_order_where_they_are_scaled(parts):
+    """The scaler leaves those steps out, halving its scale each time, and the run goes on."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    assert scaled(parts, 16, scaler).global_step == 16
     assert scaler.get_scale() < 2.0**24
     assert not (parts.folder / "diverged.safetensors").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_a_scaled_run_too(parts):
     parts.spoil(batch_number=1, row=0)
-    module = build_module(parts.config, "train", 4, parts.student, parts.data, parts.teacher)
-    trainer = Trainer(
-        max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        default_root_dir=parts.folder, num_sanity_val_steps=0, limit_val_batches=0, check_val_every_n_epoch=None,
-        val_check_interval=100, plugins=MixedPrecision("16-mixed", "cpu"), enable_model_summary=False,
-    )  # fmt: skip
     with pytest.raises(NonFiniteError, match=r"step 2: .*rows 0 of the batch.*trainer\.precision=32-true"):
-        trainer.fit(module, datamodule=parts.data)
+        scaled(parts, 4)
 
 
 def test_validation_that_is_not_finite_ends_nothing(parts):

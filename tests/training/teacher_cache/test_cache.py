@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import functools
 import json
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from qat_lightning.commands.train import teacher_cache
-from qat_lightning.commands.train.run import prepared, run
+from qat_lightning.commands.train.run import prepared
 from qat_lightning.commands.train.teacher_cache import teacher_facts
 from qat_lightning.config.builders.models import build_data, build_model, build_student, in_teacher_precision
 from qat_lightning.config.builders.training import build_callbacks, build_module, build_trainer, stage_settings
@@ -25,18 +24,11 @@ from qat_lightning.training.teacher_cache import cache as cache_module
 from qat_lightning.training.teacher_cache.cache import MANIFEST, TeacherCache
 from qat_lightning.training.teacher_cache.tensor_files import read_tensors
 from tests.tiny_models import tiny_batch, tiny_model
+from tests.training import runs
 from tests.training.runs import composed, saved_tiny
 
 IMAGES = ("model=tiny_vit", "data=random_images", "data.size=16", "data.rows=24")
 TRAIN_ONLY = ("intervention=none", "intervention_schedule=none", "stages.train.max_steps=6")
-compose_once = functools.cache(composed)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_plots():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qat_lightning.commands.train.run.draw_sections", lambda *_: [])
-        yield
 
 
 @pytest.fixture
@@ -54,12 +46,12 @@ def teacher_runs(monkeypatch):
 
 
 def small_run(folder, *overrides):
-    return run(copy.deepcopy(compose_once("export.packed=false", *overrides)), folder, list(overrides))
+    return runs.small_run(folder, "export.packed=false", *overrides)
 
 
 def prepare(folder, *overrides):
     """Begin a run up to its first training step."""
-    return prepared(copy.deepcopy(compose_once("export.packed=false", *overrides)), folder)
+    return prepared(composed("export.packed=false", *overrides), folder)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +119,7 @@ def trained(config, folder, cache):
     ids=["kdlsq", "mixed", "bf16", "gpt2", "llama", "images"],
 )
 def test_student_has_the_same_bits(tmp_path, overrides, teacher_runs):
-    config = compose_once(*overrides)
+    config = composed(*overrides)
     without = trained(config, tmp_path / "online", None)
     first, second = TeacherCache(tmp_path / "cache"), TeacherCache(tmp_path / "cache")
     assert trained(config, tmp_path / "first", first) == without
@@ -138,7 +130,7 @@ def test_student_has_the_same_bits(tmp_path, overrides, teacher_runs):
 
 
 def test_the_cache_is_not_a_setting_of_a_result_and_the_precision_is():
-    config, data = compose_once(), build_data(compose_once())
+    config, data = composed(), build_data(composed())
     data.load()
     assert (config.teacher_precision, config.teacher_cache) == (None, None)
     for key, value, same in (("teacher_cache", "x", True), ("teacher_precision", TeacherPrecision.bf16, False)):
@@ -202,7 +194,7 @@ def test_every_fact_counts(tmp_path):
 
 
 def test_facts_are_those_of_the_teacher_and_its_data():
-    config, model = compose_once(), tiny_model("bert")
+    config, model = composed(), tiny_model("bert")
     other = copy.deepcopy(model)
     other.classifier.bias.data[0] += 1
     facts = teacher_facts(config, "content", model, torch.device("cpu"))
@@ -342,7 +334,7 @@ def test_a_folder_that_cannot_be_a_cache_is_refused_before_training(tmp_path):
 
 
 def test_augmented_images_are_refused(tmp_path):
-    config = compose_once(*IMAGES, f"teacher_cache={tmp_path / 'cache'}")
+    config = composed(*IMAGES, f"teacher_cache={tmp_path / 'cache'}")
     data = build_data(config)
     data.load()
     data.augmentation = {"flip": nn.Identity()}
@@ -411,7 +403,7 @@ def test_a_disk_that_fills_up_is_reported_with_the_remedy(tmp_path, monkeypatch)
 
 
 def test_a_teacher_in_bfloat16_is_a_copy():
-    config = compose_once("teacher_precision=bf16")
+    config = composed("teacher_precision=bf16")
     data = build_data(config)
     data.load()
     full, student = build_model(config, data), build_model(config, data)
@@ -432,7 +424,7 @@ def test_rotary_angles_stay_in_float32():
     converted = in_teacher_precision(RunConfig(teacher_precision=TeacherPrecision.bf16), model)
     assert {parameter.dtype for parameter in converted.parameters()} == {torch.bfloat16}
     assert torch.equal(converted.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
-    assert in_teacher_precision(compose_once(), model) is model
+    assert in_teacher_precision(composed(), model) is model
 
 
 def test_scores_of_the_teacher_stay_those_in_float32(tmp_path, online):
