@@ -42,6 +42,7 @@ class InFloat64(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).double()
+        self.sentence_pooling = getattr(model, "sentence_pooling", None)
 
     def forward(
         self,

@@ -70,7 +70,7 @@ METRIC = Kind(
     "a torchmetrics Metric",
     # other metrics of torchmetrics.text load models, or download
     ("torchmetrics.classification.", "torchmetrics.regression.", "torchmetrics.text.perplexity.",
-     "qat_lightning.data.squad.metric."),
+     "qat_lightning.data."),
     "torchmetrics.metric.Metric",
 )  # fmt: skip
 CALLBACK = Kind(

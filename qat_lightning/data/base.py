@@ -18,7 +18,13 @@ from torchmetrics import Metric
 from qat_lightning.data.loader_workers import ignore_first_sigterm, loading_context
 from qat_lightning.data.samplers import ShardSampler, StageBatchSampler, permutation
 
-Head = Literal["text_classification", "image_classification", "question_answering", "causal_language_model"]
+Head = Literal[
+    "text_classification",
+    "image_classification",
+    "question_answering",
+    "causal_language_model",
+    "sentence_embedding",
+]
 Row = Mapping[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Tensor]]
 
@@ -39,6 +45,7 @@ class TaskData(LightningDataModule):
 
     Attributes:
         head: the kind of model for this data.
+        derived: names in rows that a model has computed from the others; a fingerprint leaves them out.
         label_names: the classes in the order of their numbers; None without names.
         model_names: the same from the model's configuration; None without names.
         notes: notes for the user about the rows, one sentence each.
@@ -63,6 +70,7 @@ class TaskData(LightningDataModule):
 
     task = "task"
     head: Head = "text_classification"
+    derived: Sequence[str] = ()
 
     def __init__(
         self,
@@ -253,6 +261,8 @@ class TaskData(LightningDataModule):
             digest.update(f"split {len(rows)}".encode())
             for row in rows:
                 for name, value in sorted(row.items()):
+                    if name in self.derived:
+                        continue
                     tensor = torch.as_tensor(value).contiguous()
                     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -12,14 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from qat_lightning.compat import guard_hooks, is_compiled
 from qat_lightning.models.module_paths import site_paths
+from qat_lightning.models.sentence_pooling import head_outputs
 from qat_lightning.models.sites import AXES, INPUT_SITES
 
 Batch = Mapping[str, Tensor]
 Signals = dict[str, list[Tensor]]
-"""Site → one tensor for each layer; "logits" → one for each head of the model: [logits], or [start, end] positions."""
-
-LOGITS = ("logits", "start_logits", "end_logits")
-"""Names of the outputs of heads in transformers."""
+"""Site → one tensor for each layer; "logits" → one for each head of the model: [logits], [start, end] positions, or
+[sentence embeddings]."""
 
 
 class SignalCapture:
@@ -51,7 +50,7 @@ class SignalCapture:
                 for path in paths:
                     hooks.callback(_watch(self.model.get_submodule(path), site, signals[site]).remove)
             output = self.model(**{name: batch[name] for name in self.inputs if name in batch}, **self.without)
-        return signals | {"logits": [output[name] for name in LOGITS if name in output]}
+        return signals | {"logits": list(head_outputs(self.model, output, batch).values())}
 
 
 def what_counts(site: str, batch: Batch) -> Tensor | None:

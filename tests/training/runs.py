@@ -68,8 +68,8 @@ def text_config(folder: Path, *overrides: str, data: str = "text") -> RunConfig:
     return composed(*own, *(["data.num_labels=2"] if data == "text" else []), *overrides, small=without("data"))
 
 
-def small_run(folder: Path, *overrides: str) -> dict[str, Any]:
-    return run(composed(*overrides), folder, list(overrides))
+def small_run(folder: Path, *overrides: str, small: Sequence[str] = SMALL) -> dict[str, Any]:
+    return run(composed(*overrides, small=small), folder, list(overrides))
 
 
 def planned(config: RunConfig, folder: Path = Path("never_made")) -> Run:

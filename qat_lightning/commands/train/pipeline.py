@@ -275,4 +275,5 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
+    warnings.filterwarnings("ignore", message=".*will save all targets and predictions in the buffer.*")
     warnings.filterwarnings("ignore", message=".*variance of predictions or target is close to zero.*")  # "undefined"

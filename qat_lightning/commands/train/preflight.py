@@ -131,6 +131,10 @@ def _check_data(run: Run, teacher: nn.Module) -> None:
     _check_pixels(run.data, teacher)
     _check_labels(run.data, teacher)
     _check_tokenizer(run.config, run.data, teacher)
+    if not run.config.stages.teacher.empty and "labels" not in run.data.calibration_batches(1)[0]:
+        raise ConfigError(
+            f"the rows of {run.data.task} have no labels to fine-tune a teacher on: set stages.teacher.max_epochs=0"
+        )
 
 
 def _check_two_rows(run: Run, teacher: nn.Module) -> None:

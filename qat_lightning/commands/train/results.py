@@ -121,7 +121,7 @@ def classes(data: TaskData, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | 
     """Return masks of [CLS], [SEP] and punctuation in the batch; None if its tokens have no names."""
     rows = [
         data.tokens({name: value[row : row + 1] for name, value in batch.items()})
-        for row in range(len(batch["labels"]))
+        for row in range(len(next(iter(batch.values()))))
     ]
     names = [name for row in rows if row is not None for name in row]
     if not names:

@@ -134,7 +134,7 @@ def _estimated_bytes(
         copied = open_attention_for(in_teacher_precision(config, copy.deepcopy(model)).eval(), sites)
         padded = widths(data, count)
         for site, layers in SignalCapture(copied, sorted(sites))(batch).items():
-            each = sum(signal.nbytes for signal in layers) / len(batch["labels"])
+            each = sum(signal.nbytes for signal in layers) / len(next(iter(batch.values())))
             if padded is not None:
                 sizes, tokens = padded
                 longer = (tokens / batch["input_ids"].shape[1]) ** _token_axes(site)

@@ -1,4 +1,4 @@
-"""Read from the model's files how its data is encoded: the numbers of its classes, the scale of its pixels."""
+"""Read from the model's files how its data is encoded: numbers of classes, scale of pixels, pooling of sentences."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from qat_lightning.config.builders.pretrained import optional_file, read_archite
 from qat_lightning.config.schema import ConfigError, ModelConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.image_classification import ImageClassificationData
+from qat_lightning.data.sentence_embedding import SentenceEmbeddingData
 from qat_lightning.data.text_classification import TextClassificationData
 from qat_lightning.io.documents import read_json
+from qat_lightning.models.sentence_pooling import MODULES, POOLING, SentencePooling, read_pooling
 from qat_lightning.training.compatibility import names_of
 
 PROCESSOR, STATISTICS = "processor_config.json", "preprocessor_config.json"
@@ -36,6 +38,22 @@ def follow_model(model: ModelConfig, data: TaskData) -> None:
         data.model_names = names_of(architecture)
     if isinstance(data, ImageClassificationData) and (statistics := _statistics(model, data.channels)):
         data.follow_statistics(*statistics)
+    if isinstance(data, SentenceEmbeddingData) and (pooling := _pooling(model)) is not None:
+        data.pooling = data.pooling or pooling.pooling
+        data.normalize = pooling.normalize if data.normalize is None else data.normalize
+
+
+def _pooling(model: ModelConfig) -> SentencePooling | None:
+    """Read the pooling that sentence-transformers keeps beside the model; None without it."""
+    files = [optional_file(str(model.path), name, model.revision) for name in (POOLING, MODULES)]
+    if files[0] is None:
+        return None
+    try:
+        return read_pooling(*([] if file is None else read_json(file) for file in files))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{POOLING} of model.path={model.path!r} cannot be used ({' '.join(str(error).split())}): set data.pooling"
+        ) from error
 
 
 def _check_names(architecture: PretrainedConfig, path: str) -> None:

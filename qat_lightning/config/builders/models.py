@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
@@ -36,16 +39,20 @@ from qat_lightning.config.schema import (
     TeacherPrecision,
 )
 from qat_lightning.data.base import Head, TaskData
+from qat_lightning.data.sentence_embedding import SentenceEmbeddingData
+from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import QuantizationRule, keep_layers, quantize
 from qat_lightning.models.families import FAMILIES
 from qat_lightning.models.module_paths import family
 from qat_lightning.models.quantized_model import calibrate
+from qat_lightning.models.sentence_pooling import SentencePooling
 
 HEADS: Mapping[Head, tuple[Any, Any]] = {
     "text_classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
     "image_classification": (AutoModelForImageClassification, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
     "question_answering": (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
     "causal_language_model": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "sentence_embedding": (AutoModel, MODEL_MAPPING),
 }
 """Return the class that makes a model with that head, and the configurations that it knows."""
 
@@ -66,7 +73,16 @@ def build_data(config: RunConfig) -> TaskData:
     if not isinstance(data, TaskData):
         raise ConfigError(f"data._target_={config.data['_target_']!r} must be a TaskData")
     follow_model(config.model, data)
+    if isinstance(data, SentenceEmbeddingData):
+        data.embed = partial(_embeddings, config, data)
     return data
+
+
+@torch.no_grad()
+def _embeddings(config: RunConfig, data: TaskData, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+    """Return the sentence embeddings (rows, D) of `model.path`."""
+    capture = SignalCapture(build_model(config, data).eval())
+    return torch.cat([capture(batch)["logits"][0].float() for batch in batches])
 
 
 def load_data(config: RunConfig) -> TaskData:
@@ -91,6 +107,8 @@ def build_model(config: RunConfig, data: TaskData, say: Callable[[str], None] = 
     for line in (source, *(f"transformers warns: {line}" for line in warned)):
         say(line)
     family(loaded)
+    if isinstance(data, SentenceEmbeddingData):
+        loaded.sentence_pooling = SentencePooling(data.pooling or "mean", data.normalize is not False)  # type: ignore[arg-type,assignment]
     _describe_task(loaded.config, data)
     if data.head == "text_classification":
         _know_the_padding(loaded, getattr(data, "tokenizer", None))

@@ -2,6 +2,7 @@
 
 from qat_lightning.distillation.losses.attention_map import AttentionMapLoss
 from qat_lightning.distillation.losses.base import Loss
+from qat_lightning.distillation.losses.embeddings import EmbeddingLoss, SimilarityLoss
 from qat_lightning.distillation.losses.feature_matching import (
     Distance,
     FeatureMatchingLoss,
@@ -14,9 +15,11 @@ from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
 __all__ = [
     "AttentionMapLoss",
     "Distance",
+    "EmbeddingLoss",
     "FeatureMatchingLoss",
     "LogitDistillationLoss",
     "Loss",
+    "SimilarityLoss",
     "TaskLoss",
     "TokenScaledLoss",
     "WeightedPairLoss",

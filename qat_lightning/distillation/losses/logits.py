@@ -65,6 +65,8 @@ class TaskLoss:
         self.weight = check_weight(weight)
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        if "labels" not in batch:
+            raise ValueError("the task loss needs labels, and these rows have none: remove it, or train on other data")
         heads, labels = _heads(student, batch), batch["labels"]
         if labels.is_floating_point():
             return functional.mse_loss(heads[0].squeeze(-1), labels.to(heads[0].dtype))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from qat_lightning.exporters.onnx.layers import replace_layers
 from qat_lightning.exporters.onnx.runtime import INPUTS, OnnxError, OnnxModel, first_line
 from qat_lightning.io.files import atomic_write
-from qat_lightning.models.capture import LOGITS
 from qat_lightning.models.module_paths import family
+from qat_lightning.models.sentence_pooling import head_outputs
 from qat_lightning.quantization.modules.attention import IMPLEMENTATION
 
 OPSET = 20
@@ -64,15 +64,14 @@ def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Heads(nn.Module):
-    """A model that returns the logits of each head, in the order of `LOGITS`."""
+    """A model that returns the logits of each head, in their order."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        output = self.model(**inputs)
-        return [output[name] for name in LOGITS if name in output]
+        return list(head_outputs(self.model, self.model(**inputs), inputs).values())
 
 
 def _prepared(model: nn.Module) -> nn.Module:
@@ -88,13 +87,13 @@ def _write(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
 
     with torch.no_grad(), _quiet():
         prepared = _prepared(model)
-        answer = prepared(**inputs)
+        answer = head_outputs(prepared, prepared(**inputs), inputs)
         try:
             program = torch.onnx.export(
                 _Heads(replace_layers(prepared)),
                 (dict(inputs), {}),  # a last dictionary would be taken for keywords
                 input_names=list(inputs),
-                output_names=[name for name in LOGITS if name in answer],
+                output_names=list(answer),
                 dynamic_shapes=({name: _axes(name) for name in inputs},),
                 opset_version=OPSET,
                 dynamo=True,

@@ -56,8 +56,8 @@ def names_code(name: str, data: bytes) -> bool:
     return name.endswith("config.json") and "auto_map" in read_json(data, name)
 
 
-def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, StoredTensor]]:
-    """Return config.json, generation_config.json if there is one, and the tensors, after the manifest has been checked.
+def verify(folder: Path) -> tuple[dict[str, bytes], dict[str, StoredTensor]]:
+    """Return the content of each file but the weights, and the tensors, after the manifest has been checked.
 
     Raises:
         ValueError: a file or a tensor that is missing, unknown to the manifest, or different from what was written.
@@ -65,26 +65,23 @@ def verify(folder: Path) -> tuple[Plain, Plain | None, dict[str, StoredTensor]]:
     if not folder.is_dir():
         raise PackedError(f"{folder} is not a folder: give the folder that an export has written")
     written = read_bytes(folder, CONFIG)
-    config = read_json(written, CONFIG)
-    if "quantization_config" not in config:
+    if "quantization_config" not in read_json(written, CONFIG):
         raise PackedError(
             f"{folder} is a plain transformers folder, not a packed one: read it with AutoModel….from_pretrained, or"
             " export a trained run"
         )
-    manifest, generation = _read_manifest(folder), None
+    manifest, files = _read_manifest(folder), {}
     for name, digest in manifest["files"].items():
-        data = written if name == CONFIG else read_bytes(folder, name)
+        files[name] = data = written if name == CONFIG else read_bytes(folder, name)
         if sha256(data) != digest:
             raise ValueError(f"{name} is not the file that was exported (its SHA-256 differs)")
         if names_code(name, data):
             raise ValueError(f"{name} names code of its own (auto_map), which is never run")
-        if name == GENERATION:
-            generation = read_json(data, name)
-    if CONFIG not in manifest["files"]:
+    if CONFIG not in files:
         raise ValueError(f"{MANIFEST} does not know {CONFIG}")
     tensors = read_tensors(read_bytes(folder, WEIGHTS, LARGEST_JSON + _count(manifest["tensors"])), WEIGHTS)
     _compare(manifest["tensors"], tensors)
-    return config, generation, tensors
+    return files, tensors
 
 
 def _read_manifest(folder: Path) -> Plain:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qat_lightning.exporters.packed.manifest import PARTS, verify
+from qat_lightning.exporters.packed.manifest import CONFIG, GENERATION, PARTS, verify
 from qat_lightning.exporters.packed.model_config import read_config, read_generation
 from qat_lightning.exporters.packed.quantization_config import Block, Weight
-from qat_lightning.exporters.packed.untrusted_files import in_a_line, refusing, to_tensor
+from qat_lightning.exporters.packed.untrusted_files import in_a_line, read_json, refusing, to_tensor
 from qat_lightning.models.convert import quantize
+from qat_lightning.models.sentence_pooling import MODULES, POOLING, read_pooling
 from qat_lightning.quantization.packing.bit_packing import unpack, unpack_base3
 from qat_lightning.quantization.packing.stored_weight import dequantized
 from qat_lightning.quantization.quantizers.base import Quantizer
@@ -46,8 +47,8 @@ def load_packed(
 
 
 def _load(folder: Path, activations: bool, quantizers: Iterable[type[Quantizer]]) -> PreTrainedModel:
-    config, generation, tensors = verify(folder)
-    kind, configuration, block = read_config(config, quantizers, activations)
+    files, tensors = verify(folder)
+    kind, configuration, block = read_config(read_json(files[CONFIG], CONFIG), quantizers, activations)
     state = _restore_tensors({name: to_tensor(tensor) for name, tensor in tensors.items()}, block)
     if not activations:
         state = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
@@ -56,8 +57,11 @@ def _load(folder: Path, activations: bool, quantizers: Iterable[type[Quantizer]]
         name: state[name].float() if state[name].is_floating_point() else state[name] for name in state.keys() & own
     }
     model = _build(kind, configuration, weights)
-    if generation is not None:
-        model.generation_config = read_generation(generation)
+    if GENERATION in files:
+        model.generation_config = read_generation(read_json(files[GENERATION], GENERATION))
+    if POOLING in files:
+        modules = read_json(files.get(MODULES, b"[]"), MODULES, list)
+        model.sentence_pooling = read_pooling(read_json(files[POOLING], POOLING), modules)  # type: ignore[assignment]
     if activations:
         if block.eager:  # as the student was; opened attention is bitwise eager attention
             model.set_attn_implementation("eager")

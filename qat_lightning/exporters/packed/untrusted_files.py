@@ -85,8 +85,8 @@ def _blobs(folder: Path) -> list[Path]:
     return [parent / "blobs" for parent in folder.resolve().parents]
 
 
-def read_json(data: bytes, name: str) -> dict[str, Any]:
-    """Read a JSON object; names must be unique and numbers finite.
+def read_json(data: bytes, name: str, kind: type = dict) -> Any:
+    """Read a JSON object, or a list with kind=list; names must be unique and numbers finite.
 
     Raises:
         ValueError: anything else.
@@ -98,8 +98,8 @@ def read_json(data: bytes, name: str) -> dict[str, Any]:
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} does not hold a JSON object")
+    if not isinstance(found, kind):
+        raise ValueError(f"{name} does not hold a JSON {'object' if kind is dict else 'list'}")
     return found
 
 

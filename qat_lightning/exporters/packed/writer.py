@@ -29,6 +29,7 @@ from qat_lightning.exporters.packed.untrusted_files import LARGEST_JSON, SUFFIXE
 from qat_lightning.io.documents import DocumentError, read_json
 from qat_lightning.io.files import atomic_write
 from qat_lightning.models.packed_state import TernaryEncoding, UnquantizedDtype, packed_tensors
+from qat_lightning.models.sentence_pooling import pooling_files
 from qat_lightning.models.size import size_of
 
 
@@ -61,6 +62,7 @@ def write_packed(
     configurations = {CONFIG: canonical(make_config(model, packed))}
     if (generation := make_generation(model)) is not None:
         configurations[GENERATION] = canonical(generation)
+    configurations |= {name: canonical(content) for name, content in pooling_files(model).items()}
     try:
         canonical(facts or {})
     except (TypeError, ValueError) as error:
@@ -73,6 +75,7 @@ def write_packed(
         files = _processor_files(processor, partial) | configurations
         manifest = make_manifest(packed, size_of(model, packed), files, facts or {})
         for name, content in (*configurations.items(), (MANIFEST, canonical(manifest))):
+            (partial / name).parent.mkdir(exist_ok=True)
             with atomic_write(partial / name) as temporary:
                 temporary.write_bytes(content)
         with atomic_write(partial / WEIGHTS) as temporary:

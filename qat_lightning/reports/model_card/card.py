@@ -27,6 +27,7 @@ PIPELINES = {
     "image_classification": "image-classification",
     "question_answering": "question-answering",
     "causal_language_model": "text-generation",
+    "sentence_embedding": "sentence-similarity",
 }
 """Head → the hub's name of the task."""
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from qat_lightning.distillation.losses.embeddings import EmbeddingLoss, SimilarityLoss
 from qat_lightning.distillation.losses.feature_matching import (
     Distance,
     FeatureMatchingLoss,
@@ -285,3 +286,16 @@ def test_what_counts() -> None:
     expected = torch.tensor([[[[True, True, False], [True, True, False], [False, False, False]]]])
     assert torch.equal(what_counts("attention.probs", batch), expected)
     assert what_counts("attention.context", batch).shape == (1, 1, 3, 1)
+
+
+def test_embedding_losses_have_the_values_of_the_formulas():
+    student = {"logits": [torch.tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)]}
+    teacher = {"logits": [torch.tensor([[0.0, 1.0], [0.0, 3.0]])]}
+    assert EmbeddingLoss()(student, teacher, {}).item() == pytest.approx((2 + 1) / 2)
+    # cosines of the two rows: 0 for the student, 1 for the teacher; both pairs (i, j) count
+    assert SimilarityLoss()(student, teacher, {}).item() == pytest.approx(1.0)
+    SimilarityLoss()(student, teacher, {}).backward()
+    assert student["logits"][0].grad.abs().sum() > 0
+    assert float(SimilarityLoss()({"logits": [torch.ones(1, 2)]}, {"logits": [torch.ones(1, 2)]}, {})) == 0
+    with pytest.raises(ValueError, match="one vector"):
+        EmbeddingLoss()({"logits": [torch.ones(1, 2, 3)]}, {"logits": [torch.ones(1, 2, 3)]}, {})
