@@ -45,6 +45,11 @@ class SimilaritySpearman(SpearmanCorrCoef):
         """Add a batch: preds are similarities (B,), target is (B, 2): the teacher's similarity and the human score."""
         super().update(preds, target[:, self.column])
 
+    def compute(self) -> Tensor:
+        """Return the correlation; NaN if a target is not a number."""
+        correlation = super().compute()
+        return correlation if torch.cat(self.target).isfinite().all() else torch.full_like(correlation, torch.nan)
+
 
 class SentenceEmbeddingData(TokenizedData):
     """Training batches of sentences without labels; validation batches of pairs of sentences.
@@ -148,7 +153,7 @@ class SentenceEmbeddingData(TokenizedData):
             firsts, seconds = (self._encode(self._texts(split, column, "validation")) for column in self.pair_columns)
             scores = self._scores(split)
         return [
-            first | {f"{SECOND}{name}": value for name, value in second.items()} | {"score": float(score)}
+            {**first, **{f"{SECOND}{name}": value for name, value in second.items()}, "score": float(score)}
             for first, second, score in zip(firsts, seconds, scores, strict=True)
         ]
 

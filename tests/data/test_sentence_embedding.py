@@ -93,6 +93,8 @@ def test_metric_correlates_with_its_target(target, expected):
     metric.update(torch.tensor([0.1, 0.7]), torch.tensor([[0.0, 5.0], [0.1, 3.0]]))
     metric.update(torch.tensor([0.9]), torch.tensor([[0.2, 1.0]]))
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-5)
+    metric.update(torch.tensor([0.9]), torch.tensor([[0.2, torch.nan]]))
+    assert metric.compute().isnan() == (target == "human")
 
 
 @pytest.mark.parametrize(
