@@ -19,7 +19,7 @@ from torch import nn
 from qat_lightning.commands.export import EXPORT
 from qat_lightning.commands.train.pipeline import Run, opened
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
-from qat_lightning.commands.train.results import split_name, validation_hash
+from qat_lightning.commands.train.results import of_split, split_name, validation_hash
 from qat_lightning.config.builders.exports import build_formats, switch
 from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig
@@ -48,7 +48,8 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
     check_plain(folder)
     recorded = recorded_scores(folder)
     know_the_rank(config)
-    run = opened(replace(config, data=_one_split(config.data, recorded)), folder)
+    settings = of_split(config.data, config.data.get("validation_split", "validation"), recorded.get("label_names"))
+    run = opened(replace(config, data=settings), folder)
     scores = _scores(run, load_model(run, model, formats), model)
     own = recorded.get("validation", {}).get("sha256") == validation_hash(run.data)
     result: Plain = {
@@ -79,16 +80,6 @@ def choose_model(config: RunConfig, model: str) -> tuple[RunConfig, dict[str, Ex
     if getattr(formats.get(model), "cpu_only", False):
         config = replace(config, trainer=replace(config.trainer, accelerator="cpu", precision="32-true", devices=1))
     return config, formats
-
-
-def _one_split(data: Plain, recorded: Plain) -> Plain:
-    """Return the data's settings with only the validation split, and with the classes in the order of the run."""
-    names, chosen = recorded.get("label_names"), {"train_limit": None}
-    if "train_split" in data:
-        chosen["train_split"] = data["validation_split"]
-    if data.get("label_names", names) is None and names:
-        chosen["label_names"] = names
-    return data | chosen
 
 
 def _file_name(result: Plain, config: RunConfig, recorded: Plain) -> str:

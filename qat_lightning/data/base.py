@@ -63,6 +63,7 @@ class TaskData(LightningDataModule):
         seed: seed of the order of the rows.
         group_by_length: put rows of similar length into the same training batch, which reduces padding.
         reshuffle: make new training batches in every epoch; False for the same batches in another order.
+        test_split: split, or list of splits, on which a run scores its models once, at the end; None for none.
 
     Raises:
         ValueError: `metric` is not in `metrics`, or a size is below 1.
@@ -86,6 +87,7 @@ class TaskData(LightningDataModule):
         seed: int = 0,
         group_by_length: bool = False,
         reshuffle: bool = True,
+        test_split: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if metric not in metrics:
@@ -100,6 +102,7 @@ class TaskData(LightningDataModule):
         self.train_limit, self.validation_limit = train_limit, validation_limit
         self.num_workers, self.seed = num_workers, seed
         self.group_by_length, self.reshuffle = group_by_length, reshuffle
+        self.test_splits = [test_split] if isinstance(test_split, str) else list(test_split or ())
         self.label_names: list[str] | None = None
         self.model_names: list[str] | None = None
         self.notes: list[str] = []

@@ -75,6 +75,7 @@ def write_report(folder: Path, results: Mapping[str, Any], drawn: Drawn) -> Path
         padding=tables.padding(results),
         gate=tables.gate(results),
         answers=tables.answers(results),
+        tests=table(*tables.test_rows(results), left=1) if results.get("test") else "",
         **context,
         **dict(drawn),
     )
@@ -91,7 +92,8 @@ def summary_table(results: Mapping[str, Any], report: Path | None = None) -> Gro
     title = Text(f"{results['experiment']} · {results['task']} · seed {results['seed']}", style="bold")
     places = {"report": report, "export": report.parent / "export" if report and results.get("export") else None}
     where = [Text(f"{name}: {place}", overflow="fold") for name, place in places.items() if place is not None]
-    return Group(title, models, *agreement, Text(tables.storage(results) + "\n"), stages, *where)
+    tests = [_terminal_table(*tables.test_rows(results))] if results.get("test") else []
+    return Group(title, models, *tests, *agreement, Text(tables.storage(results) + "\n"), stages, *where)
 
 
 def _terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -74,6 +74,17 @@ SHOWN = 50
 """Most classes in the report's table."""
 
 
+def test_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the scores of all models on the test splits, one row for each split and metric."""
+    scored = results.get("test") or {}
+    head = ["test split", "metric", *(NAMES[name] for name in NAMES)]
+    return head, [
+        [f"{split} ({figures['rows']} rows)", metric, *(score(figures[name][metric]) for name in NAMES)]
+        for split, figures in scored.items()
+        for metric in figures["teacher"]
+    ]
+
+
 def answers(results: Results) -> dict[str, Any] | None:
     """Return the tables of all models and of all classes, those with the student's lowest F1 if there are too many."""
     given = results.get("answers")

@@ -58,6 +58,7 @@ class Run:
     stages: dict[str, Stage] = field(default_factory=dict)
     parts: dict[str, StageParts] = field(default_factory=dict)
     cache: TeacherCache | None = None
+    tests: dict[str, TaskData] = field(default_factory=dict)  # split → data, scored at the end
     content: str = ""
 
     def plan(self) -> None:
@@ -172,11 +173,15 @@ class Run:
         counted = {name: count_padding(self.data, count, self.processes) for name, count in batches.items()}
         return {name: tokens for name, tokens in counted.items() if tokens is not None}
 
-    def scores(self, model: nn.Module) -> dict[str, float]:
-        """Compute the validation metrics of a model."""
-        objective = Objective({}, {}).of("teacher")
-        module = build_module(self.scoring, "teacher", 0, model, self.data, objective=objective)
-        return own_scores(self.scorer, module, self.data)
+    def scores(self, model: nn.Module, data: TaskData | None = None) -> dict[str, float]:
+        """Compute the validation metrics of a model, on other data than those of the run if they are given."""
+        data, objective = data or self.data, Objective({}, {}).of("teacher")
+        module = build_module(self.scoring, "teacher", 0, model, data, objective=objective)
+        return own_scores(self.scorer, module, data)
+
+    def test_scores(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """Compute the metrics of a model on each test split."""
+        return {split: self.scores(model, data) for split, data in self.tests.items()}
 
     def quantized(self, teacher: nn.Module) -> nn.Module:
         """Put the student's quantizers into `teacher`, in place; the budget of bits, if there is one, chooses their widths."""

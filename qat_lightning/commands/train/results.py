@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from qat_lightning.analysis.attention_norms import projection_weights
 from qat_lightning.analysis.token_masks import class_ids, token_classes
 from qat_lightning.commands.train.pipeline import Run
+from qat_lightning.config.builders.models import load_data
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.config.schema import Plain
+from qat_lightning.config.schema import ConfigError, Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.documents import read_json
 from qat_lightning.io.files import finite
@@ -27,6 +29,18 @@ from qat_lightning.reports.report import TRAINED
 
 PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
+
+
+def test_scores(run: Run, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Plain:
+    """Return split → rows, and the metrics of each model.
+
+    Args:
+        models: "teacher", "untrained", "student" → split → metric → score.
+    """
+    return {
+        split: {"rows": len(data.validation_rows), **{name: finite(scores[split]) for name, scores in models.items()}}
+        for split, data in run.tests.items()
+    }
 
 
 def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
@@ -79,6 +93,32 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
 def split_name(data: TaskData) -> str:
     """Return the name of the split that models are scored on."""
     return getattr(data, "splits", {}).get("validation", "validation")
+
+
+def of_split(settings: Plain, split: str, label_names: Sequence[str] | None) -> Plain:
+    """Return the data's settings with `split` in place of both splits, all its rows, and the classes in the order of the run."""
+    chosen: Plain = {name: split for name in ("train_split", "validation_split") if name in settings}
+    if label_names and settings.get("label_names", label_names) is None:
+        chosen["label_names"] = list(label_names)
+    return settings | chosen | {"train_limit": None}
+
+
+def read_test_splits(run: Run) -> dict[str, TaskData]:
+    """Read the splits of `data.test_split`: name → data whose validation rows are those of the split.
+
+    Raises:
+        ConfigError: a split that does not exist, or that has no labels.
+    """
+    read = {}
+    for split in run.data.test_splits:
+        settings = of_split(run.scoring.data, split, run.data.label_names) | {"validation_limit": None}
+        if "validation_split" not in settings:
+            raise ConfigError(f"data.test_split={split}: {run.data.task} has no named splits")
+        try:
+            read[split] = load_data(replace(run.scoring, data=settings))
+        except ValueError as error:
+            raise ConfigError(f"data.test_split={split}: {error}") from error
+    return read
 
 
 def validation_hash(data: TaskData) -> str:

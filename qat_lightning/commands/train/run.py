@@ -14,7 +14,14 @@ from qat_lightning.commands.train.gate import check_gate, layer_outputs
 from qat_lightning.commands.train.pipeline import Run, opened
 from qat_lightning.commands.train.preflight import check_libraries, preflight
 from qat_lightning.commands.train.process_rank import first_process, know_the_rank
-from qat_lightning.commands.train.results import check_recorded, classes, results_of, watch
+from qat_lightning.commands.train.results import (
+    check_recorded,
+    classes,
+    read_test_splits,
+    results_of,
+    test_scores,
+    watch,
+)
 from qat_lightning.commands.train.run_directory import check_own, lock_folder
 from qat_lightning.config.builders.models import build_model
 from qat_lightning.config.builders.training import stage_names
@@ -57,6 +64,7 @@ def prepared(config: RunConfig, folder: Path, scoring: RunConfig | None = None) 
         ValueError: a problem of the input, with the key to change.
     """
     run = opened(config, folder, scoring)
+    run.tests = read_test_splits(run)
     check_libraries(run)
     refuse_other_stages(folder, stage_names(config))
     run.plan()
@@ -73,7 +81,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     run.stage("teacher", teacher)
     student = run.quantized(copy.deepcopy(teacher))
     untrained, signals = run.scores(student)[data.metric], {"untrained": watch(student, batch)}
-    outputs = {"untrained": class_outputs(run, student)}
+    outputs, tests = {"untrained": class_outputs(run, student)}, {"untrained": run.test_scores(student)}
     run.say("PTQ baseline", f"{data.metric} {score(untrained)}")
 
     distilled = teacher if config.teacher is Teacher.full_precision else None
@@ -82,7 +90,8 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
     run.stage("train", student, distilled)
 
     signals |= {"teacher": watch(teacher, batch), "student": watch(student, batch)}
-    results = results_of(run, student, untrained)
+    tests = {"teacher": run.test_scores(teacher), **tests, "student": run.test_scores(student)}
+    results = results_of(run, student, untrained) | {"test": test_scores(run, tests) or None}
     if not first_process():
         return results
     check_recorded(folder, results)

@@ -32,8 +32,8 @@ from qat_lightning.training.module import QATModule
 from qat_lightning.training.stage import Settings, Stage
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 
-SAME_CONTENT = ("path", "name", "tokenizer", "tokenizer_revision", "num_workers")
-"""Settings that say where the data is or how it is read; they may change, because the content itself is compared."""
+SAME_CONTENT = ("path", "name", "tokenizer", "tokenizer_revision", "num_workers", "test_split")
+"""Settings that say where the data is, how it is read or scored at the end; they may change: the content itself is compared."""
 
 AS_BEFORE: Sequence[tuple[str, Any]] = (
     (r"data\.group_by_length", False),

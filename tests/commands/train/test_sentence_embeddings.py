@@ -11,9 +11,10 @@ from qat_lightning import load_packed
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.models.capture import SignalCapture
 from tests.data.conftest import WORDS
-from tests.training.runs import composed, small_run
+from tests.training.runs import composed, small_run, without
 
 SENTENCES = [f"{first} {second} {third}" for first in WORDS[5:9] for second in WORDS[8:12] for third in WORDS[10:]]
+TEXT = without("data.rows")
 HUMAN = "+data.metrics.human={_target_: qat_lightning.data.SimilaritySpearman, target: human}"
 
 
@@ -45,7 +46,7 @@ def words(folder, *more):
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("run")
-    return place, small_run(place, *words(folder, "export.onnx=true"))
+    return place, small_run(place, *words(folder, "export.onnx=true"), small=TEXT)
 
 
 def test_student_learns_the_similarities(finished):
@@ -84,7 +85,7 @@ def test_pooling_of_the_model_folder_is_used(folder, tmp_path):
     model = shutil.copytree(folder / "model", tmp_path / "model")
     (model / "1_Pooling").mkdir()
     (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    config = composed(*words(folder, f"model.path={model}"))
+    config = composed(*words(folder, f"model.path={model}"), small=TEXT)
     data = load_data(config)
     pooling = build_model(config, data).sentence_pooling
     assert (pooling.pooling, pooling.normalize) == ("cls", False)
@@ -95,4 +96,4 @@ def test_pooling_of_the_model_folder_is_used(folder, tmp_path):
 
 def test_teacher_stage_without_labels_is_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"stages\.teacher\.max_epochs=0"):
-        small_run(tmp_path, *words(folder, "stages.teacher={max_steps:3,max_epochs:null}"))
+        small_run(tmp_path, *words(folder, "stages.teacher={max_steps:3,max_epochs:null}"), small=TEXT)
