@@ -93,7 +93,7 @@ NAMES = {
 
 
 GIVEN = dict.fromkeys(("glue", "text", "text_regression"), MISSING)
-GIVEN |= {"language": ("data.path=x",), "images": ("data.path=x", "data.num_labels=3")}
+GIVEN |= {"language": ("data.path=x",), "sentences": ("data.path=x",), "images": ("data.path=x", "data.num_labels=3")}
 
 
 @pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "data").glob("[a-z]*.yaml")))
