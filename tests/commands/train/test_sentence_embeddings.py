@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel
 
 from qat_lightning import load_packed
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.models.capture import SignalCapture
 from tests.data.conftest import WORDS
-from tests.training.runs import composed, small_run, without
+from tests.training.runs import composed, save_tokenizer, small_run, without
 
 SENTENCES = [f"{first} {second} {third}" for first in WORDS[5:9] for second in WORDS[8:12] for third in WORDS[10:]]
 TEXT = without("data.rows")
@@ -25,9 +25,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes)).save_pretrained(place / "model")
-    BertTokenizerFast(vocab={word: n for n, word in enumerate(WORDS)}, model_max_length=16).save_pretrained(
-        place / "model"
-    )
+    save_tokenizer(place / "model", *WORDS[5:])
     (place / "train.csv").write_text("\n".join(["sentence", *SENTENCES]) + "\n")
     pairs = [f"{a},{b},{n}" for n, (a, b) in enumerate(zip(SENTENCES[::5], SENTENCES[1::5], strict=False))]
     (place / "validation.csv").write_text("\n".join(["one,other,score", *pairs]) + "\n")
