@@ -189,6 +189,15 @@ class GateConfig:
 
 
 @dataclass
+class TaskLossConfig:
+    """The ground-truth loss, in the teacher stage and in `losses.task`. class_weights: a list with one for each class ·
+    "balanced" for rows ÷ (classes · rows of the class) on the training rows · None for equal ones."""
+
+    class_weights: Any = None
+    label_smoothing: float = bounded(0.0, 0, 0.99)
+
+
+@dataclass
 class TrainerConfig:
     """Arguments of Lightning's Trainer, without those that a run decides itself (`DECIDED_BY_RUN`)."""
 
@@ -256,6 +265,7 @@ class RunConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    task_loss: TaskLossConfig = field(default_factory=TaskLossConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
 

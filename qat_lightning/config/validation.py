@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from math import inf
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from qat_lightning.config.schema import (
     Plain,
     QuantizationConfig,
     RunConfig,
+    TaskLossConfig,
     Teacher,
     TrainerConfig,
     as_plain,
@@ -50,6 +52,7 @@ def check(config: RunConfig) -> None:
     _check_values(config)
     _check_architecture(config.model.architecture)
     _check_trainer(config.trainer)
+    _check_task_loss(config.task_loss)
     losses = create_all(config.losses, "losses")
     interventions = create_all(config.intervention, "intervention")
     schedule = create(config.intervention_schedule, "intervention_schedule") if config.intervention_schedule else None
@@ -99,6 +102,13 @@ def _check_known(node: Any, prefix: str = "") -> None:
             raise ConfigError(unknown_key(f"{prefix}{name}", known))
         if is_dataclass(child):
             _check_known(child, f"{prefix}{name}.")
+
+
+def _check_task_loss(given: TaskLossConfig) -> None:
+    weights = given.class_weights
+    numbers = isinstance(weights, list) and all(isinstance(each, int | float) and 0 < each < inf for each in weights)
+    if weights not in (None, "balanced") and not numbers:
+        raise ConfigError(f"task_loss.class_weights={weights!r} must be balanced, or a list of positive numbers")
 
 
 def _check_values(config: RunConfig) -> None:

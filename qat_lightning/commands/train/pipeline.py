@@ -87,7 +87,7 @@ class Run:
     @cached_property
     def objective(self) -> Objective:
         """Return the losses and interventions of the run."""
-        return build_objective(self.config)
+        return build_objective(self.config, self.data)
 
     def build_parts(self) -> None:
         """Build what trains the stages that are not finished."""

@@ -15,7 +15,6 @@ from qat_lightning.analysis.attention_norms import projection_weights
 from qat_lightning.analysis.token_masks import class_ids, token_classes
 from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.config.builders.models import load_data
-from qat_lightning.config.instantiate import create_all
 from qat_lightning.config.schema import ConfigError, Plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.documents import read_json
@@ -81,7 +80,7 @@ def results_of(run: Run, student: nn.Module, untrained: float) -> Plain:
         },
         "bits": bits(student),
         "quantizers": describe_quantizers(student),
-        "losses": describe_losses(create_all(run.config.losses, "losses")),
+        "losses": describe_losses(run.objective.losses),
         "student_hash": tensors_hash(student),
         "versions": {name: version(name) for name in ("qat-lightning", "torch", "lightning", "transformers")},
         "teacher_cache": None if run.cache is None else run.cache.figures(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from qat_lightning.compat import without_signal_handlers
 from qat_lightning.config.builders.models import in_teacher_precision
 from qat_lightning.config.builders.monitored_value import with_mode
 from qat_lightning.config.instantiate import check_targets, create, create_all
-from qat_lightning.config.schema import BUDGET_WIDTHS, ConfigError, RunConfig, StepSizeConfig, as_plain
+from qat_lightning.config.schema import BUDGET_WIDTHS, ConfigError, RunConfig, StepSizeConfig, TaskLossConfig, as_plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.losses import Loss, TaskLoss
@@ -40,6 +40,8 @@ AS_BEFORE: Sequence[tuple[str, Any]] = (
     (r"data\.reshuffle", True),
     (r"losses\..*\.implementation", "dense"),
     (r"compile", False),
+    (r"task_loss\.class_weights", None),
+    (r"task_loss\.label_smoothing", 0.0),
     (r"teacher_precision", None),
     (r"quantization\.budget", None),
     (r"quantization\.budget_widths", list(BUDGET_WIDTHS)),
@@ -63,10 +65,11 @@ class Objective:
 
     losses: Mapping[str, Loss]
     interventions: Mapping[str, Intervention]
+    task: Loss = field(default_factory=TaskLoss)
 
     def of(self, stage: str) -> Objective:
         """Return those that a stage trains with."""
-        losses = {"task": TaskLoss()} if stage == "teacher" else self.losses
+        losses = {"task": self.task} if stage == "teacher" else self.losses
         return Objective(losses, self.interventions if stage == "intervene" else {})
 
     @property
@@ -76,9 +79,36 @@ class Objective:
         return read | {site for intervention in self.interventions.values() for site in intervention.sites}
 
 
-def build_objective(config: RunConfig) -> Objective:
-    """Build the losses and the interventions of a run."""
-    return Objective(create_all(config.losses, "losses"), create_all(config.intervention, "intervention"))
+def build_objective(config: RunConfig, data: TaskData) -> Objective:
+    """Build the losses and the interventions of a run; `task_loss` applies to each `TaskLoss`.
+
+    Raises:
+        ConfigError: `task_loss` does not fit the labels.
+    """
+    given, losses = _task_loss(config.task_loss, data), create_all(config.losses, "losses")
+    own = {name: TaskLoss(loss.weight, **given) for name, loss in losses.items() if type(loss) is TaskLoss}
+    return Objective(losses | own, create_all(config.intervention, "intervention"), TaskLoss(**given))
+
+
+def _task_loss(given: TaskLossConfig, data: TaskData) -> dict[str, Any]:
+    """Return the arguments of `TaskLoss`: "balanced" is rows ÷ (classes · rows of the class) of the training rows."""
+    weights, classes = given.class_weights, data.num_labels
+    if weights is None and not given.label_smoothing:
+        return {}
+    if data.regression or not data.head.endswith("_classification"):
+        raise ConfigError(
+            f"task_loss.class_weights and .label_smoothing are for classes, not for {data.task}: remove them"
+        )
+    if weights == "balanced":
+        labels = torch.cat([torch.as_tensor(row["labels"]).flatten() for row in data.train_rows])
+        counts = labels[labels >= 0].bincount(minlength=classes)
+        if not counts.all():
+            missing = int(counts.argmin())
+            raise ConfigError(f"task_loss.class_weights=balanced: class {missing} has no training row: give a list")
+        weights = (counts.sum() / (classes * counts)).tolist()
+    if weights is not None and len(weights) != classes:
+        raise ConfigError(f"task_loss.class_weights={weights} must have {classes} numbers, one for each class")
+    return {"class_weights": weights, "label_smoothing": given.label_smoothing}
 
 
 @dataclass(frozen=True)
@@ -122,7 +152,7 @@ def build_module(
         objective: the stage's losses and interventions; None builds them.
     """
     taught_by = None if teacher is None else in_teacher_precision(config, teacher)
-    objective = objective or build_objective(config).of(stage)
+    objective = objective or build_objective(config, data).of(stage)
     for model in (student, taught_by):
         if model is not None:
             open_attention_for(model, objective.sites)
@@ -196,7 +226,7 @@ def build_callbacks(
     callbacks: list[Callback] = [SeedEachBatch(config.seed)]
     if stage == "intervene" and config.intervention_schedule:
         schedule = create(config.intervention_schedule, "intervention_schedule")
-        callbacks.append(InterventionSchedule((objective or build_objective(config)).interventions, schedule))
+        callbacks.append(InterventionSchedule((objective or build_objective(config, data)).interventions, schedule))
     chosen = {name: node for name, node in config.callbacks.items() if node is not None}
     check_targets(chosen, "callbacks")
     directed = {name: with_mode(node, f"callbacks.{name}", data) for name, node in chosen.items()}
@@ -214,7 +244,7 @@ def stage_settings(
     config: RunConfig, stage: str, steps: int, data: TaskData, content: str, previous: str | None
 ) -> Settings:
     """Return dotted key → value of all settings that the result of a stage depends on; `content` is the data's fingerprint."""
-    groups = ["model", "optimizer", "lr_scheduler", "callbacks"]
+    groups = ["model", "optimizer", "lr_scheduler", "callbacks", "task_loss"]
     if stage != "teacher":
         groups += ["quantization", "losses", "teacher"]
     if stage == "intervene":

@@ -6,6 +6,8 @@ end, over positions (B, N); a language model has one, (B, N, V), with the next t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -57,21 +59,52 @@ class TaskLoss:
     """The ground truth: cross-entropy with `labels`, or MSE where the labels are floating (regression).
 
     Question answering: the mean of start and end. Language models: the mean over the tokens that have a next one.
+
+    Args:
+        label_smoothing: ε: the target is 1 − ε on the right class and ε/C on each of the C classes more (arXiv:1512.00567 §7).
+        class_weights: one for each class; the loss is Σ w_y·L / Σ w_y over the rows, y their classes. None for equal ones.
+
+    Raises:
+        ValueError: an argument out of range; at the first batch, labels that are not classes, or another number of them.
     """
 
     sites, needs_teacher = ("logits",), False
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(
+        self, weight: float = 1.0, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
+    ) -> None:
         self.weight = check_weight(weight)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be 0 or more, and below 1")
+        if class_weights is not None and not all(0 < each < math.inf for each in class_weights):
+            raise ValueError(f"class_weights={list(class_weights)} must be positive numbers")
+        self.label_smoothing = label_smoothing
+        self.class_weights = None if class_weights is None else [*map(float, class_weights)]
 
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         if "labels" not in batch:
             raise ValueError("the task loss needs labels, and these rows have none: remove it, or train on other data")
         heads, labels = _heads(student, batch), batch["labels"]
+        changed = self.label_smoothing > 0 or self.class_weights is not None
+        if changed and (labels.is_floating_point() or len(heads) > 1):
+            raise ValueError(
+                "class_weights and label_smoothing are for classes, which these labels are not: remove them"
+            )
         if labels.is_floating_point():
             return functional.mse_loss(heads[0].squeeze(-1), labels.to(heads[0].dtype))
+        if changed:
+            return self._weighted(heads[0], labels)
         targets = labels.unbind(-1) if len(heads) > 1 else (labels,)
         return torch.stack([_cross_entropy(*pair) for pair in zip(heads, targets, strict=True)]).mean()
+
+    def _weighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        if weights is not None and len(weights) != logits.shape[-1]:
+            raise ValueError(
+                f"class_weights has {len(weights)} weights for {logits.shape[-1]} classes: give one for each"
+            )
+        given = {"weight": weights, "label_smoothing": self.label_smoothing, "ignore_index": IGNORED}
+        return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), **given)  # type: ignore[arg-type]
 
 
 class TokenScaledLoss:

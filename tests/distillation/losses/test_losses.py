@@ -18,7 +18,7 @@ from qat_lightning.distillation.losses.feature_matching import (
     mean_squared_error,
     score_mean_squared_error,
 )
-from qat_lightning.distillation.losses.logits import LogitDistillationLoss, TaskLoss
+from qat_lightning.distillation.losses.logits import IGNORED, LogitDistillationLoss, TaskLoss
 from qat_lightning.models.capture import SignalCapture, what_counts
 from qat_lightning.models.convert import open_attention
 from qat_lightning.models.sites import AXES
@@ -299,3 +299,40 @@ def test_embedding_losses_have_the_values_of_the_formulas():
     assert float(SimilarityLoss()({"logits": [torch.ones(1, 2)]}, {"logits": [torch.ones(1, 2)]}, {})) == 0
     with pytest.raises(ValueError, match="one vector"):
         EmbeddingLoss()({"logits": [torch.ones(1, 2, 3)]}, {"logits": [torch.ones(1, 2, 3)]}, {})
+
+
+LOGITS, LABELS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, -1.0], [1.0, 1.0, 1.0]]), torch.tensor([0, 2, IGNORED])
+LOG = [[x - math.log(sum(math.exp(y) for y in row)) for x in row] for row in LOGITS.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, -(LOG[0][0] + LOG[1][2]) / 2),
+        ({"class_weights": [1, 5, 3]}, -(1 * LOG[0][0] + 3 * LOG[1][2]) / 4),
+        (
+            {"label_smoothing": 0.3},
+            -(0.7 * LOG[0][0] + 0.1 * sum(LOG[0]) + 0.7 * LOG[1][2] + 0.1 * sum(LOG[1])) / 2,
+        ),
+    ],
+)
+def test_task_loss_has_the_values_of_the_formulas(given, expected):
+    assert float(TaskLoss(**given)({"logits": [LOGITS]}, {}, {"labels": LABELS})) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "message"),
+    [
+        ({"class_weights": [1, 2]}, LABELS, "2 weights for 3 classes"),
+        ({"label_smoothing": 0.1}, torch.rand(3), "labels are not"),
+    ],
+)
+def test_task_loss_refuses_labels_that_do_not_fit(given, labels, message):
+    with pytest.raises(ValueError, match=message):
+        TaskLoss(**given)({"logits": [LOGITS]}, {}, {"labels": labels})
+
+
+@pytest.mark.parametrize("given", [{"label_smoothing": 1.0}, {"class_weights": [1.0, 0.0]}])
+def test_task_loss_refuses_arguments_out_of_range(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        TaskLoss(**given)
