@@ -196,21 +196,3 @@ def test_the_machine_is_described_on_every_system(tmp_path, monkeypatch, text, p
     assert found["instructions"] == instructions
     assert found["processor"] == (processor or found["processor"])
     assert found["cores"] >= 1
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("bench.repeats=0", r"bench\.repeats=0"),
-        ("bench.repeats=many", r"bench\.repeats='many'"),
-        ("bench.shapes=[[1]]", r"bench\.shapes holds \[1\]"),
-        ("bench.shapes=[[1,65]]", "1×65"),
-        ("bench.name=inferense", "did you mean 'inference'"),
-        ("threads=0", "threads=0"),
-        ("output=/no/such/folder/x.json", "output=/no/such/folder"),
-        ("model=tiny_llama", "llama"),
-    ],
-)
-def test_a_mistake_is_refused(override, named):
-    with composed("inference", override) as config, pytest.raises(ValueError, match=named):
-        run_bench(config, [])

@@ -33,19 +33,3 @@ def test_two_processes_train_together():
         (row,) = measure_scaling(config, lambda line: None)["axes"]["processes"].values()
     assert row["ti_map"]["samples_per_second"] == pytest.approx(2 * 3 / row["ti_map"]["seconds"]["median"])
     assert row[BASELINE]["ratio"] == 1
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("bench.lengths=[0]", r"bench\.lengths\.0=0"),
-        ("bench.rows=4", r"bench\.rows=4"),
-        ("bench.layers=[2]", r"bench\.layers"),
-        ("bench.lengths=[65]", r"bench\.lengths holds 3×65"),
-        ("bench.variant=everthing", "did you mean 'everything'"),
-        ("bench.compiled=both", r"bench\.compiled=both"),
-    ],
-)
-def test_a_mistake_is_refused(override, named):
-    with composed("scaling", *EMPTY, override) as config, pytest.raises(ValueError, match=named):
-        measure_scaling(config, lambda line: None)

@@ -186,31 +186,3 @@ def test_a_users_own_variant():
     assert made.quantization.rules["layers"]["weight"]["granularity"] == "per_channel"
     assert made.optimizer["_target_"].endswith("BertAdam")
     assert made.seed == 7
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("bench.repeats=0", r"bench\.repeats=0"),
-        ("bench.untimed=-1", r"bench\.untimed=-1"),
-        ("bench.shape=[3]", r"bench\.shape"),
-        ("bench.shape=8", r"bench\.shape"),
-        ("bench.shape=[3,65]", r"bench\.shape holds 3×65"),
-        ("bench.precision=bf16", "bf16-mixed"),
-        ("bench.compiled=maybe", r"bench\.compiled='maybe'"),
-        ("bench.device=tpu", r"bench\.device='tpu'"),
-        ("bench.only=[quat]", "did you mean 'qat'"),
-        ("bench.only=everything", r"bench\.only='everything'"),
-        ("bench.variants=3", r"bench\.variants"),
-        ("bench.variants.qat='losses=task'", r"bench\.variants\.qat='losses=task'"),
-        ("bench.variants.qat=['model=bert_base']", "'model=bert_base'"),
-        ("bench.variants.qat=['data.rows=8']", r"'data\.rows=8'.*bench\.shape"),
-        ("bench.variants.qat=['trainer.precision=bf16-true']", r"bench\.precision"),
-        ("bench.variants.qat=['quantization.weight.clip=1']", r"'quantization\.weight\.clip=1'"),
-        ("bench.variants.qat=['losses=tusk']", r"bench\.variants\.qat: .*losses/tusk"),
-        ("bench.variants.qat=['teacher=none','losses=logits']", r"losses\.logits"),
-    ],
-)
-def test_a_mistake_is_refused(override, named):
-    with composed("training", override) as config, pytest.raises(ValueError, match=named):
-        measure_training(config, lambda line: None)
