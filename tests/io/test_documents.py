@@ -8,25 +8,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qat_lightning.io.documents import DEEPEST, LARGEST_JSON, LARGEST_YAML, DocumentError, read_json, read_yaml
+from qat_lightning.io.documents import DEEPEST, DocumentError, read_json, read_yaml
 
-GROWING = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
-MERGING = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 9))
+# tests/security/corpus.py has the documents that others would write in place of a file of a model or a run
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[" * 100_000, "cannot be read as JSON"),
-        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "lists and dictionaries within each other"),
         ('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1), "lists and dictionaries within each other"),
         ("1" * 5_000, "cannot be read as JSON"),
         (b"\xff\xfe\x00", "cannot be read as JSON"),
         ("{", "cannot be read as JSON"),
-        (b" " * (LARGEST_JSON + 1), "more than the 8388608 that are read"),
     ],
-    ids=["bottomless", "deep list", "deep dictionary", "long number", "bytes", "torn", "large"],
-)  # fmt: skip
+    ids=["deep dictionary", "long number", "bytes", "torn"],
+)
 def test_json(tmp_path: Path, content: str | bytes, words: str) -> None:
     (tmp_path / "x").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DocumentError, match=words):
@@ -36,17 +32,11 @@ def test_json(tmp_path: Path, content: str | bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[" * 5_000, "cannot be read as YAML"),
         ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "lists and dictionaries within each other"),
-        ("x: &a [*a]", "cannot be read as YAML"),
-        (GROWING, "more than 20000 values"),
-        (MERGING, "has the tag 'tag:yaml.org,2002:merge'"),
-        ("x: !!python/name:os.system ''", "has the tag"),
         ("x: !!int x", "cannot be read as YAML"),
         ("x: " + "1" * 5_000, "cannot be read as YAML"),
-        ("#" * (LARGEST_YAML + 1), "more than the 1048576 that are read"),
     ],
-    ids=["bottomless", "deep", "itself", "growing", "merging", "object", "number", "long number", "large"],
+    ids=["deep", "number", "long number"],
 )
 def test_yaml(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "x").write_text(content)

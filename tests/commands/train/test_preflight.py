@@ -21,38 +21,101 @@ def tiny(tmp_path_factory):
     return saved_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ("model=tiny_gpt2", "data=random_tokens", "intervention=map", "intervention_schedule=map", "losses=logits"),
-            "gpt2 model computes query, key and value in one layer.*choose intervention=without_map",
-        ),
-        (
-            ("model=tiny_gpt2", "data=random_tokens", "losses.output.site=attention.query", "intervention=output",
-             "intervention_schedule=output"),
-            "a gpt2 model has no site 'attention.query'",
-        ),
-        (("losses.unified.first.layers=[[0,7]]", "losses=unified_gamma"), r"losses\.unified: .*layers holds \[0, 7\]"),
-        (("losses=token_scaled", "intervention=none", "intervention_schedule=none"), r"losses\.tokens: .*language models"),
-        (("data.vocabulary_size=300",), "the data holds token [12].., and the model knows 0 to 127: give the model's own"),
-        (("+quantization.rules.more={_target_:qat_lightning.models.convert.QuantizationRule,target_modules:cellar.*}",),
-            "target_modules='cellar.*'"),
-        (("stages.intervene.target_modules=[layers.*.cellar]",), "no quantizer in parts 'layers.*.cellar'"),
-        (("model=tiny_vit", "data=random_images", "data.size=32"), "data.size=32, but the model has image_size=16"),
-        (("model.student_layers=[0,1,2]",), r"model\.student_layers=\[0, 1, 2\] must name some .* 0 to 1"),
-    ],
-)  # fmt: skip
-def test_refused_before_training(tmp_path, overrides, message):
+LSQ = "quantization=lsq_w2a8"
+PLAIN = ("intervention=none", "intervention_schedule=none")
+QUERY = ("losses.output.site=attention.query", "intervention=output", "intervention_schedule=output")
+RULE = "+quantization.rules.more={_target_:qat_lightning.models.convert.QuantizationRule,target_modules:cellar.*}"
+GPT2 = ("model=tiny_gpt2", "data=random_tokens")
+REFUSED: list[tuple[str, tuple[str, ...]]] = [
+    # by the composed configuration alone
+    ("no loss is left: give one of losses a weight above 0", ("losses=logits", "losses.logits.weight=0")),
+    (r"losses\.scores\.weight=-1.* must be 0 or more", ("losses.scores.weight=-1",)),
+    (r"step_size\.weights\.lr=-1.* must be 0 or more", (LSQ, "quantization.step_size.weights.lr=-1")),
+    ("quantization.bits={'pooler': '4'}", (LSQ, "quantization.bits={pooler:'4'}")),
+    ("gives 'pooler' 9: give a whole number from 1 to 8", (LSQ, "quantization.bits={pooler:9}")),
+    # by the model and the data
+    ("gpt2 model computes query, key and value in one layer.*choose intervention=without_map",
+     (*GPT2, "intervention=map", "intervention_schedule=map", "losses=logits")),
+    ("a gpt2 model has no site 'attention.query'", (*GPT2, *QUERY)),
+    (r"losses\.unified: .*layers holds \[0, 7\]", ("losses.unified.first.layers=[[0,7]]", "losses=unified_gamma")),
+    (r"losses\.tokens: .*language models", ("losses=token_scaled", *PLAIN)),
+    ("the data holds token [12].., and the model knows 0 to 127: give the model's own", ("data.vocabulary_size=300",)),
+    ("target_modules='cellar.*'", (RULE,)),
+    ("no quantizer in parts 'layers.*.cellar'", ("stages.intervene.target_modules=[layers.*.cellar]",)),
+    ("data.size=32, but the model has image_size=16", ("model=tiny_vit", "data=random_images", "data.size=32")),
+    (r"model\.student_layers=\[0, 1, 2\] must name some .* 0 to 1", ("model.student_layers=[0,1,2]",)),
+    (r"rows of 77 tokens are beyond .* 64 positions: give data\.max_length=64",
+     ("model=tiny_llama", "data=random_tokens", "data.length=80", "losses=logits", *PLAIN)),
+    ("part .*for weights, whose rows stay; give", (LSQ, "quantization.activation.granularity=per_token")),
+    ("to which no part falls that an earlier", (LSQ, "quantization.bits={layers.*:8,layers.1.*:3}")),
+    ("group_size=5 does not divide", ("quantization.weight.granularity=per_group", "quantization.weight.group_size=5")),
+    (r"callbacks\.analysis\.k=0 must be 1 or more", ("callbacks=analysis", "callbacks.analysis.k=0")),
+    (r"callbacks\.odd", ("+callbacks.odd={_target_:qat_lightning.quantization.quantizers.LSQQuantizer}",)),
+    ("a bert model reads in both directions and predicts no next token", ("data=random_tokens", "losses=logits")),
+    ("set data.channels=3", ("model=tiny_vit", "data=random_images", "data.size=16", "data.channels=1")),
+    (r"must name \[student, teacher\] pairs", ("losses=unified_gamma", "losses.unified.first.layers=[[0]]")),
+    (r"data\.length=1 must be 2 or more", ("data.length=1",)),
+    (r"limit_val_batches=0.001 of 2 validation batches is none: give 1 for one", ("trainer.limit_val_batches=0.001",)),
+    (r"data\.metrics\.accuracy gives .* must give one number: .* macro", ("data.metrics.accuracy.average=null",)),
+    (r"data\.metrics\.other: Input tensor `preds` is expected to have 3 dimensions",
+     ("+data.metrics.other={_target_: torchmetrics.text.Perplexity}",)),
+    (r"hidden_act='glue' is unknown: did you mean 'gelu'", ("+model.architecture.hidden_act=glue",)),
+    (r"model\.architecture: .*'initializer_range' expected float", ("+model.architecture.initializer_range=x",)),
+    (r"model\.architecture: .*'vocab_size' expected int", ("model.architecture.vocab_size=null",)),
+    (r"model\.architecture: .*'num_labels'", ("+model.architecture.num_labels=3",)),
+    (r"losses\.map is nan for two rows of the data", ("losses=attention_map", "losses.map.temperature=1e-30")),
+    ("the table of bits gives 'pooler' 1: bits=1 is outside the range of LSQQuantizer: choose 2 to 8",
+     (LSQ, "quantization.bits={pooler:1}")),
+    (r"callbacks\.hessian\.top=101 must be 1 or more, at most 100", ("callbacks=hessian", "callbacks.hessian.top=101")),
+    (r"trainer\.devices and trainer\.num_nodes make 2 processes, and the validation rows are 1",
+     ("data.validation_limit=1", "trainer.devices=2", "trainer.strategy=ddp")),
+]  # fmt: skip
+"""What the message holds, and the overrides."""
+
+
+def callback(name: str, **arguments: str) -> str:
+    """The override that adds one of Lightning's."""
+    given = "".join(f", {key}: {value}" for key, value in arguments.items())
+    return f"+callbacks.{name}={{_target_: lightning.pytorch.callbacks.{name}{given}}}"
+
+
+def watch(monitor: str, **arguments: str) -> str:
+    return callback("EarlyStopping", monitor=monitor, **arguments)
+
+
+NO_TEACHER = "stages.teacher.max_steps=0"
+CALLBACKS: list[tuple[str, tuple[str, ...]]] = [
+    (r"callbacks\.EarlyStopping\.monitor='nope' is not logged in the teacher stage: choices: lr, train/loss, train/loss_task,"
+     " val/accuracy", (watch("nope"),)),
+    ("did you mean 'val/accuracy'?", (callback("ModelCheckpoint", monitor="val/acuracy"),)),
+    ("is not logged in the teacher stage", (watch("train/loss_hidden"),)),
+    ("is not logged in the intervene stage: .* val_assisted/accuracy", (watch("train/loss_hidden"), NO_TEACHER, "losses=logits")),
+    ("is not logged in the train stage", (watch("val_assisted/accuracy"), NO_TEACHER)),
+    ("is not logged in the teacher stage", (watch("lr-AdamW"),)),
+    (r"callbacks\.Timer: .*duration", (callback("Timer", duration="soon"),)),
+    (r"callbacks\.RichProgressBar: .*`enable_progress_bar=False` but found", (callback("RichProgressBar"),)),
+    (r"callbacks\.ModelCheckpoint, callbacks\.again: Found more than one stateful callback",
+     (callback("ModelCheckpoint"), "+callbacks.again=${callbacks.ModelCheckpoint}")),
+    (r"callbacks\.BatchSizeFinder would change .* give data\.batch_size=…", (callback("BatchSizeFinder"),)),
+    (r"callbacks\.LearningRateFinder would change .* give optimizer\.lr=…", (callback("LearningRateFinder"),)),
+]  # fmt: skip
+"""The same, in runs whose teacher is given."""
+
+
+def refused(folder: Path, message: str, *overrides: str) -> None:
     with pytest.raises(ValueError, match=message):
-        small_run(tmp_path / "run", *overrides)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+        small_run(folder / "run", *overrides)
+    assert not (folder / "run").exists()
 
 
-def test_sequence_longer_than_the_models_positions(tmp_path):
-    with pytest.raises(ConfigError, match=r"rows of 77 tokens are beyond .* 64 positions: give data\.max_length=64"):
-        small_run(tmp_path / "run", "model=tiny_llama", "data=random_tokens", "data.length=80", "losses=logits",
-                  "intervention=none", "intervention_schedule=none")  # fmt: skip
+@pytest.mark.parametrize(("message", "overrides"), REFUSED)
+def test_refused_without_a_trace(tmp_path, message, overrides):
+    refused(tmp_path, message, *overrides)
+
+
+@pytest.mark.parametrize(("message", "overrides"), CALLBACKS)
+def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, tiny, message, overrides):
+    refused(tmp_path, message, f"model.path={tiny}", *overrides)
 
 
 def test_a_rehearsal_leaves_no_trace(tmp_path):
@@ -67,114 +130,12 @@ def test_a_rehearsal_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ("quantization=lsq_w2a8", "quantization.activation.granularity=per_token"),
-            "part .*for weights, whose rows stay; give",
-        ),
-        (
-            ("quantization=lsq_w2a8", "quantization.bits={layers.*:8,layers.1.*:3}"),
-            "to which no part falls that an earlier",
-        ),
-        (
-            ("quantization.weight.granularity=per_group", "quantization.weight.group_size=5"),
-            "group_size=5 does not divide",
-        ),
-        (("callbacks=analysis", "callbacks.analysis.k=0"), r"callbacks\.analysis\.k=0 must be 1 or more"),
-        (
-            ("+callbacks.odd={_target_:qat_lightning.quantization.quantizers.LSQQuantizer}",),
-            r"callbacks\.odd",
-        ),
-        (("data=random_tokens", "losses=logits"), "a bert model reads in both directions and predicts no next token"),
-        (("model=tiny_vit", "data=random_images", "data.size=16", "data.channels=1"), "set data.channels=3"),
-        (("losses=unified_gamma", "losses.unified.first.layers=[[0]]"), r"must name \[student, teacher\] pairs"),
-        (("data.length=1",), r"data\.length=1 must be 2 or more"),
-        (
-            ("trainer.limit_val_batches=0.001",),
-            r"limit_val_batches=0.001 of 2 validation batches is none: give 1 for one",
-        ),
-        (("data.metrics.accuracy.average=null",), r"data\.metrics\.accuracy gives .* must give one number: .* macro"),
-        (
-            ("+data.metrics.other={_target_: torchmetrics.text.Perplexity}",),
-            r"data\.metrics\.other: Input tensor `preds` is expected to have 3 dimensions",
-        ),
-        (("+model.architecture.hidden_act=glue",), r"hidden_act='glue' is unknown: did you mean 'gelu'"),
-        (("+model.architecture.initializer_range=x",), r"model\.architecture: .*'initializer_range' expected float"),
-        (("model.architecture.vocab_size=null",), r"model\.architecture: .*'vocab_size' expected int"),
-        (("+model.architecture.num_labels=3",), r"model\.architecture: .*'num_labels'"),
-        (("losses=attention_map", "losses.map.temperature=1e-30"), r"losses\.map is nan for two rows of the data"),
-        (
-            ("quantization=lsq_w2a8", "quantization.bits={pooler:1}"),
-            "the table of bits gives 'pooler' 1: bits=1 is outside the range of LSQQuantizer: choose 2 to 8",
-        ),
-        (
-            ("callbacks=hessian", "callbacks.hessian.top=101"),
-            r"callbacks\.hessian\.top=101 must be 1 or more, at most 100",
-        ),
-        (
-            ("data.validation_limit=1", "trainer.devices=2", "trainer.strategy=ddp"),
-            r"trainer\.devices and trainer\.num_nodes make 2 processes, and the validation rows are 1",
-        ),
-    ],
-)
-def test_refused_without_a_trace(tmp_path, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        small_run(tmp_path / "run", *overrides)
-    assert not (tmp_path / "run").exists()
-
-
-def callback(name: str, **arguments: str) -> str:
-    """The override that adds one of Lightning's."""
-    given = "".join(f", {key}: {value}" for key, value in arguments.items())
-    return f"+callbacks.{name}={{_target_: lightning.pytorch.callbacks.{name}{given}}}"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            (callback("EarlyStopping", monitor="nope"),),
-            r"callbacks\.EarlyStopping\.monitor='nope' is not logged in the teacher stage: choices: lr, train/loss,"
-            " train/loss_task, val/accuracy",
-        ),
-        ((callback("ModelCheckpoint", monitor="val/acuracy"),), "did you mean 'val/accuracy'?"),
-        ((callback("EarlyStopping", monitor="train/loss_hidden"),), "is not logged in the teacher stage"),
-        (
-            (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0", "losses=logits"),
-            "is not logged in the intervene stage: .* val_assisted/accuracy",
-        ),
-        (
-            (callback("EarlyStopping", monitor="val_assisted/accuracy"), "stages.teacher.max_steps=0"),
-            "is not logged in the train stage",
-        ),
-        ((callback("EarlyStopping", monitor="lr-AdamW"),), "is not logged in the teacher stage"),
-        (
-            (callback("Timer", duration="soon"),),
-            r"callbacks\.Timer: .*duration",
-        ),
-        ((callback("RichProgressBar"),), r"callbacks\.RichProgressBar: .*`enable_progress_bar=False` but found"),
-        (
-            (callback("ModelCheckpoint"), "+callbacks.again=${callbacks.ModelCheckpoint}"),
-            r"callbacks\.ModelCheckpoint, callbacks\.again: Found more than one stateful callback",
-        ),
-        ((callback("BatchSizeFinder"),), r"callbacks\.BatchSizeFinder would change .* give data\.batch_size=…"),
-        ((callback("LearningRateFinder"),), r"callbacks\.LearningRateFinder would change .* give optimizer\.lr=…"),
-    ],
-)
-def test_a_callback_that_cannot_work_is_refused_without_a_trace(tmp_path, tiny, overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        small_run(tmp_path / "run", f"model.path={tiny}", *overrides)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
     "overrides",
     [
-        (callback("EarlyStopping", monitor="train/loss"),),
-        (callback("EarlyStopping", monitor="nope", strict="false", mode="max"),),
-        (callback("EarlyStopping", monitor="train/loss_hidden"), "stages.teacher.max_steps=0"),
-        (callback("EarlyStopping", monitor="lr-AdamW/pg1", mode="min"), callback("LearningRateMonitor")),
+        (watch("train/loss"),),
+        (watch("nope", strict="false", mode="max"),),
+        (watch("train/loss_hidden"), "stages.teacher.max_steps=0"),
+        (watch("lr-AdamW/pg1", mode="min"), callback("LearningRateMonitor")),
         ("callbacks=early_stopping",),
         (callback("Timer", duration="'00:00:01:00'"),),
     ],
@@ -205,30 +166,6 @@ def test_names_that_can_be_watched_are_those_logged(tmp_path, monkeypatch):
     for stage in ("teacher", "intervene", "train"):
         names[stage] = set(logged_names(config, stage, data))
     assert seen == names
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("losses=logits", "losses.logits.weight=0"), "no loss is left: give one of losses a weight above 0"),
-        (("losses.scores.weight=-1",), r"losses\.scores\.weight=-1.* must be 0 or more"),
-        (
-            ("quantization=lsq_w2a8", "quantization.step_size.weights.lr=-1"),
-            r"step_size\.weights\.lr=-1.* must be 0 or more",
-        ),
-        (
-            ("quantization=lsq_w2a8", "quantization.bits={pooler:'4'}"),
-            "quantization.bits={'pooler': '4'}",
-        ),
-        (
-            ("quantization=lsq_w2a8", "quantization.bits={pooler:9}"),
-            "gives 'pooler' 9: give a whole number from 1 to 8",
-        ),
-    ],
-)
-def test_refused_before_data_is_read(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        composed(*overrides)
 
 
 def test_a_run_builds_one_trainer_a_stage_and_its_losses_once(tmp_path, monkeypatch):
