@@ -12,10 +12,8 @@ from qat_lightning import load_packed
 from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.commands.train.run import run
 from qat_lightning.config.run_config import read_run
-from qat_lightning.config.schema import resolve
-from qat_lightning.config.validation import check
 from qat_lightning.exporters.onnx.runtime import OnnxModel
-from tests.training.runs import CONF, compose, initialize_config_dir
+from tests.training.runs import composed
 
 SHARED = Path(os.environ.get("QAT_SHARED", Path(__file__).parents[2].parent / "shared"))
 MODEL = SHARED / "models" / "all-MiniLM-L6-v2"
@@ -28,9 +26,7 @@ SMALL = (
 
 
 def whole_run(folder: Path, *overrides: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=list(overrides)))
-    check(config)
+    config = composed(*overrides, small=())
     return run(config, folder, list(overrides))
 
 

@@ -14,11 +14,10 @@ from safetensors.torch import load_model
 
 from qat_lightning.analysis.attention_maps import compare_maps
 from qat_lightning.config.builders.models import build_data, build_model, build_student
-from qat_lightning.config.schema import resolve
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import open_attention
 from tests.acceptance.test_real_data import DATA, GLUE, MODEL, needs_shared, whole_run
-from tests.training.runs import CONF, compose, initialize_config_dir
+from tests.training.runs import resolved
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_shared]
 COMMON = (
@@ -53,8 +52,7 @@ def logged(folder: Path, stage: str, column: str) -> list[float]:
 @torch.no_grad()
 def distances(folder: Path, *overrides: str) -> dict[str, tuple[float, float]]:
     """Measure → (quantized without training, trained), means over layers and heads."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=list(overrides)))
+    config = resolved(*overrides)
     data = build_data(config)
     data.load()
     teacher = build_model(config, data)

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from PIL import Image
-from transformers import BertTokenizerFast
 
 from qat_lightning.config.builders.models import load_data
-from qat_lightning.config.schema import CONF, Plain, resolve
-from qat_lightning.config.validation import check
+from qat_lightning.config.schema import Plain
 from qat_lightning.data.base import TaskData
+from tests.training import runs
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
-VOCABULARY = len(SPECIAL) + 2 * len(CHARACTERS)
+VOCABULARY = len(runs.SPECIAL) + 2 * len(CHARACTERS)
 COLORS = {"cat": (255, 0, 0), "dog": (0, 255, 0), "owl": (0, 0, 255)}
 
 
@@ -41,10 +38,7 @@ class Case:
 def composed(folder: Path, *words: str) -> Plain:
     """Return the configuration of a command on the data in `folder`, checked."""
     given = (f"data.path={folder}", "trainer.accelerator=cpu", "threads=1")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=[*given, *words]))
-    check(config)
-    return config
+    return runs.composed(*given, *words, small=())
 
 
 def loaded(folder: Path, *words: str) -> TaskData:
@@ -54,8 +48,8 @@ def loaded(folder: Path, *words: str) -> TaskData:
 
 def write_tokenizer(folder: Path) -> None:
     """Write a BERT tokenizer that knows every character, so that what it reads can be decoded."""
-    tokens = [*SPECIAL, *CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
-    BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)}).save_pretrained(folder)
+    tokens = [*CHARACTERS, *(f"##{character}" for character in CHARACTERS)]
+    runs.save_tokenizer(folder, *tokens)
 
 
 def write_rows(folder: Path, suffix: str, train: str, validation: str | None = None) -> None:

@@ -39,7 +39,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     bare = [json.dumps({"sentence": text, "note": f"n{number}"}) for number, (text, _) in enumerate(rows[:20])]
     (folder / "bare.jsonl").write_text("\n".join(bare))
-    config = text_config(folder, *SHORT, "data.text_columns=[sentence]", "data.batch_size=3", "export.onnx=true")
+    config = text_config(
+        folder,
+        *SHORT,
+        "data.text_columns=[sentence]",
+        "data.batch_size=3",
+        "export.onnx=true",
+        "model.architecture.num_hidden_layers=1",
+    )
     run(config, folder / "run", [])
     return folder
 

@@ -14,20 +14,16 @@ from qat_lightning.commands.errors import error_message
 from qat_lightning.config.command_line import check_words, put_debug_last
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.run_config import in_one_process, read_run
-from qat_lightning.config.schema import CONF, DECIDED_BY_RUN, ConfigError, RunConfig, TrainerConfig, as_plain, resolve
+from qat_lightning.config.schema import CONF, DECIDED_BY_RUN, ConfigError, TrainerConfig, as_plain
 from qat_lightning.config.validation import check
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
+from tests.training.runs import resolved as composed
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GROUPS = [
     "model", "quantization", "losses", "intervention", "intervention_schedule", "optimizer", "lr_scheduler", "stages", "data",
 ]  # fmt: skip
 DEBUG = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
-
-
-def composed(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from qat_lightning.config.instantiate import create
-from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.schema import CONF
 from qat_lightning.data.base import TaskData
+from tests.training.runs import resolved
 
 ONE, PAIR = ["sentence"], ["sentence1", "sentence2"]
 # task: columns as in nyu-mll/glue, num_labels, max_length, batch_size, metrics with the primary one first
@@ -28,8 +28,7 @@ SCORES = {"pearson": 14 / 250**0.5, "spearman": 1.0}
 
 
 def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", overrides=list(overrides))).data
+    return resolved(*overrides).data
 
 
 def value(metric, predictions, labels):

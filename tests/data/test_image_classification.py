@@ -6,16 +6,15 @@ import numpy
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from hydra import compose, initialize_config_dir
 from PIL import Image as Pillow
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import AutoImageProcessor
 
 from qat_lightning.config.instantiate import create
-from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.data.augmentation import Crop, Flip
 from qat_lightning.data.image_classification import Digits, ImageClassificationData
+from tests.training.runs import resolved as composed
 
 COMMON = {"batch_size": 2, "metrics": {"a": MulticlassAccuracy(2)}, "metric": "a"}
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (102, 102, 102)
@@ -191,11 +190,6 @@ def test_augmentation_that_changes_the_shape_is_refused(tmp_path):
     data = images(parquet(tmp_path), augmentation={"pool": nn.AvgPool2d(2)})
     with pytest.raises(ValueError, match=r"augmentation\.pool turned \(2, 3, 2, 2\) into \(2, 3, 1, 1\)"):
         data.augment(data.example_batch(2), 0)
-
-
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("choice", ["none", "crop", "crop_flip", "trivial_augment"])

@@ -5,16 +5,15 @@ import math
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.text import Perplexity
 from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 from qat_lightning.config.instantiate import create
-from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.data.language_modeling import LanguageModelingData
 from tests.data.conftest import MODEL_MAX_LENGTH, WORDS
+from tests.training.runs import resolved
 
 ROWS = ["the cat sat", "a dog ran", "", "the film is not very good"]
 
@@ -160,8 +159,7 @@ def test_packed_texts_need_no_padding_token(language, write, ending):
 def test_configuration_reads_a_local_folder(choice, write, tokenizer, tmp_path):
     write(ROWS)
     places = (f"data.path={tmp_path}", f"model.path={tokenizer}", "data.max_length=16")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=[f"data={choice}", *places])).data
+    config = resolved(f"data={choice}", *places).data
     assert (config["packing"], config["metric"]) == (True, "perplexity")
     if choice == "wikitext2":
         assert (config["name"], config["separator"]) == ("wikitext-2-raw-v1", "\n\n")

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
 from qat_lightning.config.instantiate import create
-from qat_lightning.config.schema import CONF, resolve
+from tests.training.runs import resolved
 
 SHARED = Path(os.environ.get("QAT_SHARED", Path(__file__).parents[2].parent / "shared"))
 TOKENIZER = SHARED / "models" / "all-MiniLM-L6-v2"
@@ -25,9 +24,7 @@ pytestmark = [
 
 def real(choice, folder, *overrides):
     places = (f"data={choice}", f"data.path={SHARED / 'data' / folder}", f"model.path={TOKENIZER}")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=[*places, *overrides]))
-    data = create(config.data, "data")
+    data = create(resolved(*places, *overrides).data, "data")
     data.load()
     return data
 

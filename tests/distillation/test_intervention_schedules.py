@@ -21,6 +21,8 @@ def test_gradual_boundaries_of_the_paper(steps: int, output: int, context: int, 
     # arXiv:2302.11812, released scripts: s = 60 gives 10/10/40, s = 120 gives 20/20/80
     sequence = [GRADUAL(step, steps) for step in range(steps)]
     assert sequence == ["output"] * output + ["context"] * context + ["map"] * maps
+    assert GRADUAL.names == NAMES
+    assert GRADUAL(steps + 940, steps) == "map", "beyond the last step"
 
 
 @given(steps=st.integers(1, 10_000), data=st.data())
@@ -48,19 +50,12 @@ def test_shares_come_in_order_and_in_proportion(shares: dict[str, int], steps: i
         assert abs(sequence.count(name) - steps * share / sum(shares.values())) < 1
 
 
-def test_beyond_the_last_step_the_last_name_holds() -> None:
-    assert GRADUAL(60, 60) == "map"
-    assert GRADUAL(1000, 60) == "map"
-
-
-def test_shares_say_their_names() -> None:
-    assert GRADUAL.names == NAMES
-
-
 @pytest.mark.parametrize("shares", [{}, {"map": 0}, {"map": -1}, {"map": 0.5}])
 def test_impossible_shares_are_refused(shares: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="each with a positive whole number"):
         PiecewiseSchedule(shares)
+    with pytest.raises(ValueError, match="names must hold at least one name"):
+        RandomSchedule([])
 
 
 def test_stochastic_is_a_function_of_seed_and_step() -> None:
@@ -83,15 +78,12 @@ def test_stochastic_is_roughly_uniform() -> None:
     assert all(870 < count < 1130 for count in counts.values())
 
 
-def test_stochastic_needs_a_name() -> None:
-    with pytest.raises(ValueError, match="names must hold at least one name"):
-        RandomSchedule([])
-
-
 def test_warmup_by_hand() -> None:
     # 10 steps, 2 of warm-up: thirds up to the peak, then eighths down
     factors = [LinearWarmup(0.2)(step, 10) for step in range(10)]
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert [LinearWarmup()(step, 10) for step in (10, 11)] == [0, 0], "after the last step"
+    assert [Constant()(step, 5) for step in range(5)] == [1.0] * 5
 
 
 @given(steps=st.integers(1, 2000), warmup=st.floats(0, 0.99))
@@ -107,16 +99,7 @@ def test_warmup_never_stands_still_and_peaks_at_one(steps: int, warmup: float) -
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
-def test_warmup_is_zero_after_the_last_step() -> None:
-    assert LinearWarmup()(10, 10) == 0
-    assert LinearWarmup()(11, 10) == 0
-
-
 @pytest.mark.parametrize("warmup", [-0.1, 1.0, 10])
 def test_impossible_warmup_is_refused(warmup: float) -> None:
     with pytest.raises(ValueError, match="is a share of the steps: 0 or more, less than 1"):
         LinearWarmup(warmup)
-
-
-def test_constant() -> None:
-    assert [Constant()(step, 5) for step in range(5)] == [1.0] * 5

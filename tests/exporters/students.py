@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qat_lightning.config.builders.models import build_quantized
-from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.quantized_model import calibrate
 from qat_lightning.quantization.quantizers.base import Quantizer
 from tests.tiny_models import tiny_batch, tiny_model
+from tests.training.runs import resolved
 
 METHODS = ("ternary_w2a8", "uniform_w4a8", "lsq_w2a8 quantization.weight.bits=3", "binary_w1a8")
 
 
-@cache
-def quantization(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", overrides=["model.path=x", *overrides]))
-
-
 def student(family: str, method: str, *overrides: str, **changes: object) -> PreTrainedModel:
     """A tiny model with the quantizers of conf/quantization, calibrated, and not where training would leave any of them."""
-    config = quantization(*f"quantization={method}".split(), *overrides)
+    config = resolved("model.path=x", *f"quantization={method}".split(), *overrides)
     model = build_quantized(config, tiny_model(family, **changes))
     calibrate(model, [tiny_batch(family, seed) for seed in range(2)])
     with torch.no_grad():

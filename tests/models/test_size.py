@@ -35,6 +35,7 @@ def test_bert_base_is_fifteen_times_smaller():
     assert counted.ratio == pytest.approx(14.88, abs=0.005)
 
 
+@pytest.mark.slow
 def test_bert_large_size():
     # worked out: 83.1 of 1278.5 MiB, 15.4×
     large = bert(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)

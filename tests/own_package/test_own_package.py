@@ -14,13 +14,14 @@ from qat_lightning.commands import cli
 from qat_lightning.config.allowed_targets import VARIABLE, allowing, locate
 from qat_lightning.config.instantiate import create
 from qat_lightning.config.schema import ConfigError
-from tests.training.runs import SMALL
+from tests.training.runs import without
 
 HERE = Path(__file__).parent
+ONE_LAYER = "model.architecture.num_hidden_layers=1"
 ALLOWED = "allow_targets=[my_package]"
 RUN = (
     f"--config-dir={HERE / 'conf'}", "+experiment=mine",
-    *(word for word in SMALL if not word.startswith(("model=", "data=", "optimizer", "stages"))),
+    *without("model=", "data=", "optimizer", "stages"),
     "stages.teacher.max_steps=2", "stages.intervene.max_steps=2", "stages.train.max_steps=3", "stages.train.max_epochs=null",
 )  # fmt: skip
 
@@ -94,7 +95,14 @@ def test_an_own_quantizer_that_gives_its_spec_is_exported(monkeypatch, tmp_path)
     own = (
         f"quantization.{name}._target_=my_package.quantizers.HalfRangeQuantizer" for name in ("weight", "activation")
     )
-    words = ("quantization=uniform_w8a8", *own, "export.onnx=true", "~callbacks.count", f"hydra.run.dir={tmp_path}")
+    words = (
+        "quantization=uniform_w8a8",
+        *own,
+        "export.onnx=true",
+        "~callbacks.count",
+        ONE_LAYER,
+        f"hydra.run.dir={tmp_path}",
+    )
     start(monkeypatch, "train", *RUN, *words, ALLOWED)
     export = json.loads((tmp_path / "metrics.json").read_text())["export"]
     for name in ("packed", "onnx"):

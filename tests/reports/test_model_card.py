@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,12 +17,12 @@ from PIL import Image
 from qat_lightning.commands.train.run import run
 from qat_lightning.config.builders.models import build_quantized
 from qat_lightning.config.instantiate import create_all
-from qat_lightning.config.schema import CONF, RunConfig, as_plain, resolve
+from qat_lightning.config.schema import as_plain
 from qat_lightning.models.size import bits
 from qat_lightning.reports.description import describe_losses, describe_quantizers
 from qat_lightning.reports.model_card.card import write_card
 from tests.tiny_models import tiny_model
-from tests.training.runs import SMALL
+from tests.training.runs import SMALL, resolved
 
 TEXT = ("+experiment=ti_bert_base", "data=rte", "seed=42")
 IMAGE = (
@@ -83,20 +82,14 @@ PERPLEXITY = {"task": "stories", "metric": "perplexity", "higher_is_better": Fal
 PERPLEXITY |= {"teacher": 4.31, "untrained": 252.9, "student": 9.75, "student_last_step": 9.75, "assisted": None}
 
 
-@cache
-def _composed(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(compose("config", overrides=list(overrides)))
-
-
 def composed(*overrides: str) -> dict[str, Any]:
-    return as_plain(copy.deepcopy(_composed(*overrides)))
+    return as_plain(resolved(*overrides))
 
 
 @cache
 def described(head: str, *overrides: str) -> dict[str, Any]:
     """Return what metrics.json says of the losses, and of the quantizers of a tiny model."""
-    config = copy.deepcopy(_composed(*overrides))
+    config = resolved(*overrides)
     config.model.student_layers = None
     student = build_quantized(config, tiny_model(FAMILIES.get(head, "bert")))
     losses = describe_losses(create_all(config.losses, "losses"))
@@ -378,7 +371,7 @@ def test_folders_of_the_machine_are_not_named(
 def digits_run(folder: Path, *overrides: str) -> dict[str, Any]:
     small = [override for override in SMALL if override.split("=")[0] not in ("model", "data", "data.rows")]
     limits = ("data.train_limit=24", "data.validation_limit=24")
-    return run(_composed(*small, *limits, *overrides), folder, list(overrides))
+    return run(resolved(*small, *limits, *overrides), folder, list(overrides))
 
 
 def test_card_of_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,30 +14,26 @@ from qat_lightning.commands import cli
 from tests.security import plant
 from tests.security.listening import listening, quiet
 
+CALLED, FACTORY = "{_target_: os.system, command: 'touch canary'}", "{(): os.system, command: 'touch canary'}"
+SWEPT = "mode: MULTIRUN\n  sweeper: {params: {%s}}"
 REACHING = {
-    "a callback": ("callbacks: {x: {_target_: os.system, command: 'touch canary'}}", "callbacks"),
-    "a factory of logging": ("job_logging: {handlers: {x: {(): os.system, command: 'touch canary'}}}", "job_logging"),
+    "a callback": (f"callbacks: {{x: {CALLED}}}", "callbacks"),
+    "a factory of logging": (f"job_logging: {{handlers: {{x: {FACTORY}}}}}", "job_logging"),
     "a class of logging": ("job_logging: {handlers: {x: {class: evil.Handler}}}", "job_logging"),
     "a file of logging": (
         "job_logging: {handlers: {x: {class: logging.FileHandler, filename: canary}}}",
         "job_logging",
     ),
-    "Hydra's own logging": (
-        "hydra_logging: {handlers: {x: {(): os.system, command: 'touch canary'}}}",
-        "hydra_logging",
-    ),
+    "Hydra's own logging": (f"hydra_logging: {{handlers: {{x: {FACTORY}}}}}", "hydra_logging"),
     "the environment": ("job: {env_set: {PATH: ., QAT_CANARY: x}}", "job.env_set"),
     "a copied environment": ("job: {env_copy: [HOME]}", "job.env_"),
     "another directory": ("job: {chdir: true}", "job.chdir"),
-    "a launcher": ("launcher: {_target_: os.system, command: 'touch canary'}", "launcher"),
-    "a sweeper": ("sweeper: {_target_: os.system, command: 'touch canary'}", "sweeper"),
-    "a part of a sweeper": ("sweeper: {sampler: {_target_: os.system, command: 'touch canary'}}", "sweeper.sampler"),
-    "a sweep": (
-        "mode: MULTIRUN\n  sweeper: {params: {seed: '1,2'}}\n  callbacks: {x: {_target_: os.system}}",
-        "callbacks",
-    ),
+    "a launcher": (f"launcher: {CALLED}", "launcher"),
+    "a sweeper": (f"sweeper: {CALLED}", "sweeper"),
+    "a part of a sweeper": (f"sweeper: {{sampler: {CALLED}}}", "sweeper.sampler"),
+    "a sweep": (SWEPT % "seed: '1,2'" + "\n  callbacks: {x: {_target_: os.system}}", "callbacks"),
     "the environment of a sweep's jobs": (
-        "mode: MULTIRUN\n  sweeper: {params: {+hydra.job.env_set.QAT_CANARY: x}}",
+        SWEPT % "+hydra.job.env_set.QAT_CANARY: x",
         "sweeper.params.+hydra.job.env_set",
     ),
     "the logging of a sweep's jobs": (
@@ -46,13 +42,10 @@ REACHING = {
     ),
     "a group of a sweep's jobs": ("sweeper: {params: {hydra/launcher: evil}}", "sweeper.params.hydra/launcher"),
     "the search path of a sweep's jobs": (
-        "mode: MULTIRUN\n  sweeper: {params: {hydra.searchpath: '[pkg://evil]'}}",
+        SWEPT % "hydra.searchpath: '[pkg://evil]'",
         "sweeper.params.hydra.searchpath",
     ),
-    "a package of a sweep's jobs": (
-        "mode: MULTIRUN\n  sweeper: {params: {+allow_targets: '[evil]'}}",
-        "sweeper.params.+allow_targets",
-    ),
+    "a package of a sweep's jobs": (SWEPT % "+allow_targets: '[evil]'", "sweeper.params.+allow_targets"),
     "a command line": ("mode: MULTIRUN\n  overrides: {hydra: ['hydra.job.env_set.PATH=x']}", "overrides"),
     "another command line": ("overrides: {task: ['seed=2']}", "overrides"),
     "more files": ("output_subdir: /tmp", "output_subdir"),

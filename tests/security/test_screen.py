@@ -80,14 +80,10 @@ def summary(name: str) -> None:
 
 
 def evaluated(name: str) -> None:
-    scores = {
-        "model": name,
-        "task": name,
+    scores = dict.fromkeys(("model", "task", "metric", "split"), name) | {
         "rows": 1,
-        "metric": name,
         "recorded": 0.5,
         "scores": {name: 0.5},
-        "split": name,
     }
     console().print(scores_table(scores, own=True))
 

@@ -44,16 +44,21 @@ def without(*starts: str) -> list[str]:
 
 
 @functools.cache
-def _composed(words: tuple[str, ...]) -> RunConfig:
+def _composed(words: tuple[str, ...], checked: bool) -> RunConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolve(compose("config", overrides=list(words)))
-    check(config)
+    if checked:
+        check(config)
     return config
 
 
-def composed(*overrides: str, small: Sequence[str] = SMALL) -> RunConfig:
+def composed(*overrides: str, small: Sequence[str] = SMALL, checked: bool = True) -> RunConfig:
     """Compose and check a configuration: `small`, then the overrides."""
-    return copy.deepcopy(_composed((*small, *overrides)))
+    return copy.deepcopy(_composed((*small, *overrides), checked))
+
+
+resolved = functools.partial(composed, small=(), checked=False)
+"""Composes a configuration of the overrides alone, unchecked."""
 
 
 def save_tokenizer(folder: Path, *words: str) -> Path:

@@ -30,14 +30,6 @@ def fitted(config, data, stage, steps, student, teacher, folder) -> tuple[Traine
     return trainer, module
 
 
-def test_teacher_is_bit_identical_after_training_and_in_evaluation_mode(parts, tmp_path):
-    config, data, teacher, student = parts
-    before = copy.deepcopy(teacher.state_dict())
-    fitted(config, data, "train", 4, student, teacher, tmp_path)
-    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
-    assert not teacher.training
-
-
 def test_biases_and_normalization_get_no_weight_decay(parts):
     config, data, teacher, student = parts
     groups = build_module(config, "train", 4, student, data, teacher).configure_optimizers()["optimizer"].param_groups
@@ -63,12 +55,6 @@ def test_only_the_teacher_is_captured_at_the_sites_of_an_intervention(parts):
     step = build_module(config, "intervene", 4, student, data, teacher).distillation
     assert "attention.context" not in step.capture_student.paths
     assert "attention.context" in step.capture_teacher.paths
-
-
-def test_student_without_a_teacher_asks_for_none(parts):
-    config, data, _, student = parts
-    module = build_module(config, "teacher", 4, student, data)
-    assert module.distillation.teacher_signals(data.example_batch(2)) == {}
 
 
 # TI-O never trains W_V and W_O (arXiv:2302.11812, released code): neither a gradient, nor weight decay, nor momentum moves them

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from qat_lightning.commands.train.run import run
-from qat_lightning.config.schema import CONF, resolve
+from qat_lightning.config.builders.models import build_data, build_model, build_student
+from qat_lightning.config.builders.training import build_module
 from qat_lightning.models.convert import QuantizationRule, quantize
 from qat_lightning.models.quantized_model import mean_step_sizes, step_sizes
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.training.callbacks import StepSizeWarmup
 from tests.tiny_models import tiny_model
-from tests.training.runs import SMALL, small_run
+from tests.training.runs import composed, resolved, small_run, without
 
 ROOT = Path(__file__).parents[2]
 # lr 0 for all but the step sizes: what is quantized stays, so that what a step size follows can be recognized.
@@ -83,16 +83,14 @@ def test_released_after_the_first_steps(tmp_path):
 @pytest.mark.parametrize("initialization", ["percentile", "minmax", "lsq", "kl"])
 def test_two_processes_measure_what_one_measures_on_the_joined_batch(tmp_path, initialization):
     """Warm-up to the end: what two processes leave is one process's with the double batch."""
-    fixed = [override for override in SMALL if not override.startswith(("model", "data"))]
     overrides = [
-        *fixed, *METHOD, "model=vit_digits", "data=digits", "data.train_limit=64", "data.validation_limit=32",
+        *without("model", "data"), *METHOD, "model=vit_digits", "data=digits", "data.train_limit=64", "data.validation_limit=32",
         "model.architecture.num_hidden_layers=1", "+model.architecture.hidden_dropout_prob=0.0",
         "+model.architecture.attention_probs_dropout_prob=0.0", "callbacks.step_size_warmup.steps=9",
         f"quantization.weight.initialization={initialization}", "stages.teacher.max_steps=1", "stages.teacher.lr=0",
         "stages.train.max_steps=3", "stages.train.max_epochs=null", "optimizer.lr=1e-4",
     ]  # fmt: skip
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run(resolve(compose("config", overrides=[*overrides, "data.batch_size=16"])), tmp_path / "one", [])
+    run(resolved(*overrides, "data.batch_size=16"), tmp_path / "one", [])
     two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=8", f"hydra.run.dir={tmp_path / 'two'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "qat_lightning", *overrides, *two]
@@ -106,10 +104,6 @@ def test_two_processes_measure_what_one_measures_on_the_joined_batch(tmp_path, i
 
 def test_step_sizes_have_their_own_rates_and_decay(tmp_path):
     """arXiv:2101.05938, released code: 1e-3 and 2e-5 for weights, 3e-2 and 1e-4 for activations."""
-    from qat_lightning.config.builders.models import build_data, build_model, build_student
-    from qat_lightning.config.builders.training import build_module
-    from tests.training.runs import composed
-
     config = composed("+experiment=kdlsq_bert_base", "model=tiny", "data=random_text")
     data = build_data(config)
     module = build_module(config, "train", 4, build_student(config, build_model(config, data), data), data)

@@ -5,14 +5,13 @@ import re
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
 from qat_lightning.commands.train.pipeline import opened
 from qat_lightning.commands.train.preflight import preflight
 from qat_lightning.commands.train.run import prepared
 from qat_lightning.config.builders.models import build_model
-from qat_lightning.config.schema import CONF, resolve
-from tests.training.runs import composed, planned, small_run
+from qat_lightning.config.schema import CONF
+from tests.training.runs import composed, planned, resolved, small_run
 
 ELSEWHERE = {"embed_minilm"}  # test_sentence_embeddings.py: it needs a tokenizer and files
 EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - ELSEWHERE)
@@ -185,9 +184,7 @@ def printed() -> set[str]:
 @pytest.mark.parametrize("command", sorted(printed()))
 def test_a_smoke_test_runs_as_printed(tmp_path, command):
     """Up to the first step: budgets, and two rows through the whole method."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=[*command.split(), "trainer.accelerator=cpu"]))
-    run, _ = prepared(config, tmp_path)
+    run, _ = prepared(resolved(*command.split(), "trainer.accelerator=cpu"), tmp_path)
     assert run.steps("intervene") > 0
     assert run.steps("train") > 0
 

@@ -6,7 +6,6 @@ import numpy
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from transformers import (
     BertConfig,
@@ -17,8 +16,8 @@ from transformers import (
 )
 
 from qat_lightning.config.builders.models import build_data
-from qat_lightning.config.schema import CONF, ConfigError, resolve
-from qat_lightning.config.validation import check
+from qat_lightning.config.schema import ConfigError
+from tests.training.runs import composed
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 MNLI = ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]
@@ -27,9 +26,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SNLI]
 
 
 def loaded(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = resolve(compose("config", overrides=[*overrides, "trainer.accelerator=cpu"]))
-    check(config)
+    config = composed(*overrides, "trainer.accelerator=cpu", small=())
     return config, build_data(config)
 
 

@@ -7,17 +7,16 @@ import re
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qat_lightning.config.instantiate import create
-from qat_lightning.config.schema import CONF, resolve
 from qat_lightning.data.squad.datamodule import SquadData
 from qat_lightning.data.squad.metric import AnswerScore, best_spans
 from tests.data.conftest import WORDS
+from tests.training.runs import resolved
 
 LONG = "the cat sat a dog ran the film is good"  # ten tokens
 
@@ -355,9 +354,7 @@ def test_characters_of_several_tokens_come_back_whole(squad, write, single_bytes
 def test_configuration_is_as_published_and_reads_a_local_folder(choice, path, unanswerable, write, tokenizer, tmp_path):
     small = ("data.max_length=16", "data.stride=2", "data.max_question_length=4")
     places = (f"data.path={tmp_path}", f"model.path={tokenizer}")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        published = resolve(compose("config", overrides=[f"data={choice}"])).data
-        local = resolve(compose("config", overrides=[f"data={choice}", *places, *small])).data
+    published, local = resolved(f"data={choice}").data, resolved(f"data={choice}", *places, *small).data
     assert published["path"] == f"rajpurkar/{path}"
     # arXiv:2009.12812, released code
     lengths = ("max_length", "stride", "max_question_length", "n_best", "max_answer_length", "batch_size")

@@ -10,8 +10,9 @@ from transformers import DistilBertForQuestionAnswering, PreTrainedModel
 
 from qat_lightning.config.builders.models import build_quantized
 from qat_lightning.models.quantized_model import calibrate
-from tests.exporters.students import quantization, student
+from tests.exporters.students import student
 from tests.tiny_models import FAMILIES, tiny_batch, tiny_model
+from tests.training.runs import resolved
 
 GROUP = ("quantization.weight.granularity=per_group", "quantization.weight.group_size=8")
 STATIC = "quantization.activation.scale=static"
@@ -79,7 +80,7 @@ def model_of(case: Case) -> PreTrainedModel:
     if not case.answers:
         return student(case.family, case.method, *case.overrides, **changes)
     plain = DistilBertForQuestionAnswering(tiny_model(case.family, num_labels=2, **changes).config)
-    model = build_quantized(quantization(f"quantization={case.method}", *case.overrides), plain)
+    model = build_quantized(resolved("model.path=x", f"quantization={case.method}", *case.overrides), plain)
     calibrate(model, [batch_of(case, seed) for seed in range(2)])
     return model.eval()
 

@@ -7,18 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from qat_lightning.commands.cli import checked
-from qat_lightning.config.schema import CONF
 from tests.training.checkpoints.killing import _start
-from tests.training.runs import SMALL
+from tests.training.runs import composed, without
 
 # Static scales: the result of a row does not depend on its batch. Each process draws its own dropout, so there is none.
 # Images have no padding, so the mean of two halves is the mean of all. Stages and epochs end within a batch. In float64 no
 # value is near the border between two codes, which in float32 falls to one side or the other sooner or later.
 EQUAL = (
-    *(override for override in SMALL if not override.startswith(("model", "data"))),
+    *without("model", "data"),
     "model=vit_digits",
     "data=digits",
     "data.train_limit=100",
@@ -26,7 +22,7 @@ EQUAL = (
     "quantization.activation.scale=static",
     "+model.architecture.hidden_dropout_prob=0.0",
     "+model.architecture.attention_probs_dropout_prob=0.0",
-    "model.architecture.num_hidden_layers=2",
+    "model.architecture.num_hidden_layers=1",
     "trainer.precision=64-true",
     "optimizer.lr=1e-4",
     "stages.train.max_steps=10",
@@ -37,8 +33,7 @@ TWO = ("trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=10")
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        one, two = (checked(compose("config", [*EQUAL, *words])) for words in (("data.batch_size=20",), TWO))
+    one, two = (composed(*EQUAL, *words, small=()) for words in (("data.batch_size=20",), TWO))
     codes = {
         "one": _start(folder / "one", one, None, 1),
         "two": _start(folder / "two", two, None, 2),
