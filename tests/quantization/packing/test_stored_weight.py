@@ -1,7 +1,5 @@
 """A stored weight gives back exactly the numbers of its quantizer."""
 
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import given
@@ -18,28 +16,14 @@ from qat_lightning.quantization.quantizers.binary import BinaryQuantizer
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
 from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
+from tests.quantization.quantizers.cases import GRANULARITIES, KINDS
 
-MAKERS = {
-    "ternary": TernaryQuantizer,
-    "binary": BinaryQuantizer,
-    **{f"uniform {bits}": partial(UniformQuantizer, bits=bits) for bits in (2, 3, 4, 8)},
-    **{f"affine {ends}": partial(AffineQuantizer, bits=4, range=ends) for ends in ("minmax", "symmetric", "mean")},
-    "affine 8": AffineQuantizer,
-    "learned threshold": partial(LSQQuantizer, bits=3),
-    "learned step": partial(LSQQuantizer, bits=4, parametrization="step_size"),
-    "learned step, unsigned": partial(LSQQuantizer, bits=4, parametrization="step_size", signed=False),
-}
-GRANULARITIES = {
-    "per_tensor": {},
-    "per_channel": {"granularity": "per_channel"},
-    "per_group": {"granularity": "per_group", "group_size": 4},
-}
-every_quantizer = pytest.mark.parametrize("name", MAKERS)
+every_quantizer = pytest.mark.parametrize("name", KINDS)
 every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
 
 
 def made(name: str, granularity: str, weight: torch.Tensor) -> Quantizer:
-    quantizer = MAKERS[name](**{"granularity": "per_tensor"} | GRANULARITIES[granularity])
+    quantizer = KINDS[name](**GRANULARITIES[granularity])
     quantizer.calibrate(weight)
     return quantizer
 
@@ -98,11 +82,11 @@ def test_offsets_that_differ_are_a_tensor() -> None:
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", [name for name in MAKERS if not name.startswith("learned")])
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith("learned")])
 def test_a_weight_that_is_not_finite_is_refused(name: str, wrong: float) -> None:
     weight = weights(0)
     weight[1, 1] = wrong
-    quantizer = MAKERS[name](granularity="per_tensor", clip=None)  # a clip would make it finite
+    quantizer = KINDS[name](granularity="per_tensor", clip=None)  # a clip would make it finite
     with pytest.raises(DivergedError, match="the quantized weight is not finite"):
         stored(weight, quantizer)
 

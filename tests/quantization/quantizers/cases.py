@@ -42,3 +42,23 @@ WITH_ZERO = [name for name in QUANTIZERS if not name.startswith(("binary", "affi
 ODD = [name for name in WITH_ZERO if not name.startswith("learned step")]
 """As many levels below zero as above."""
 BY_ROW = [name for name in QUANTIZERS if name.endswith("by row")]
+
+KINDS: dict[str, Callable[..., Quantizer]] = {
+    "ternary": TernaryQuantizer,
+    "binary": BinaryQuantizer,
+    **{f"uniform {bits} bits": partial(UniformQuantizer, bits=bits) for bits in (2, 3, 4, 8)},
+    **{
+        f"affine 4 bits, {ends}": partial(AffineQuantizer, bits=4, range=ends)
+        for ends in ("minmax", "symmetric", "mean")
+    },
+    "affine 8 bits": AffineQuantizer,
+    "learned threshold 2 bits": partial(LSQQuantizer, bits=2),
+    "learned threshold 8 bits": LSQQuantizer,
+    "learned step 4 bits": partial(LSQQuantizer, bits=4, parametrization="step_size", gradient_scale="elements"),
+    "learned step, unsigned": partial(LSQQuantizer, bits=4, parametrization="step_size", signed=False),
+}
+"""What can be made with each of the granularities."""
+GRANULARITIES: dict[str, dict[str, object]] = {
+    name: {"granularity": name} | more
+    for name, more in {"per_tensor": {}, "per_channel": {}, "per_group": {"group_size": 4}}.items()
+}

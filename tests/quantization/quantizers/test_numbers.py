@@ -12,35 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qat_lightning.quantization.quantizers.affine import AffineQuantizer
-from qat_lightning.quantization.quantizers.binary import BinaryQuantizer
 from qat_lightning.quantization.quantizers.lsq import LARGEST, SMALLEST, LSQQuantizer
-from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 from qat_lightning.training.module import QATModule
 from qat_lightning.training.optimizers import BertAdam
+from tests.quantization.quantizers.cases import GRANULARITIES, KINDS
 
-MAKERS = {
-    "ternary": TernaryQuantizer,
-    "binary": BinaryQuantizer,
-    "uniform 4 bits": partial(UniformQuantizer, bits=4),
-    "uniform 8 bits": UniformQuantizer,
-    "affine 8 bits": AffineQuantizer,
-    "affine 4 bits, symmetric": partial(AffineQuantizer, bits=4, range="symmetric"),
-    "affine 4 bits, mean": partial(AffineQuantizer, bits=4, range="mean"),
-    "learned threshold 2 bits": partial(LSQQuantizer, bits=2),
-    "learned threshold 8 bits": LSQQuantizer,
-    "learned step 4 bits": partial(LSQQuantizer, bits=4, parametrization="step_size", gradient_scale="elements"),
-}
-STATIC = {
+EVERY = {
+    f"{name}, {granularity}": partial(make, **given)
+    for name, make in KINDS.items()
+    for granularity, given in GRANULARITIES.items()
+} | {
     "uniform static": partial(UniformQuantizer, scale="static"),
     "affine static": partial(AffineQuantizer, scale="static"),
 }
-SHARED = {"per_tensor": {}, "per_channel": {}, "per_group": {"group_size": 4}}
-EVERY = {
-    f"{name}, {granularity}": partial(maker, granularity=granularity, **more)
-    for name, maker in MAKERS.items()
-    for granularity, more in SHARED.items()
-} | STATIC
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -91,10 +76,10 @@ def gradients(quantizer: nn.Module, x: Tensor) -> list[Tensor]:
 # --- step sizes
 
 FORMS = [
-    {"parametrization": parametrization, "signed": signed, "granularity": granularity, **SHARED[granularity]}
+    {"parametrization": parametrization, "signed": signed, **granularity}
     for parametrization in ("clip_threshold", "step_size")
     for signed in (True, False)
-    for granularity in SHARED
+    for granularity in GRANULARITIES.values()
 ]
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=0.5),
