@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _empty_pictures() -> Iterator[None]:
-    """Leave the files of pictures empty: drawing takes half of a small run. The tests of tests/reports draw."""
+    """Leave the files of pictures empty: drawing takes half of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
         yield

@@ -5,6 +5,7 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console, RenderableType
 
@@ -67,10 +68,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+draw = Figure.savefig
+
+
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no plots, for tests of the text."""
-    monkeypatch.setattr("qat_lightning.reports.sections.picture", lambda *_: None)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the pictures, which tests/conftest.py leaves empty."""
+    monkeypatch.setattr(Figure, "savefig", draw)
 
 
 def write(
@@ -86,6 +90,7 @@ def plots(folder: Path) -> set[str]:
     return {path.stem for path in (folder / "plots").glob("*.png")}
 
 
+@pytest.mark.usefixtures("drawn")
 def test_report_shows_results_and_plots(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(folder, signals)
     assert text.startswith("# `ti_bert_base` on cola\n\n**The ternary student keeps 96.0 % of the teacher's matthews")
@@ -110,7 +115,6 @@ def test_report_shows_results_and_plots(folder: Path, signals: dict[str, Signals
         assert pixels[..., :3].std() > 0.05  # not a blank page
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_layer_errors_are_listed(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(folder, signals | {"student": signals["teacher"]})
     lines = [line for line in text.splitlines() if line.startswith(("| 0 (embeddings)", "| 1 |", "| 2 |"))]
@@ -118,7 +122,6 @@ def test_layer_errors_are_listed(folder: Path, signals: dict[str, Signals]) -> N
     assert "An error of exactly 0" in text
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_assisted_score_is_never_the_result(folder: Path) -> None:
     (line,) = [line for line in write(folder, {}).splitlines() if "0.5799" in line]
     assert "**teacher-assisted, not the student's own**" in line
@@ -126,7 +129,6 @@ def test_assisted_score_is_never_the_result(folder: Path) -> None:
     assert "0.5799" not in shown(summary_table(RESULTS, None))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_undefined_scores_are_named(folder: Path) -> None:
     scores = dict.fromkeys(("teacher", "untrained", "student", "student_last_step"))
     text, table = write(folder, {}, **scores), shown(summary_table(RESULTS | scores, None))
@@ -139,7 +141,6 @@ def test_undefined_scores_are_named(folder: Path) -> None:
     assert not [words for words in (text, table, last) if "nan" in words or "None" in words]
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -195,7 +196,6 @@ def measures(text: str) -> dict[str, dict[str, float]]:
     return {row[0]: dict(zip(names[1:], map(float, row[1:]), strict=True)) for row in cells}
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_attention_is_measured_against_the_teacher(folder: Path, signals: dict[str, Signals]) -> None:
     names = ["[CLS]", "a", "b", "[SEP]", "c", "d", "e", "f", "[SEP]"]
     found, batch = measures(write(folder, signals, names).replace("\\", "")), tiny_batch("bert")
@@ -213,6 +213,7 @@ def test_attention_is_measured_against_the_teacher(folder: Path, signals: dict[s
     assert "SEP" not in write(folder, signals, ["w"] * 9).partition("| mean over layers")[2].splitlines()[0]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_results_of_callbacks_are_shown(folder: Path) -> None:
     write_spectra(folder, {"teacher": [[3.0, 1.0], [2.0, -0.5]], "student": [[30.0, -7.0]], "other": []}, "Settings")
     grid = Landscape([-1.0, 0.0, 1.0], [[2.0, 1.0, 2.0], [1.0, float("nan"), 1.0], [2.0, 1.0, 2.0]])
@@ -224,6 +225,7 @@ def test_results_of_callbacks_are_shown(folder: Path) -> None:
     assert "Grid." in text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_tokens_may_include_padding(folder: Path, signals: dict[str, Signals]) -> None:
     batch = {name: value.flip(0) for name, value in tiny_batch("bert").items()}  # the first sample is the shortest
     given = {"teacher": {"attention.probs": [layer.flip(0) for layer in signals["teacher"]["attention.probs"]]}}
@@ -286,7 +288,6 @@ DAMAGED = [
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_damaged_files_of_callbacks_do_not_end_a_run(tmp_path: Path) -> None:
     (tmp_path / "analysis").mkdir()
     for content in DAMAGED:
@@ -295,6 +296,7 @@ def test_damaged_files_of_callbacks_do_not_end_a_run(tmp_path: Path) -> None:
         assert write(tmp_path, {}).count("Not shown: ") == 7
 
 
+@pytest.mark.usefixtures("drawn")
 def test_plots_do_not_depend_on_matplotlibrc(folder: Path) -> None:
     drawn = []
     for wanted in ({"text.usetex": True, "savefig.format": "pdf", "savefig.transparent": True, "font.size": 40}, {}):
