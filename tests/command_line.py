@@ -106,7 +106,7 @@ def fresh(folder: Path, *words: str, **options: Any) -> subprocess.CompletedProc
 
 
 def _import_everything() -> None:
-    """Import what commands use, and leave the files of pictures empty, as tests/conftest.py does."""
+    """Import what commands use, and write files as tests/conftest.py does."""
     from matplotlib.figure import Figure
 
     import qat_lightning.commands.bench.run
@@ -116,6 +116,7 @@ def _import_everything() -> None:
     import qat_lightning.reports.model_card.card  # noqa: F401
 
     Figure.savefig = lambda *_, **__: None  # type: ignore[method-assign]
+    os.fsync = lambda _: None
 
 
 def _run(request: dict[str, Any]) -> None:
