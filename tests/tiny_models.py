@@ -15,6 +15,8 @@ from transformers import (
     CLIPForImageClassification,
     Data2VecTextConfig,
     Data2VecTextForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DeiTConfig,
     DeiTForImageClassification,
     Dinov2Config,
@@ -60,7 +62,7 @@ TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert")
 IMAGE_FAMILIES = ("vit", "deit")
 FAMILIES = TEXT_FAMILIES + IMAGE_FAMILIES
 DECODERS = ("gpt2", "llama", "mistral", "qwen2")
-OTHER_TEXTS = ("xlm-roberta", "camembert", "data2vec-text", "mpnet", "modernbert", "eurobert")
+OTHER_TEXTS = ("xlm-roberta", "camembert", "data2vec-text", "mpnet", "deberta-v2", "modernbert", "eurobert")
 OTHER_IMAGES = ("beit", "dinov2", "dinov2_with_registers", "clip", "siglip")
 OTHER_DECODERS = ("qwen3", "gemma3_text", "phi3")
 """Families that share a table or the code of one above; `tests/models/test_families.py` tests all."""
@@ -104,6 +106,8 @@ _VISION |= {"text_config": {"vocab_size": 20, "hidden_size": 8, "num_hidden_laye
 _VISION |= {"num_labels": CLASSES}
 _MODERNBERT = {"local_attention": 6, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3}
 _MODERNBERT |= {"bos_token_id": 2, "eos_token_id": 3} | _ENCODER | _TEXT
+_DEBERTA = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 4, "share_att_key": True}
+_DEBERTA |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
 _EUROBERT = {"num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4} | _ENCODER | _TEXT
 _GEMMA3 = _LLAMA | {
     "head_dim": WIDTH // HEADS,
@@ -125,6 +129,7 @@ _MAKERS = {
     "camembert": (CamembertConfig, CamembertForSequenceClassification, _ENCODER | _TEXT),
     "data2vec-text": (Data2VecTextConfig, Data2VecTextForSequenceClassification, _ENCODER | _TEXT),
     "mpnet": (MPNetConfig, MPNetForSequenceClassification, _ENCODER | _TEXT | {"num_attention_heads": 2}),
+    "deberta-v2": (DebertaV2Config, DebertaV2ForSequenceClassification, _ENCODER | _TEXT | _DEBERTA),
     "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERNBERT),
     "eurobert": (EuroBertConfig, EuroBertForSequenceClassification, _EUROBERT),
     "beit": (BeitConfig, BeitForImageClassification, _ENCODER | _IMAGES | _BEIT),

@@ -154,8 +154,11 @@ def _check_architecture(architecture: Plain) -> None:
     """Check sizes, counts and dropout rates, which transformers does not check."""
     for name, value in architecture.items():
         size = re.fullmatch(r".*_size|num_.*|n_.*|max_position_embeddings|d_model", name)
-        if size and value is not None and not (type(value) is int and 1 <= value <= LARGEST):
-            raise ConfigError(f"model.architecture.{name}={shorten(repr(value), 80)} must be a whole number, 1 or more")
+        least = 0 if name == "type_vocab_size" else 1  # DeBERTa-v3 has no token types
+        if size and value is not None and not (type(value) is int and least <= value <= LARGEST):
+            raise ConfigError(
+                f"model.architecture.{name}={shorten(repr(value), 80)} must be a whole number, {least} or more"
+            )
         if "dropout" in name and isinstance(value, int | float) and not 0 <= value <= 1:
             raise ConfigError(f"model.architecture.{name}={value} must be 0 or more, at most 1")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qat_lightning.models.calls import Hook, by_call, calls
 from qat_lightning.models.capture import Signals
 from qat_lightning.models.module_paths import entrances, layer_pairs, layer_paths, site_paths
 from qat_lightning.models.sites import CORE_SITES, INPUT_SITES, check_site
@@ -58,16 +59,17 @@ class Intervention:
 
     def _hooks(self, student: nn.Module, teacher: Signals) -> Iterator[RemovableHandle]:
         for paths in entrances(student, self.detach):
-            for layer in self._layers(len(paths)):
-                yield student.get_submodule(paths[layer]).register_forward_pre_hook(_detach)
+            stops = dict.fromkeys(self._layers(len(paths)), _detach)
+            for module, hook in _placed(student, paths, stops):
+                yield module.register_forward_pre_hook(hook)
         for site in self.replace:
             if site not in teacher:
                 raise ValueError(f"the teacher's signals lack {site!r}: observe the teacher with intervention.sites")
             paths = site_paths(student, site)
             pairs = layer_pairs(site, len(paths), len(teacher[site]))
-            for layer in self._layers(len(paths)):
-                signal = teacher[site][pairs[layer][1]]
-                yield student.get_submodule(paths[layer]).register_forward_hook(_give(site, signal, layer))
+            gifts = {layer: _give(site, teacher[site][pairs[layer][1]], layer) for layer in self._layers(len(paths))}
+            for module, hook in _placed(student, paths, gifts):
+                yield module.register_forward_hook(hook)
 
     def check(self, student: nn.Module) -> None:
         """Check that the family of `student` supports this intervention; attention need not be open.
@@ -89,11 +91,18 @@ class Intervention:
         return layers
 
 
+def _placed(student: nn.Module, paths: list[str], hooks: Mapping[int, Hook]) -> Iterator[tuple[nn.Module, Hook]]:
+    """Yield each module that has a hook in one of its calls, with one hook for all its calls."""
+    for path, positions in calls(student, paths).items():
+        if hooks.keys() & set(positions):
+            yield student.get_submodule(path), by_call(positions, hooks)
+
+
 def _detach(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
 
 
-def _give(site: str, signal: Tensor, layer: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _give(site: str, signal: Tensor, layer: int) -> Hook:
     def hook(module: nn.Module, inputs: Any, own: Tensor) -> Tensor:
         if signal.shape != own.shape:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qat_lightning.compat import guard_hooks, is_compiled
+from qat_lightning.models.calls import by_call, calls
 from qat_lightning.models.module_paths import site_paths
 from qat_lightning.models.sentence_pooling import head_outputs
 from qat_lightning.models.sites import AXES, INPUT_SITES
@@ -47,8 +48,9 @@ class SignalCapture:
                 # else a graph compiled under one set of hooks would be run under another
                 hooks.enter_context(guard_hooks())
             for site, paths in self.paths.items():
-                for path in paths:
-                    hooks.callback(_watch(self.model.get_submodule(path), site, signals[site]).remove)
+                for path, positions in calls(self.model, paths).items():
+                    module = self.model.get_submodule(path)
+                    hooks.callback(_watch(module, site, positions, signals[site]).remove)
             output = self.model(**{name: batch[name] for name in self.inputs if name in batch}, **self.without)
         return signals | {"logits": list(head_outputs(self.model, output, batch).values())}
 
@@ -72,17 +74,18 @@ def _refuse_checkpointing(model: nn.Module) -> None:
         )
 
 
-def _watch(module: nn.Module, site: str, captured: list[Tensor]) -> RemovableHandle:
+def _watch(module: nn.Module, site: str, positions: Sequence[int | None], captured: list[Tensor]) -> RemovableHandle:
     """prepend: see the model's own signal, before an intervention puts the teacher's in its place."""
 
     def keep(module: nn.Module, inputs: Any, output: Any = None) -> None:
         signal = inputs if site in INPUT_SITES else output
         captured.append(signal[0] if isinstance(signal, tuple) else signal)
 
-    keep.in_second_run = _keep_nothing  # type: ignore[attr-defined]
+    hook = by_call(positions, {position: keep for position in positions if position is not None})
+    hook.in_second_run = _keep_nothing  # type: ignore[attr-defined]
     if site in INPUT_SITES:
-        return module.register_forward_pre_hook(keep, prepend=True)
-    return module.register_forward_hook(keep, prepend=True)
+        return module.register_forward_pre_hook(hook, prepend=True)
+    return module.register_forward_hook(hook, prepend=True)
 
 
 def _keep_nothing(module: nn.Module, inputs: Any, output: Any = None) -> None:

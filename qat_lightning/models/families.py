@@ -24,6 +24,10 @@ class Family:
     first_layer_differs: bool = False  # it has other modules than the layers after it
     any_image_size: bool = False  # the position embedding is interpolated for images of another size
     reroute: bool = False  # its attention does not call transformers' interface: its class is replaced
+    projects_positions: str | None = (
+        None  # the field of the configuration with which query and key project relative positions as well
+    )
+    more_fields: tuple[str, ...] = ()  # of the configuration, which its class reads but does not declare
     causal: bool = False  # a token sees none after it, so it can predict the next one
 
 
@@ -165,6 +169,46 @@ FAMILIES = {
             "embeddings.position": "embeddings.position_embeddings",
         },
         head_parts=_DENSE_HEAD,
+    ),
+    "deberta-v2": Family(
+        embeddings=("embeddings",),
+        layers="encoder.layer",
+        attention="attention.self",
+        output="attention.output",
+        residual="attention.output.LayerNorm",
+        reroute=True,
+        projects_positions="share_att_key",
+        more_fields=(
+            "attention_head_size",
+            "cls_dropout",
+            "conv_act",
+            "conv_groups",
+            "conv_kernel_size",
+            "embedding_size",
+            "norm_rel_ebd",
+            "pooler_hidden_size",
+            "position_buckets",
+            "share_att_key",
+        ),
+        layer_parts=_separate(
+            "attention.self.query_proj",
+            "attention.self.key_proj",
+            "attention.self.value_proj",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        )
+        | {
+            "attention.position_key": "attention.self.pos_key_proj",
+            "attention.position_query": "attention.self.pos_query_proj",
+        },
+        base_parts={
+            "embeddings.word": "embeddings.word_embeddings",
+            "embeddings.position": "embeddings.position_embeddings",
+            "embeddings.token_type": "embeddings.token_type_embeddings",
+            "embeddings.project": "embeddings.embed_proj",
+        },
+        head_parts={"pooler": "pooler.dense", "head": "classifier"},
     ),
     "modernbert": Family(
         embeddings=("embeddings",),

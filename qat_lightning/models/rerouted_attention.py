@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, scaled_size_sqrt
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 
@@ -35,6 +37,52 @@ class ReroutedMPNetAttention(MPNetSelfAttention):
         return (projected, probs) if output_attentions else (projected,)
 
 
+class ReroutedDebertaAttention(DisentangledSelfAttention):
+    """DeBERTa-v2's attention through `self.core`; its products with relative positions are part of the mask.
+
+    Those products take queries and keys as the projections return them: the core quantizes the operands of the product of
+    queries and keys alone.
+    """
+
+    core: nn.Module
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Tensor | None = None,
+        rel_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = (
+            self.transpose_for_scores(project(states), self.num_attention_heads)
+            for project, states in (
+                (self.query_proj, hidden_states if query_states is None else query_states),
+                (self.key_proj, hidden_states),
+                (self.value_proj, hidden_states),
+            )
+        )
+        products = 1 + len({"c2p", "p2c"}.intersection(self.pos_att_type))
+        seen = attention_mask.bool()
+        bias = torch.zeros_like(seen, dtype=query.dtype)
+        if self.relative_attention:
+            positions = self.pos_dropout(rel_embeddings)
+            bias = self.disentangled_attention_bias(query, key, relative_pos, positions, products)
+            bias = bias.unflatten(0, (-1, self.num_attention_heads))
+        mask = bias.masked_fill(~seen, torch.finfo(query.dtype).min)
+        query, key, value = (each.unflatten(0, (-1, self.num_attention_heads)) for each in (query, key, value))
+        # A padding query sees no key, and in DeBERTa no gradient passes its scores.
+        query = query.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+        scaling = 1 / float(scaled_size_sqrt(query, products))
+        context, probs = self.core(query, key, value, mask, scaling, self.dropout.p)
+        return context.flatten(2), probs if output_attentions else None
+
+
+REROUTED = {MPNetSelfAttention: ReroutedMPNetAttention, DisentangledSelfAttention: ReroutedDebertaAttention}
+
+
 def reroute(attention: nn.Module) -> None:
     """Let the module call its core; its parameters and submodules stay. In place."""
-    attention.__class__ = ReroutedMPNetAttention
+    attention.__class__ = REROUTED.get(type(attention), type(attention))
+    attention.core.scaled_keys = isinstance(attention, DisentangledSelfAttention)  # type: ignore[union-attr]

@@ -168,11 +168,64 @@ def test_onnx_file_computes_what_the_student_computes(family: str, tmp_path: Pat
     assert max(differences) < 0.3, differences
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"share_att_key": False},
+        {"pos_att_type": ["c2p"]},
+        {"share_att_key": False, "conv_kernel_size": 3, "conv_act": "gelu"},
+        {"relative_attention": False, "pos_att_type": None, "position_biased_input": True},
+    ],
+)
+def test_every_kind_of_disentangled_attention_is_opened_and_packed(changes: dict[str, object], tmp_path: Path) -> None:
+    """DeBERTa-v2's configuration has keys that its class does not declare; padding has no gradient in its attention."""
+    results = []
+    for model in (tiny_model("deberta-v2", **changes), open_attention(tiny_model("deberta-v2", **changes))):
+        torch.manual_seed(1)
+        signals = SignalCapture(model.train(), ["hidden"])(tiny_batch("deberta-v2"))
+        signals["hidden"][-1].square().sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        results.append([*signals["hidden"], *gradients])
+    assert len(results[0]) > LAYERS + 1
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    write_packed(tiny_model("deberta-v2", **changes), tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    assert {name: getattr(loaded.config, name) for name in changes} == changes
+    assert torch.equal(logits(loaded, "deberta-v2"), logits(tiny_model("deberta-v2", **changes), "deberta-v2"))
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_signals_and_stops_are_of_tokens_where_a_projection_reads_relative_positions_too(opened: bool) -> None:
+    model = tiny_model("deberta-v2")
+    model = open_attention(model) if opened else model
+    intervention, batch = INTERVENTIONS["TI-O"], tiny_batch("deberta-v2")
+    capture = SignalCapture(model, ["attention.query", "attention.projection"])
+    teacher = capture(batch)
+    assert [signal.shape for signal in teacher["attention.query"]] == [(*batch["input_ids"].shape, WIDTH)] * LAYERS
+    with intervention.apply(model, teacher):
+        capture(batch)["attention.query"][1].square().sum().backward()
+    assert model.deberta.encoder.layer[0].output.dense.weight.grad is None
+    projected = model.deberta.encoder.layer[1].attention.self
+    assert projected.query_proj.weight.grad is not None
+    with intervention.apply(model, teacher):
+        (bias,) = SignalCapture(open_attention(model), ["attention.mask"])(batch)["attention.mask"][:1]
+        bias.clamp(min=-100).sum().backward()
+    assert model.deberta.encoder.rel_embeddings.weight.grad is not None
+
+
 @pytest.mark.parametrize("family", ["clip", "gemma3_text", "modernbert"])
 def test_a_student_of_fewer_layers_describes_itself(family: str, tmp_path: Path) -> None:
     model = keep_layers(tiny_model(family), [0] if family == "modernbert" else [1])
     write_packed(model, tmp_path / "packed")
     assert torch.equal(logits(load_packed(tmp_path / "packed"), family), logits(model, family))
+
+
+def test_a_whole_run_of_a_family_that_is_rerouted(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 128, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "intermediate_size": 64}
+    sizes |= {"num_attention_heads": HEADS}
+    tiny = [f"model.architecture.{name}={value}" for name, value in sizes.items()]
+    words = ("model=deberta_v3_base", "model.path=null", "model.pretrained=false", "activation_checkpointing=true")
+    assert small_run(tmp_path / "run", *words, *tiny)["student"] is not None
 
 
 def test_a_model_that_interpolates_positions_takes_other_image_sizes(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def make_config(model: Any, packed: Packed) -> Plain:
     """
     check_class(model)
     kind = type(model)
-    content = _known_fields(type(model.config), json.loads(model.config.to_json_string(use_diff=False)))
+    given = json.loads(model.config.to_json_string(use_diff=False))
+    content = _known_fields(type(model.config), given)
+    content |= {name: given[name] for name in FAMILIES[model.config.model_type].more_fields if name in given}
     content |= {"architectures": [kind.__name__], "dtype": "float32", "quantization_config": make_block(model, packed)}
     if getattr(model, "_tied_weights_keys", None) and not packed.tied:
         content["tie_word_embeddings"] = False
@@ -86,7 +88,8 @@ def read_config(
     kind = model_class(content.get("model_type"), named)
     block = read_block(content["quantization_config"], quantizers, activations)
     config_class = CONFIG_MAPPING[content["model_type"]]
-    _check_fields(config_class, {name: value for name, value in content.items() if name not in BESIDES})
+    besides = (*BESIDES, *FAMILIES[content["model_type"]].more_fields)
+    _check_fields(config_class, {name: value for name, value in content.items() if name not in besides})
     if content.get("dtype") != "float32":
         raise ValueError(f"dtype={content.get('dtype')!r} where a packed model is float32")
     return kind, config_class(**{name: value for name, value in content.items() if name not in BESIDES}), block

@@ -34,6 +34,8 @@ class InstrumentedAttention(nn.Module):
 
     A `lean` core makes no map where none is needed, that is without a hook on `scores` and `probs` and without a quantizer
     of the latter: torch's fused attention computes the context, equal but for rounding. It has no second derivative.
+
+    `scaled_keys` multiplies the keys by s before the product instead of the scores after it, as DeBERTa does: other rounding.
     """
 
     PORTS = ("query", "key", "value", "scores", "probs", "context")
@@ -55,7 +57,7 @@ class InstrumentedAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lean = False
+        self.lean = self.scaled_keys = False
         for port in self.PORTS + self.WATCHED:
             self.add_module(port, nn.Identity())
         for slot in self.QUANTIZED:
@@ -85,7 +87,8 @@ class InstrumentedAttention(nn.Module):
 
     def _map(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
         """The probabilities (B, H, N, M)."""
-        scores = torch.matmul(query, for_heads(key, query).transpose(2, 3)) * scaling
+        keys = for_heads(key, query).transpose(2, 3)
+        scores = torch.matmul(query, keys / (1 / scaling)) if self.scaled_keys else torch.matmul(query, keys) * scaling
         scores = self.scores(scores if mask is None else scores + mask)
         # float32 until the product, also under autocast: a map in bfloat16 has 3 digits, too few to compare or quantize.
         return self.probs(functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)))
