@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BeitConfig,
     BeitForImageClassification,
     BertConfig,
@@ -62,7 +64,7 @@ TEXT_FAMILIES = ("bert", "roberta", "electra", "distilbert")
 IMAGE_FAMILIES = ("vit", "deit")
 FAMILIES = TEXT_FAMILIES + IMAGE_FAMILIES
 DECODERS = ("gpt2", "llama", "mistral", "qwen2")
-OTHER_TEXTS = ("xlm-roberta", "camembert", "data2vec-text", "mpnet", "deberta-v2", "modernbert", "eurobert")
+OTHER_TEXTS = ("xlm-roberta", "camembert", "data2vec-text", "mpnet", "albert", "deberta-v2", "modernbert", "eurobert")
 OTHER_IMAGES = ("beit", "dinov2", "dinov2_with_registers", "clip", "siglip")
 OTHER_DECODERS = ("qwen3", "gemma3_text", "phi3")
 """Families that share a table or the code of one above; `tests/models/test_families.py` tests all."""
@@ -129,6 +131,7 @@ _MAKERS = {
     "camembert": (CamembertConfig, CamembertForSequenceClassification, _ENCODER | _TEXT),
     "data2vec-text": (Data2VecTextConfig, Data2VecTextForSequenceClassification, _ENCODER | _TEXT),
     "mpnet": (MPNetConfig, MPNetForSequenceClassification, _ENCODER | _TEXT | {"num_attention_heads": 2}),
+    "albert": (AlbertConfig, AlbertForSequenceClassification, _ENCODER | _TEXT | {"embedding_size": 16}),
     "deberta-v2": (DebertaV2Config, DebertaV2ForSequenceClassification, _ENCODER | _TEXT | _DEBERTA),
     "modernbert": (ModernBertConfig, ModernBertForSequenceClassification, _MODERNBERT),
     "eurobert": (EuroBertConfig, EuroBertForSequenceClassification, _EUROBERT),

@@ -164,6 +164,8 @@ def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
             f"layers={list(layers)}: the first layer of this family differs from the others: keep 0 as the first"
         )
     _describe_layers(layer_config(model), layers, len(paths))
+    if family(model).shared:
+        return model
     stack = paths[0].rpartition(".")[0]
     model.set_submodule(stack, nn.ModuleList(model.get_submodule(paths[layer]) for layer in layers))
     for position, path in enumerate(attention_paths(model)):  # where a cache keeps the layer's keys and values

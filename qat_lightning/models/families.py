@@ -24,6 +24,7 @@ class Family:
     first_layer_differs: bool = False  # it has other modules than the layers after it
     any_image_size: bool = False  # the position embedding is interpolated for images of another size
     reroute: bool = False  # its attention does not call transformers' interface: its class is replaced
+    shared: bool = False  # one layer runs at each position, num_hidden_layers times
     projects_positions: str | None = (
         None  # the field of the configuration with which query and key project relative positions as well
     )
@@ -169,6 +170,25 @@ FAMILIES = {
             "embeddings.position": "embeddings.position_embeddings",
         },
         head_parts=_DENSE_HEAD,
+    ),
+    "albert": Family(
+        embeddings=("encoder.embedding_hidden_mapping_in",),
+        layers="encoder.albert_layer_groups.0.albert_layers",
+        attention="attention",
+        output="attention.LayerNorm",
+        residual="attention.LayerNorm",
+        shared=True,
+        layer_parts=_separate(
+            "attention.query", "attention.key", "attention.value", "attention.dense", "ffn", "ffn_output"
+        ),
+        base_parts={
+            "embeddings.word": "embeddings.word_embeddings",
+            "embeddings.position": "embeddings.position_embeddings",
+            "embeddings.token_type": "embeddings.token_type_embeddings",
+            "embeddings.project": "encoder.embedding_hidden_mapping_in",
+            "pooler": "pooler",
+        },
+        head_parts={"head": "classifier"},
     ),
     "deberta-v2": Family(
         embeddings=("embeddings",),

@@ -32,14 +32,28 @@ def layer_config(model: nn.Module) -> Any:
 
 
 def layer_paths(model: nn.Module) -> list[str]:
-    """The path of each layer, first to last."""
+    """The path of each layer, first to last; a shared layer is there once for each of its positions.
+
+    Raises:
+        ValueError: several groups of shared layers.
+    """
     stack = _base(model) + family(model).layers
-    return [f"{stack}.{index}" for index in range(len(model.get_submodule(stack)))]  # type: ignore[arg-type]
+    paths = [f"{stack}.{index}" for index in range(len(model.get_submodule(stack)))]  # type: ignore[arg-type]
+    if not family(model).shared:
+        return paths
+    config: Any = model.config
+    groups = config.num_hidden_groups
+    if len(paths) * groups > 1:
+        raise ValueError(
+            f"{type(model).__name__} has num_hidden_groups={groups} of inner_group_num={len(paths)} layers: only models with one"
+            " layer at all positions are supported, which the published ones are"
+        )
+    return paths * config.num_hidden_layers
 
 
 def attention_paths(model: nn.Module) -> list[str]:
-    """The path, in each layer, of the module that calls the attention function."""
-    return [f"{layer}.{family(model).attention}" for layer in layer_paths(model)]
+    """The path of each module that calls the attention function; that of a shared layer once."""
+    return [f"{layer}.{family(model).attention}" for layer in dict.fromkeys(layer_paths(model))]
 
 
 def has_site(model: nn.Module, site: str) -> bool:
@@ -63,7 +77,7 @@ def site_paths(model: nn.Module, site: str) -> list[str]:
         return [_first(model, [_base(model) + path for path in table.embeddings]), *layers]
     if site in CORE_SITES:
         port = site.removeprefix("attention.")
-        paths = [f"{attention}.core.{port}" for attention in attention_paths(model)]
+        paths = [f"{layer}.{table.attention}.core.{port}" for layer in layers]
         if not _exists(model, paths[0]):
             raise ValueError(f"site {site!r} needs the opened attention: call open_attention(model) first")
         return paths
@@ -118,10 +132,13 @@ def layer_pairs(site: str, student: int, teacher: int) -> list[tuple[int, int]]:
 
 
 def part_paths(model: nn.Module) -> dict[str, str]:
-    """Part name → module path, in the model's order: `embeddings.word`, `layers.0.attention.query`, …, `pooler`, `head`."""
+    """Part name → module path, in the model's order: `embeddings.word`, `layers.0.attention.query`, …, `pooler`, `head`.
+
+    A layer that is shared by all positions is `layers.0`.
+    """
     table, base = family(model), _base(model)
     parts = {name: base + path for name, path in table.base_parts.items() if name != "pooler"}
-    for index, layer in enumerate(layer_paths(model)):
+    for index, layer in enumerate(dict.fromkeys(layer_paths(model))):
         parts |= {f"layers.{index}.{name}": f"{layer}.{path}" for name, path in table.layer_parts.items()}
     parts |= {name: base + path for name, path in table.base_parts.items() if name == "pooler"} | table.head_parts
     if other := next((path for path in OTHER_HEADS if _exists(model, path)), None):

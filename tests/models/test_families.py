@@ -19,7 +19,7 @@ from qat_lightning.exporters.packed.writer import write_packed
 from qat_lightning.models.capture import SignalCapture
 from qat_lightning.models.convert import keep_layers, open_attention
 from qat_lightning.models.families import FAMILIES
-from qat_lightning.models.module_paths import has_site, layer_config, layer_paths, part_paths
+from qat_lightning.models.module_paths import has_site, layer_config, layer_paths, part_paths, site_paths
 from qat_lightning.models.sites import AXES, FACTORS
 from tests.exporters.students import student
 from tests.tiny_models import (
@@ -95,7 +95,7 @@ def test_every_site_has_its_shape_and_the_map_gives_the_context(family: str) -> 
         scores = query @ key.repeat_interleave(heads // key.shape[1], 1).transpose(2, 3) + mask
         torch.testing.assert_close(scores.softmax(-1), signals["attention.probs"][layer])
         merged = signals["attention.context"][layer].transpose(1, 2).flatten(2)
-        project = model.get_submodule(part_paths(model)[f"layers.{layer}.attention.projection"])
+        project = model.get_submodule(site_paths(model, "attention.projection")[layer])
         assert torch.equal(signals["attention.projection"][layer], project(merged))
 
 
@@ -213,19 +213,51 @@ def test_signals_and_stops_are_of_tokens_where_a_projection_reads_relative_posit
     assert model.deberta.encoder.rel_embeddings.weight.grad is not None
 
 
-@pytest.mark.parametrize("family", ["clip", "gemma3_text", "modernbert"])
+def test_an_intervention_in_one_layer_counts_the_calls_of_a_shared_one() -> None:
+    teacher, model = (open_attention(tiny_model("albert", seed, num_hidden_layers=3)) for seed in (1, 2))
+    sites, batch = ["attention.context", "attention.projection", "hidden"], tiny_batch("albert")
+    signals = SignalCapture(teacher, sites)(batch)
+    chosen = Intervention(["attention.context"], ["attention.query", "attention.key", "attention.value"], at=[1])
+    project = model.get_submodule(part_paths(model)["layers.0.attention.projection"])
+    for _ in range(2):
+        with chosen.apply(model, signals):
+            received = SignalCapture(model, sites)(batch)
+            contexts = [context.transpose(1, 2).flatten(2) for context in received["attention.context"]]
+            contexts[1] = signals["attention.context"][1].transpose(1, 2).flatten(2)
+        for projection, context in zip(received["attention.projection"], contexts, strict=True):
+            assert torch.equal(projection, project(context))
+    assert len(layer_paths(model)) == len(received["hidden"]) - 1 == 3
+    (through,) = torch.autograd.grad(
+        received["attention.context"][1].sum(), received["hidden"][0], allow_unused=True, retain_graph=True
+    )
+    assert through is None
+    (through,) = torch.autograd.grad(received["attention.context"][2].sum(), received["hidden"][1])
+    assert through.abs().max() > 0
+
+
+def test_groups_of_shared_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_hidden_groups=2"):
+        layer_paths(tiny_model("albert", num_hidden_groups=2))
+
+
+@pytest.mark.parametrize("family", ["albert", "clip", "gemma3_text", "modernbert"])
 def test_a_student_of_fewer_layers_describes_itself(family: str, tmp_path: Path) -> None:
     model = keep_layers(tiny_model(family), [0] if family == "modernbert" else [1])
     write_packed(model, tmp_path / "packed")
     assert torch.equal(logits(load_packed(tmp_path / "packed"), family), logits(model, family))
 
 
-def test_a_whole_run_of_a_family_that_is_rerouted(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [("model=deberta_v3_base", "activation_checkpointing=true"), ("model=albert_base", "quantization=lsq_w2a8")],
+)
+def test_a_whole_run_of_a_family_with_a_mechanism_of_its_own(words: tuple[str, ...], tmp_path: Path) -> None:
     sizes = {"vocab_size": 128, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "intermediate_size": 64}
     sizes |= {"num_attention_heads": HEADS}
     tiny = [f"model.architecture.{name}={value}" for name, value in sizes.items()]
-    words = ("model=deberta_v3_base", "model.path=null", "model.pretrained=false", "activation_checkpointing=true")
-    assert small_run(tmp_path / "run", *words, *tiny)["student"] is not None
+    run = small_run(tmp_path / "run", *words, "model.path=null", "model.pretrained=false", *tiny)
+    assert run["student"] is not None
 
 
 def test_a_model_that_interpolates_positions_takes_other_image_sizes(tmp_path: Path) -> None:
