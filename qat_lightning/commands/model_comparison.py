@@ -13,6 +13,9 @@ from torchmetrics import Metric
 from qat_lightning.data.base import TaskData
 from qat_lightning.models.capture import SignalCapture
 
+IGNORED = -100
+"""The label of a token that does not count."""
+
 NEAR = 1e-3
 """Logits that differ by no more are equal, where no metric or no class decides."""
 
@@ -24,8 +27,9 @@ class Comparison:
     Attributes:
         score, reference: the validation metric of that form, and of the model; NaN or infinite where it is undefined.
         largest_difference: between their logits; infinite where only one of them is not a finite number.
-        agreement: share of logit vectors (one for each row; of a language model or question answering, for each token)
-            with the same largest entry; of a regression, share that are equal to `NEAR`.
+        agreement: share of logit vectors (one for each row; of question answering, for each token; of language models and
+            token classification, for each token with a label) with the same largest entry; of a regression, share that are
+            equal to `NEAR`.
         rows: how many were compared.
     """
 
@@ -73,6 +77,8 @@ def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Co
         for left, right in zip(expected, given, strict=True):
             largest = max(largest, float(_differences(left, right).max()))
             equal = _equal(left, right)
+            if left.dim() == 3:  # a class for each token, but for those without a label
+                equal = equal[batch["labels"] != IGNORED]
             same, vectors = same + int(equal.sum()), vectors + equal.numel()
         seen += len(batch["labels"])
     return Comparison(float(other_metric.compute()), float(metric.compute()), largest, same / max(vectors, 1), seen)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
-from torch import Tensor
 
 from qat_lightning.commands.evaluate import choose_model, load_model, recorded_scores
 from qat_lightning.commands.train.answers import outputs_of
@@ -29,6 +27,8 @@ OUTPUTS = (".csv", ".jsonl", ".parquet", ".tsv")
 
 def predict(config: RunConfig, folder: Path, model: str, source: Path, target: Path) -> Path:
     """Write the input's columns with `prediction` and, for classes, `probability_<class>`; return `target`.
+
+    For token classification `prediction` holds the tag of each word.
 
     Rows are read in batches of `data.evaluation_batch_size`, in their order, so that the predictions of a file are those
     that `evaluate` scores. A target that ends in .tsv is a submission to GLUE: `index` (the column idx, else the row's
@@ -53,7 +53,7 @@ def predict(config: RunConfig, folder: Path, model: str, source: Path, target: P
     recorded = recorded_scores(folder)
     run = opened(config, folder, data=data)
     logits, _ = outputs_of(run, load_model(run, model, formats), data.validation_rows)
-    columns = _columns(data, logits, recorded.get("label_names") or data.model_names)
+    columns = data.output_columns(logits, recorded.get("label_names") or data.model_names)
     _write(target, _submission(table, columns, data) if target.suffix.lower() == ".tsv" else _joined(table, columns))
     run.say("predictions", f"{len(logits)} rows of {source} by {model}: {target}")
     return target
@@ -72,17 +72,6 @@ def _read(config: RunConfig, source: Path) -> tuple[TaskData, pyarrow.Table]:
         raise ConfigError(f"input={str(source)!r} has no rows")
     data.train_rows = data.validation_rows = rows
     return data, table
-
-
-def _columns(data: TaskData, logits: Tensor, names: Sequence[str] | None) -> dict[str, list[Any]]:
-    """Return `prediction` and the probabilities of the classes; for a regression the score alone."""
-    if data.regression:
-        return {"prediction": logits.squeeze(-1).tolist()}
-    classes = list(names) if names else list(range(logits.shape[-1]))
-    probabilities = logits.softmax(-1)
-    return {"prediction": [classes[number] for number in logits.argmax(-1).tolist()]} | {
-        f"probability_{name}": probabilities[:, number].tolist() for number, name in enumerate(classes)
-    }
 
 
 def _joined(table: pyarrow.Table, columns: dict[str, list[Any]]) -> pyarrow.Table:
@@ -105,6 +94,8 @@ def _submission(table: pyarrow.Table, columns: dict[str, list[Any]], data: TaskD
 
 def _write(target: Path, table: pyarrow.Table) -> None:
     suffix = target.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        table = _with_texts(table)
     with atomic_write(target) as temporary:
         if suffix == ".parquet":
             parquet.write_table(table, temporary)
@@ -116,3 +107,12 @@ def _write(target: Path, table: pyarrow.Table) -> None:
             temporary.write_text("\t".join(table.column_names) + "\n" + "".join(lines), encoding="utf-8")
         else:
             arrow_csv.write_csv(table, temporary)
+
+
+def _with_texts(table: pyarrow.Table) -> pyarrow.Table:
+    """Join each list of a table to a text, with spaces: csv and tsv have no lists."""
+    for number, name in enumerate(table.column_names):
+        if pyarrow.types.is_list(table[name].type):
+            texts = [None if row is None else " ".join(map(str, row)) for row in table[name].to_pylist()]
+            table = table.set_column(number, name, pyarrow.array(texts, pyarrow.string()))
+    return table

@@ -8,10 +8,13 @@ from qat_lightning.data.squad.datamodule import SquadData
 from qat_lightning.data.squad.metric import AnswerScore
 from qat_lightning.data.synthetic import RandomImages, RandomQuestions, RandomText, RandomTokens
 from qat_lightning.data.text_classification import TextClassificationData
+from qat_lightning.data.token_classification.datamodule import TokenClassificationData
+from qat_lightning.data.token_classification.metric import EntityScore
 
 __all__ = [
     "AnswerScore",
     "Digits",
+    "EntityScore",
     "ImageClassificationData",
     "LanguageModelingData",
     "RandomImages",
@@ -23,4 +26,5 @@ __all__ = [
     "SquadData",
     "TaskData",
     "TextClassificationData",
+    "TokenClassificationData",
 ]

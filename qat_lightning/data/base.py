@@ -21,6 +21,7 @@ from qat_lightning.data.samplers import ShardSampler, StageBatchSampler, permuta
 Head = Literal[
     "text_classification",
     "image_classification",
+    "token_classification",
     "question_answering",
     "causal_language_model",
     "sentence_embedding",
@@ -40,8 +41,8 @@ class TaskData(LightningDataModule):
     """The data of a task, whose batches are `dict[str, Tensor]`: the model's inputs, "labels", and inputs of `predict`.
 
     "labels" are int64 classes (B,), float32 scores (B,) for a regression, start and end positions (B, 2) for question
-    answering, or the next token of each token (B, N), −100 for none, for a language model. The model receives only names
-    that are arguments of it. Subclasses define `read` and `collate`. Rows are read by `load`, or on first use.
+    answering, or a class (B, N) of each token, −100 for none; a language model's is the next token. The model receives only
+    names that are arguments of it. Subclasses define `read` and `collate`. Rows are read by `load`, or on first use.
 
     Attributes:
         head: the kind of model for this data.
@@ -148,6 +149,21 @@ class TaskData(LightningDataModule):
         """
         (scores,) = logits
         return scores.squeeze(-1) if self.regression else scores.argmax(-1), batch["labels"]
+
+    def output_columns(self, logits: Tensor, names: Sequence[str] | None) -> dict[str, list[Any]]:
+        """Return the columns that predictions of the validation rows have, `prediction` first.
+
+        Args:
+            logits: (rows, classes), or (labelled tokens, classes) for token classification.
+            names: the classes in the order of their numbers.
+        """
+        if self.regression:
+            return {"prediction": logits.squeeze(-1).tolist()}
+        classes = list(names) if names else list(range(logits.shape[-1]))
+        probabilities = logits.softmax(-1)
+        return {"prediction": [classes[number] for number in logits.argmax(-1).tolist()]} | {
+            f"probability_{name}": probabilities[:, number].tolist() for number, name in enumerate(classes)
+        }
 
     def tokens(self, batch: Mapping[str, Tensor]) -> list[str] | None:
         """Return the tokens of the batch's first row; None for an image."""

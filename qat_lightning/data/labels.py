@@ -25,6 +25,7 @@ class LabelColumn:
         names: the user's classes in the order of their numbers; None for no order.
         model_names: the classes in the order of the model's configuration.
         unlabelled: labels of rows without a class, beside null and NaN.
+        unit: what has a label, for messages.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LabelColumn:
     names: Sequence[str] | None = None
     model_names: Sequence[str] | None = None
     unlabelled: Sequence[Any] = UNLABELLED
+    unit: str = "row"
 
     def __post_init__(self) -> None:
         if self.names is None:
@@ -122,8 +124,8 @@ def _words(split: Dataset, column: LabelColumn, name: str) -> list[str | None]:
             value = int(value)
         if not isinstance(value, str | bool | int | float):
             raise ValueError(
-                f"row {row} of the {name} split has label {value!r}, which is neither a word nor a whole number: set another"
-                " label_column=…"
+                f"{column.unit} {row} of the {name} split has label {value!r}, which is neither a word nor a whole number: set"
+                " another label_column=…"
             )
         word = str(value).strip()
         words.append(None if column.is_unlabelled(word) else word)
@@ -202,7 +204,9 @@ def _numbers(
         if number is None and column.names is not None and whole_number(word) in range(column.num_labels):
             number = whole_number(word)  # label_names only gives names to plain numbers
         if number is None:
-            raise ValueError(f"row {row} of the {name} split has label {_unknown(word, names, column, texts)}")
+            raise ValueError(
+                f"{column.unit} {row} of the {name} split has label {_unknown(word, names, column, texts)}"
+            )
         known[word] = number
     return [known[word] for word in texts]
 
@@ -252,16 +256,16 @@ def _missing_labels(split: Dataset, labels: Labels, column: LabelColumn, name: s
     found = ", ".join(f"{value}: {count}" for value, count in counts.most_common(3))
     if counts.total() == len(numbers):
         raise ValueError(
-            f"no row of the {name} split has a label ({found}): name a split with labels by {name}_split=…, or set another"
-            " label_column=…, or unlabelled=[]"
+            f"no {column.unit} of the {name} split has a label ({found}): name a split with labels by {name}_split=…, or set"
+            " another label_column=…, or unlabelled=[]"
         )
     notes = []
     if counts:
         notes.append(
-            f"{counts.total()} of {len(numbers)} rows of the {name} split have no label ({found}) and are left out"
+            f"{counts.total()} of {len(numbers)} {column.unit}s of the {name} split have no label ({found}) and are left out"
         )
     if column.num_labels > 1 and (missing := sorted(set(range(column.num_labels)).difference(numbers))):
-        notes.append(f"the {name} split has no row of class {_shortened([*map(labels.shown, missing)])}")
+        notes.append(f"the {name} split has no {column.unit} of class {_shortened([*map(labels.shown, missing)])}")
     return notes
 
 

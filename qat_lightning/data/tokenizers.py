@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -74,13 +75,16 @@ class TokenizedData(TaskData):
         return hashlib.sha256(f"{super().fingerprint()} {padding}".encode()).hexdigest()
 
 
-def read_tokenizer(path: str | None, max_length: int, must_pad: bool = True, revision: str | None = None) -> Any:
+def read_tokenizer(
+    path: str | None, max_length: int, must_pad: bool = True, revision: str | None = None, words: bool = False
+) -> Any:
     """Read the tokenizer of `path`, a hub id or a folder.
 
     Args:
         max_length: tokens in a row.
         must_pad: refuse a tokenizer without a padding token.
         revision: branch, tag or commit on the hub; None for its default.
+        words: texts are lists of words, to which byte-level tokenizers (RoBERTa's) must add a space.
 
     Raises:
         ValueError: no path, no tokenizer there, no vocabulary, foreign code, no padding token, or fewer positions than
@@ -92,6 +96,9 @@ def read_tokenizer(path: str | None, max_length: int, must_pad: bool = True, rev
     require_hub({"tokenizer": path})
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **arguments)
+        if words and tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
+            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, add_prefix_space=True, **arguments)
+            tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # not every class does what it is given
     except Exception as error:  # any error of transformers, tokenizers or the hub's client
         raise ValueError(f"no tokenizer in {path!r} ({' '.join(str(error).split())}): set tokenizer=FOLDER") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # made of a config.json alone

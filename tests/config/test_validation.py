@@ -25,9 +25,13 @@ GROUPS = ["quantization", "losses", "intervention", "intervention_schedule", "op
 DEBUG = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
 
 
+NEEDED = {"embed_minilm": ["data.path=x"], "ner": ["data.path=x", "data.num_labels=9"]}
+"""Experiment → overrides that it has no default for."""
+
+
 @pytest.mark.parametrize(("experiment", "debug"), zip(EXPERIMENTS, itertools.cycle(DEBUG)))
 def test_experiment_composes_and_passes_the_checks_also_when_debugging(experiment, debug):
-    words = [f"+experiment={experiment}", *(["data.path=x"] if experiment == "embed_minilm" else [])]
+    words = [f"+experiment={experiment}", *NEEDED.get(experiment, ())]
     config = composed(*words)
     check(config)
     assert config.experiment == experiment

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
+from qat_lightning.commands.model_comparison import IGNORED
 from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.commands.train.process_rank import first_process
 from qat_lightning.config.schema import Plain
@@ -23,6 +24,7 @@ LARGEST_MATRIX = 100
 def outputs_of(run: Run, model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Return the logits (rows, classes) of a model with one head, float32, and the labels, both on the CPU.
 
+    For token classification a row is a token with a label.
     The batches are those of a validation; no random number is drawn. The model is left on the trainer's device.
     """
     trainer, data = run.scorer, run.data
@@ -32,7 +34,9 @@ def outputs_of(run: Run, model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor,
         batch = data.collate([rows[row] for row in range(start, min(start + size, len(rows)))])
         with trainer.precision_plugin.val_step_context():
             (logits,) = capture({name: value.to(device) for name, value in batch.items()})["logits"]
-        outputs.append((logits.float().cpu(), batch["labels"]))
+        logits, labels = logits.float().cpu(), batch["labels"]
+        counted = labels != IGNORED
+        outputs.append((logits[counted], labels[counted]) if logits.dim() == 3 else (logits, labels))
     logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     return logits, labels
 
@@ -43,7 +47,7 @@ def class_outputs(run: Run, model: nn.Module) -> tuple[Tensor, Tensor] | None:
     if not first_process() or data.regression or not data.head.endswith("_classification"):
         return None
     label = data.collate([data.validation_rows[0]])["labels"]
-    if label.dim() > 1 or label.is_floating_point():
+    if (label.dim() > 1 and data.head != "token_classification") or label.is_floating_point():
         return None
     outputs = outputs_of(run, model, data.validation_rows)
     model.cpu()

@@ -13,8 +13,8 @@ from qat_lightning.config.builders.pretrained import optional_file, read_archite
 from qat_lightning.config.schema import ConfigError, ModelConfig
 from qat_lightning.data.base import TaskData
 from qat_lightning.data.image_classification import ImageClassificationData
+from qat_lightning.data.labels import LabelColumn
 from qat_lightning.data.sentence_embedding import SentenceEmbeddingData
-from qat_lightning.data.text_classification import TextClassificationData
 from qat_lightning.io.documents import read_json
 from qat_lightning.models.sentence_pooling import MODULES, POOLING, SentencePooling, read_pooling
 from qat_lightning.training.compatibility import names_of
@@ -32,7 +32,7 @@ def follow_model(model: ModelConfig, data: TaskData) -> None:
     path = model.path
     if not path or not (model.pretrained or (Path(path) / "config.json").is_file()):
         return
-    if isinstance(data, TextClassificationData | ImageClassificationData) and not data.regression:
+    if isinstance(getattr(data, "labels", None), LabelColumn) and not data.regression:
         architecture = read_architecture(model, num_labels=data.num_labels)
         _check_names(architecture, path)
         data.model_names = names_of(architecture)

@@ -35,6 +35,7 @@ def model_class(model_type: object, architecture: object) -> Any:
     for mapping in (
         auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
         auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
         auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
         auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         auto.MODEL_MAPPING,

@@ -25,6 +25,7 @@ from qat_lightning.reports.summary import LOW_PRECISION, score, student_kind, ve
 PIPELINES = {
     "text_classification": "text-classification",
     "image_classification": "image-classification",
+    "token_classification": "token-classification",
     "question_answering": "question-answering",
     "causal_language_model": "text-generation",
     "sentence_embedding": "sentence-similarity",
@@ -210,7 +211,11 @@ def _input_code(facts: Facts, tensors: str) -> list[str]:
     pair = len(facts.at("data", "text_columns") or []) > 1
     grey = '.convert("L")' if facts.at("data", "channels") == 1 else ""
     image = f'ImageOps.exif_transpose(Image.open("picture.png")){grey}'  # upright, as the data module turns its images
-    examples = {"image_classification": image, "question_answering": '"a question", "its context"'}
+    examples = {
+        "image_classification": image,
+        "token_classification": '["a", "text"], is_split_into_words=True',
+        "question_answering": '"a question", "its context"',
+    }
     example = examples.get(facts.head, '"a text", "another"' if pair else '"a text"')
     if length := facts.at("data", "max_length"):
         example += f", truncation=True, max_length={length}"

@@ -81,7 +81,7 @@ class Facts:
 
     @cached_property
     def head(self) -> str:
-        """The kind of model: text_classification, image_classification, question_answering or causal_language_model."""
+        """The kind of model, a `qat_lightning.data.base.Head`."""
         return self.results.get("head") or "text_classification"
 
     def split(self, name: str) -> str:
