@@ -162,6 +162,8 @@ def test_every_command_composes(page: Path) -> None:
             assert set(words) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         elif words[1] == "qat_lightning.bench":
             resolve(composed(given, "bench"), BenchConfig)
+        elif words[1] == "qat_lightning.check_model":
+            assert {word.partition("=")[0] for word in given} <= {"model", "table", "onnx"}
         elif "allow_targets=[my_package]" in words:
             resolve(composed(tuple(word for word in given if not word.startswith("allow_targets="))))
         elif words[1] == "qat_lightning":

@@ -61,6 +61,14 @@ arguments:
   run=DIR      folder of the run
   KEY=VALUE    export.packed=false or export.onnx=false leaves out a format; export.unquantized_dtype=float16 and
                export.ternary_encoding=base3 make the folder smaller; export.rows=1000 sets the compared validation rows"""
+CHECK_MODEL_HELP = """usage: python -m qat_lightning.check_model model=MODEL [table=PATH] [onnx=false]
+
+Check the table of a model family on a random tiny model of that family: one line for each check.
+
+arguments:
+  model=MODEL  model type of transformers (bert), folder with a config.json, or hub id
+  table=PATH   a Family of your own package, as a dotted path, with allow_targets=[my_package]
+  onnx=false   leave out the ONNX export, which takes half a minute"""
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hides torch's C++ warnings about DDP, which no filter reaches
 
@@ -99,6 +107,19 @@ def predict() -> None:
         from qat_lightning.commands.predict import predict as write
 
         write(config, folder, arguments["model"], Path(arguments["input"]), Path(arguments["output"]))
+
+
+def check_model() -> None:
+    """Run `python -m qat_lightning.check_model` and `qat-check-model`."""
+    with _environment():
+        arguments, other = _split_arguments(CHECK_MODEL_HELP, "model=MODEL", table="", onnx="true")
+        if other or arguments["onnx"] not in ("true", "false"):
+            raise ConfigError(
+                f"{(other or ['onnx=' + arguments['onnx']])[0]!r}: give model, table, or onnx=true or false"
+            )
+        from qat_lightning.commands.check_model.run import run_check
+
+        run_check(arguments["model"], arguments["table"], arguments["onnx"] == "true")
 
 
 def export() -> None:
@@ -198,17 +219,27 @@ def _environment() -> Iterator[None]:
 
 def parse_arguments(help: str, **defaults: str) -> tuple[Path, dict[str, str], list[str]]:
     """Return the run folder, the command's other arguments, and the overrides of the run's configuration."""
+    arguments, overrides = _split_arguments(help, "run=DIR", **defaults)
+    return Path(arguments.pop("run")).expanduser(), arguments, overrides
+
+
+def _split_arguments(help: str, needed: str, **defaults: str) -> tuple[dict[str, str], list[str]]:
+    """Return the command's own arguments and all others.
+
+    Args:
+        needed: the argument without a default, as the message shows it: `run=DIR`.
+    """
     typed = quote_paths(sys.argv[1:])
     if not typed or {"-h", "--help"}.intersection(typed):
         print(help)
         raise SystemExit(0 if typed else 1)
     if wrong := [word for word in typed if not is_override(word)]:
         raise ConfigError(f"{wrong[0]!r} is not of the form key=value; --help lists the arguments")
-    given = dict(word.split("=", 1) for word in typed if word.split("=", 1)[0] in {"run", *defaults})
-    if "run" not in given:
-        raise ConfigError("run is missing: set run=DIR, the folder of a run")
-    overrides = [word for word in typed if word.split("=", 1)[0] not in {"run", *defaults}]
-    return Path(given.pop("run")).expanduser(), defaults | given, overrides
+    own = {needed.partition("=")[0], *defaults}
+    given = dict(word.split("=", 1) for word in typed if word.split("=", 1)[0] in own)
+    if missing := own - defaults.keys() - given.keys():
+        raise ConfigError(f"{missing.pop()} is missing: set {needed}; --help lists the arguments")
+    return defaults | given, [word for word in typed if word.split("=", 1)[0] not in own]
 
 
 def _recorded_overrides(folder: Path) -> list[str]:

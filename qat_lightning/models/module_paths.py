@@ -37,7 +37,7 @@ def layer_paths(model: nn.Module) -> list[str]:
     Raises:
         ValueError: several groups of shared layers.
     """
-    stack = _base(model) + family(model).layers
+    stack = base_prefix(model) + family(model).layers
     paths = [f"{stack}.{index}" for index in range(len(model.get_submodule(stack)))]  # type: ignore[arg-type]
     if not family(model).shared:
         return paths
@@ -74,7 +74,7 @@ def site_paths(model: nn.Module, site: str) -> list[str]:
     if site not in CORE_SITES and check_site(site) == "logits":
         return []
     if site == "hidden":
-        return [_first(model, [_base(model) + path for path in table.embeddings]), *layers]
+        return [_first(model, [base_prefix(model) + path for path in table.embeddings]), *layers]
     if site in CORE_SITES:
         port = site.removeprefix("attention.")
         paths = [f"{layer}.{table.attention}.core.{port}" for layer in layers]
@@ -136,7 +136,7 @@ def part_paths(model: nn.Module) -> dict[str, str]:
 
     A layer that is shared by all positions is `layers.0`.
     """
-    table, base = family(model), _base(model)
+    table, base = family(model), base_prefix(model)
     parts = {name: base + path for name, path in table.base_parts.items() if name != "pooler"}
     for index, layer in enumerate(dict.fromkeys(layer_paths(model))):
         parts |= {f"layers.{index}.{name}": f"{layer}.{path}" for name, path in table.layer_parts.items()}
@@ -151,7 +151,7 @@ def part_kind(part: str) -> str:
     return part.split(".", 2)[2] if part.startswith("layers.") else part
 
 
-def _base(model: nn.Module) -> str:
+def base_prefix(model: nn.Module) -> str:
     """The dotted prefix of the base model inside `model`; empty for a base model itself."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and hasattr(model, prefix) else ""

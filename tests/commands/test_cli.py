@@ -246,7 +246,12 @@ def test_without_arguments_the_help_is_printed(tmp_path):
     ended = call(tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "python -m qat_lightning [+experiment=NAME]" in ended.stdout
-    for module in ("qat_lightning.evaluate", "qat_lightning.export", "qat_lightning.bench"):
+    for module in (
+        "qat_lightning.evaluate",
+        "qat_lightning.export",
+        "qat_lightning.bench",
+        "qat_lightning.check_model",
+    ):
         assert f"python -m {module}" in call(tmp_path, "--help", module=module).stdout
     assert not list(tmp_path.iterdir())
 
@@ -313,10 +318,12 @@ def test_a_bench_from_the_command_line(tmp_path):
 
 def test_console_scripts_call_the_commands():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(scripts) == {f"qat-{name}" for name in ("train", "evaluate", "predict", "export", "bench")}
+    commands = ("train", "evaluate", "predict", "export", "bench", "check-model")
+    assert set(scripts) == {f"qat-{name}" for name in commands}
     for script, target in scripts.items():
-        assert target == f"{cli.__name__}:{script.removeprefix('qat-')}"
-        assert callable(getattr(cli, script.removeprefix("qat-")))
+        name = script.removeprefix("qat-").replace("-", "_")
+        assert target == f"{cli.__name__}:{name}"
+        assert callable(getattr(cli, name))
 
 
 def test_a_run_that_is_stopped_before_it_begins_leaves_no_folder(tmp_path):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from qat_lightning.commands.check_model.checks import INTERVENTIONS, check_onnx, run_checks
+from qat_lightning.commands.check_model.rows import Result
 from qat_lightning.distillation.intervention import Intervention
-from qat_lightning.exporters.onnx.exporter import export_onnx
-from qat_lightning.exporters.onnx.format import OnnxFormat
 from qat_lightning.exporters.packed.model_config import read_config
 from qat_lightning.exporters.packed.reader import load_packed
 from qat_lightning.exporters.packed.writer import write_packed
@@ -39,11 +39,6 @@ from tests.tiny_models import (
 from tests.training.runs import small_run
 
 OTHERS = OTHER_TEXTS + OTHER_IMAGES + OTHER_DECODERS
-INTERVENTIONS = {
-    "TI-O": Intervention(["attention.projection"], ["attention.query", "attention.key", "attention.value"]),
-    "TI-C": Intervention(["attention.context"], ["attention.query", "attention.key", "attention.value"]),
-    "TI-M": Intervention(["attention.probs"], ["attention.query", "attention.key"]),
-}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 
@@ -52,23 +47,20 @@ def logits(model: nn.Module, family: str) -> torch.Tensor:
         return SignalCapture(model)(tiny_batch(family))["logits"][0]
 
 
-@pytest.mark.parametrize("family", OTHERS)
-def test_opened_attention_equals_eager_bit_for_bit(family: str) -> None:
-    eager = tiny_model(family, attn_implementation="eager")
-    opened = open_attention(tiny_model(family))
-    batch = without_labels(tiny_batch(family))
-    results = []
-    for model in (eager, opened):
-        model.train()
-        torch.manual_seed(1)
-        output = model(**batch).logits
-        output.square().sum().backward()
-        results.append((output, {name: parameter.grad for name, parameter in model.named_parameters()}))
-    (expected, gradients), (output, own) = results
-    assert torch.equal(output, expected)
-    for name, gradient in gradients.items():
-        assert (gradient is None) == (own[name] is None), name
-        assert gradient is None or torch.equal(gradient, own[name]), name
+def make_batch(family: str, seed: int, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return without_labels(tiny_batch(family, seed, lengths))
+
+
+@cache
+def results(family: str) -> dict[str, Result]:
+    checks = run_checks(partial(tiny_model, family), partial(make_batch, family), onnx=False)
+    return {result.check: result for result in checks}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_passes_every_check(family: str) -> None:
+    assert [result for result in results(family).values() if result.status == "failed"] == []
+    assert {"equal to eager attention", "sites", "packed", *INTERVENTIONS} <= results(family).keys()
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -99,73 +91,13 @@ def test_every_site_has_its_shape_and_the_map_gives_the_context(family: str) -> 
         assert torch.equal(signals["attention.projection"][layer], project(merged))
 
 
-@pytest.mark.parametrize("family", OTHERS)
-def test_normalization_takes_the_residual_and_gives_the_output(family: str) -> None:
-    model = open_attention(tiny_model(family))
-    sites = ["attention.residual", "attention.output"]
-    with torch.no_grad():
-        signals = SignalCapture(model, [*sites, "hidden", "attention.projection"])(tiny_batch(family))
-    for layer in range(LAYERS):
-        added = signals["attention.residual"][layer] - signals["hidden"][layer]
-        assert added.abs().max() > 0
-        block = model.get_submodule(layer_paths(model)[layer])
-        scale = {
-            "dinov2": "layer_scale1.lambda1",
-            "dinov2_with_registers": "layer_scale1.lambda1",
-            "beit": "lambda_1",
-        }.get(family)
-        factor = 1.0 if scale is None else block.get_parameter(scale).detach()
-        if family != "gemma3_text":  # it normalizes the projection before the sum
-            torch.testing.assert_close(added, factor * signals["attention.projection"][layer], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", OTHERS)
-def test_an_intervention_puts_the_teachers_signal_in_place_or_is_refused(family: str) -> None:
-    teacher, model = (open_attention(tiny_model(family, seed)) for seed in (1, 2))
-    plain = logits(model, family)
-    for name, intervention in INTERVENTIONS.items():
-        with torch.no_grad():
-            signals = SignalCapture(teacher, intervention.sites)(tiny_batch(family))
-        if name == "TI-M" and FAMILIES[family].fused:
-            with pytest.raises(ValueError, match="in one layer"), intervention.apply(model, signals):
-                pass
-            continue
-        with intervention.apply(model, signals), torch.no_grad():
-            received = SignalCapture(model, ["logits", *intervention.sites, "attention.projection"])(tiny_batch(family))
-        assert not torch.equal(received["logits"][0], plain)
-        if name == "TI-O":
-            continue
-        (site,) = intervention.sites
-        merged = signals["attention.context"][0].transpose(1, 2).flatten(2) if name == "TI-C" else None
-        if merged is not None:
-            project = model.get_submodule(part_paths(model)["layers.0.attention.projection"])
-            assert torch.equal(received["attention.projection"][0], project(merged)), site
-
-
-@pytest.mark.parametrize("family", OTHERS)
-def test_packed_folder_predicts_exactly_what_the_student_predicts(family: str, tmp_path: Path) -> None:
-    model = student(family, "ternary_w2a8")
-    assert not torch.equal(logits(model, family), logits(tiny_model(family), family))
-    write_packed(model, tmp_path / "packed")
-    assert torch.equal(logits(load_packed(tmp_path / "packed"), family), logits(model, family))
-
-
 @pytest.mark.parametrize(
     "family",
     [family if family in ("modernbert", "dinov2") else pytest.param(family, marks=pytest.mark.slow)
      for family in OTHER_TEXTS + OTHER_IMAGES],
 )  # fmt: skip
-def test_onnx_file_computes_what_the_student_computes(family: str, tmp_path: Path) -> None:
-    model, batch = student(family, "ternary_w2a8"), without_labels(tiny_batch(family))
-    exported = export_onnx(model, tmp_path / "model.onnx", batch)
-    differences = []
-    for seed in range(20, 29):  # a value on the border of two codes may round otherwise, so single rows may differ
-        other = without_labels(tiny_batch(family, seed, (11, 7, 2, 12, 5)))
-        with torch.no_grad():
-            expected = model(**other).logits
-        differences.append(float((exported(**other)["logits"] - expected).abs().max() / expected.std()))
-    assert sorted(differences)[4] < 1e-4, differences
-    assert max(differences) < 0.3, differences
+def test_onnx_file_computes_what_the_student_computes(family: str) -> None:
+    assert check_onnx(partial(tiny_model, family), partial(make_batch, family)) is None
 
 
 @pytest.mark.parametrize(
@@ -297,20 +229,13 @@ def test_a_nested_configuration_of_a_packed_folder_takes_only_known_fields(tmp_p
         read_config(content)
 
 
-@cache
 def matrix() -> str:
     """The matrix of docs/families.md."""
     rows = ["| `model_type` | " + " | ".join(INTERVENTIONS) + " | packed | ONNX |", "| :-- |" + " :-: |" * 5]
     for family in FAMILIES:
-        model = tiny_model(family)
-        cells = []
-        for intervention in INTERVENTIONS.values():
-            try:
-                intervention.check(model)
-                cells.append("✓")
-            except ValueError:
-                cells.append("fused")
-        cells += ["✓", "decoder" if OnnxFormat().supports(model) else "✓"]
+        words = {"passed": "✓", "refused": "fused"}
+        cells = [words[results(family)[name].status] for name in (*INTERVENTIONS, "packed")]
+        cells.append("decoder" if FAMILIES[family].causal else "✓")
         rows.append(f"| `{family}` | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 

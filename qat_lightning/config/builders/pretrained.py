@@ -103,8 +103,12 @@ def random_weights(model: ModelConfig, architecture: PretrainedConfig, auto: Any
     Raises:
         ConfigError: values that do not go together, with the file that holds them.
     """
+    own = copy.deepcopy(architecture)
+    own.architectures = (
+        own.architectures or []
+    )  # transformers 5.23 fails at None where a head has several classes (DeiT)
     try:
-        return auto.from_config(copy.deepcopy(architecture), trust_remote_code=False)
+        return auto.from_config(own, trust_remote_code=False)
     except Exception as error:  # whatever a family raises for a value of its own
         if explain(error) is not None:  # the machine's fault, such as too little memory
             raise

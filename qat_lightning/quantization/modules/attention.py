@@ -108,7 +108,8 @@ class InstrumentedAttention(nn.Module):
 def for_heads(x: Tensor, query: Tensor) -> Tensor:
     """Keys or values (B, G, M, D), each for all the heads that share it: (B, H, M, D)."""
     shared = query.shape[1] // x.shape[1]
-    return x.repeat_interleave(shared, dim=1) if shared > 1 else x
+    # As transformers does it: the product of one shared head is another kernel than that of copies, with other rounding.
+    return x.unsqueeze(2).expand(-1, -1, shared, -1, -1).flatten(1, 2) if shared > 1 else x
 
 
 def has_hooks(port: nn.Module) -> bool:
@@ -129,8 +130,14 @@ def attend(
     """The attention function that transformers calls; it calls `module.core`.
 
     Raises:
-        ValueError: a keyword that would change the result and that the core does not know (softcap, s_aux, …).
+        ValueError: a keyword that would change the result and that the core does not know (softcap, s_aux, …); a module without
+            a core.
     """
+    if not hasattr(module, "core"):
+        raise ValueError(
+            f"{type(module).__name__} calls the attention function and has no core: the row attention of its family's table"
+            " must name it"
+        )
     unknown = sorted(name for name, given in keywords.items() if given is not None and name not in HARMLESS)
     if unknown:
         raise ValueError(

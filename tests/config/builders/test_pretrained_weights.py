@@ -9,12 +9,13 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from qat_lightning.commands.evaluate import evaluate
 from qat_lightning.config.builders.models import build_data, build_model
+from qat_lightning.config.builders.pretrained import random_weights
 from qat_lightning.config.run_config import read_run
-from qat_lightning.config.schema import ConfigError
+from qat_lightning.config.schema import ConfigError, ModelConfig
 from qat_lightning.config.validation import check
 from tests.tiny_models import tiny_model
 from tests.training.runs import composed, saved_tiny, small_run
@@ -222,3 +223,9 @@ def test_a_damaged_config_is_named(tmp_path, tiny, bare, content, message, pretr
     assert str(place.parent) in message
     assert "\n" not in message
     assert len(message) < 700
+
+
+def test_a_family_with_several_classes_for_one_head_starts_with_random_weights():
+    architecture = AutoConfig.for_model("deit", hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = random_weights(ModelConfig(), architecture, AutoModelForImageClassification)
+    assert type(model).__name__ == "DeiTForImageClassification"

@@ -1,0 +1,1 @@
+"""Check the table of a model family on a random tiny model."""
