@@ -47,6 +47,7 @@ class TaskData(LightningDataModule):
     Attributes:
         head: the kind of model for this data.
         derived: names in rows that a model has computed from the others; a fingerprint leaves them out.
+        multi_label: tell whether a row has any number of labels, (B, C) of 0 and 1.
         label_names: the classes in the order of their numbers; None without names.
         model_names: the same from the model's configuration; None without names.
         notes: notes for the user about the rows, one sentence each.
@@ -73,6 +74,7 @@ class TaskData(LightningDataModule):
     task = "task"
     head: Head = "text_classification"
     derived: Sequence[str] = ()
+    multi_label = False
 
     def __init__(
         self,

@@ -124,6 +124,8 @@ def _describe_task(architecture: PretrainedConfig, data: TaskData) -> None:
     architecture.problem_type = None
     if data.head in CLASSIFIERS:
         architecture.problem_type = "regression" if data.regression else "single_label_classification"
+        if data.multi_label:
+            architecture.problem_type = "multi_label_classification"
     architecture.return_dict, architecture.output_attentions, architecture.output_hidden_states = True, False, False
 
 

@@ -95,7 +95,7 @@ def _task_loss(given: TaskLossConfig, data: TaskData) -> dict[str, Any]:
     weights, classes = given.class_weights, data.num_labels
     if weights is None and not given.label_smoothing:
         return {}
-    if data.regression or not data.head.endswith("_classification"):
+    if data.regression or data.multi_label or not data.head.endswith("_classification"):
         raise ConfigError(
             f"task_loss.class_weights and .label_smoothing are for classes, not for {data.task}: remove them"
         )

@@ -26,7 +26,9 @@ class LogitDistillationLoss:
     """L_pred = −Σ_c p^T_c · log p^S_c, averaged over the batch, or over all tokens with a next token.
 
     The sum over start and end for question answering, padding outside both distributions (arXiv:2009.12812 §4.2). A
-    single logit is a regression: then it is MSE(logits), as in the papers for STS-B.
+    single logit is a regression: then it is MSE(logits), as in the papers for STS-B. With labels (B, C) of 0 and 1, several of
+    which may be 1, it is the cross-entropy of each label's own probability,
+    −Σ_c [σ(t_c)·log σ(s_c) + (1 − σ(t_c))·log(1 − σ(s_c))].
 
     Args:
         classes: "sum" adds over classes (arXiv:2211.11014 and 2302.11812, released code); "mean" averages over them, so
@@ -46,7 +48,13 @@ class LogitDistillationLoss:
     def _of_head(self, own: Tensor, other: Tensor, batch: Batch) -> Tensor:
         if own.shape[-1] == 1:
             return functional.mse_loss(own, other)
-        entropy = soft_cross_entropy(own / self.temperature, other / self.temperature)
+        labels, scaled = batch.get("labels"), (own / self.temperature, other / self.temperature)
+        if labels is not None and labels.is_floating_point() and labels.shape == own.shape:
+            entropy = functional.binary_cross_entropy_with_logits(scaled[0], scaled[1].sigmoid(), reduction="none").sum(
+                -1
+            )
+        else:
+            entropy = soft_cross_entropy(*scaled)
         if self.classes == "mean":
             entropy = entropy / (other > PADDED).sum(-1)
         if own.dim() == 2:
@@ -56,7 +64,8 @@ class LogitDistillationLoss:
 
 
 class TaskLoss:
-    """The ground truth: cross-entropy with `labels`, or MSE where the labels are floating (regression).
+    """The ground truth: cross-entropy with `labels`; MSE where they are floating, (B,), as for a regression; binary
+    cross-entropy where they are floating, (B, C), as for several labels a row.
 
     Question answering: the mean of start and end. Language models: the mean over the tokens that have a next one.
 
@@ -90,6 +99,8 @@ class TaskLoss:
             raise ValueError(
                 "class_weights and label_smoothing are for classes, which these labels are not: remove them"
             )
+        if labels.dim() == 2 and labels.is_floating_point():
+            return functional.binary_cross_entropy_with_logits(heads[0], labels.to(heads[0].dtype))
         if labels.is_floating_point():
             return functional.mse_loss(heads[0].squeeze(-1), labels.to(heads[0].dtype))
         if changed:

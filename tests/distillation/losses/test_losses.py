@@ -336,3 +336,20 @@ def test_task_loss_refuses_labels_that_do_not_fit(given, labels, message):
 def test_task_loss_refuses_arguments_out_of_range(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         TaskLoss(**given)
+
+
+def test_losses_of_several_labels_a_row_are_binary_cross_entropies():
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    student, teacher, labels = [[1.0, -2.0]], [[0.5, 3.0]], [[1.0, 0.0]]
+    signals = [{"logits": [torch.tensor(logits)]} for logits in (student, teacher)]
+    batch = {"labels": torch.tensor(labels)}
+    terms = [-math.log(sigmoid(1.0)), -math.log(1 - sigmoid(-2.0))]
+    assert float(TaskLoss()(*signals, batch)) == pytest.approx(sum(terms) / 2, rel=1e-6)
+    soft = [
+        -(sigmoid(t) * math.log(sigmoid(s)) + (1 - sigmoid(t)) * math.log(1 - sigmoid(s)))
+        for s, t in zip(student[0], teacher[0], strict=True)
+    ]
+    assert float(LogitDistillationLoss()(*signals, batch)) == pytest.approx(sum(soft), rel=1e-6)
+    assert float(LogitDistillationLoss(classes="mean")(*signals, batch)) == pytest.approx(sum(soft) / 2, rel=1e-6)
