@@ -29,7 +29,7 @@ class Comparison:
         largest_difference: between their logits; infinite where only one of them is not a finite number.
         agreement: share of logit vectors (one for each row; of question answering, for each token; of language models and
             token classification, for each token with a label) with the same largest entry; of a regression, share that are
-            equal to `NEAR`.
+            equal to `NEAR`; of several labels a row, share of rows with the same labels.
         rows: how many were compared.
     """
 
@@ -76,7 +76,7 @@ def compare(other: nn.Module, model: nn.Module, data: TaskData, rows: int) -> Co
         other_metric.update(*data.predict(given, batch))
         for left, right in zip(expected, given, strict=True):
             largest = max(largest, float(_differences(left, right).max()))
-            equal = _equal(left, right)
+            equal = ((left > 0) == (right > 0)).all(-1) if data.multi_label else _equal(left, right)
             if left.dim() == 3:  # a class for each token, but for those without a label
                 equal = equal[batch["labels"] != IGNORED]
             same, vectors = same + int(equal.sum()), vectors + equal.numel()

@@ -28,7 +28,8 @@ OUTPUTS = (".csv", ".jsonl", ".parquet", ".tsv")
 def predict(config: RunConfig, folder: Path, model: str, source: Path, target: Path) -> Path:
     """Write the input's columns with `prediction` and, for classes, `probability_<class>`; return `target`.
 
-    For token classification `prediction` holds the tag of each word.
+    For token classification `prediction` holds the tag of each word, for several labels a row those of more than half
+    probability. For a sentence encoder the column is `embedding`.
 
     Rows are read in batches of `data.evaluation_batch_size`, in their order, so that the predictions of a file are those
     that `evaluate` scores. A target that ends in .tsv is a submission to GLUE: `index` (the column idx, else the row's
@@ -84,6 +85,10 @@ def _joined(table: pyarrow.Table, columns: dict[str, list[Any]]) -> pyarrow.Tabl
 
 def _submission(table: pyarrow.Table, columns: dict[str, list[Any]], data: TaskData) -> pyarrow.Table:
     """Return the two columns that gluebenchmark.com asks for (arXiv:1804.07461)."""
+    if "prediction" not in columns:
+        raise ConfigError(
+            "a .tsv file is a submission to GLUE, which has no embeddings: give a .parquet, .jsonl or .csv file"
+        )
     predictions, own = columns["prediction"], table.column_names
     index = next((table[name].to_pylist() for name in ("idx", "index") if name in own), list(range(len(predictions))))
     if not data.regression and data.task not in GLUE_NAMES:

@@ -72,6 +72,16 @@ class MultiLabelData(TextClassificationData):
         """Return the probability of each label (B, C), and the labels, 0 or 1."""
         return logits[0].sigmoid(), batch["labels"].long()
 
+    def output_columns(self, logits: Tensor, names: Sequence[str] | None) -> dict[str, list[Any]]:
+        """Return `prediction`, the labels of more than half probability between separators, and all probabilities."""
+        labels, probabilities = list(names or map(str, range(logits.shape[-1]))), logits.sigmoid()
+        chosen = [
+            [label for label, each in zip(labels, row, strict=True) if each > 0.5] for row in probabilities.tolist()
+        ]
+        return {"prediction": [self.separator.join(row) for row in chosen]} | {
+            f"probability_{label}": probabilities[:, number].tolist() for number, label in enumerate(labels)
+        }
+
     def _labels(self, split: Dataset, name: str) -> list[list[str] | None]:
         """Return the labels of each row as words; None for a row without a value."""
         if self.label_columns is None:

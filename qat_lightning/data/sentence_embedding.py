@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pyarrow
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch.nn import functional
 from torchmetrics.regression import SpearmanCorrCoef
 
 from qat_lightning.data.base import Row
-from qat_lightning.data.dataset_files import read_split
+from qat_lightning.data.dataset_files import read_split, read_table
 from qat_lightning.data.file_formats import Column
 from qat_lightning.data.samplers import permutation
 from qat_lightning.data.tokenizers import CHUNK, TokenizedData, check_texts
@@ -116,7 +118,7 @@ class SentenceEmbeddingData(TokenizedData):
     def load(self) -> None:
         """Read both splits, and compute the teacher's similarities of the validation pairs."""
         super().load()
-        if "similarity" in self.validation_rows[0]:
+        if "score" not in self.validation_rows[0] or "similarity" in self.validation_rows[0]:
             return
         if self.embed is None:
             raise ValueError(
@@ -142,6 +144,20 @@ class SentenceEmbeddingData(TokenizedData):
             logits: [embeddings (2B, D)].
         """
         return _similarity(logits[0]), batch["labels"]
+
+    def read_unlabelled(self, source: Path) -> tuple[Sequence[Row], pyarrow.Table]:
+        if len(self.text_columns) != 1:
+            raise ValueError(f"text_columns={self.text_columns} must be the one column whose texts are embedded")
+        self.read_tokenizer()
+        self.tokenizer.padding_side = "right"
+        (column,) = self.text_columns
+        table = read_table(source, [Column(column, "name the column with text_columns=[…]", text=True)])
+        texts = check_texts(table[column].to_pylist(), column, "input", "text_columns")
+        return [{**row, "labels": 0} for row in self._encode(texts)], table
+
+    def output_columns(self, logits: Tensor, names: Sequence[str] | None) -> dict[str, list[Any]]:
+        """Return the column `embedding`, a list of numbers for each row."""
+        return {"embedding": logits.tolist()}
 
     def _validation_rows(self) -> list[Row]:
         if self.pair_columns is None:

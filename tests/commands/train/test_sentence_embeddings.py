@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import BertConfig, BertModel
 
 from qat_lightning import load_packed
+from qat_lightning.commands.predict import predict
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.models.capture import SignalCapture
 from tests.data.conftest import WORDS
@@ -24,7 +26,9 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("sentences")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, **sizes)).save_pretrained(place / "model")
+    BertModel(
+        BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, initializer_range=0.2, **sizes)
+    ).save_pretrained(place / "model")
     save_tokenizer(place / "model", *WORDS[5:])
     (place / "train.csv").write_text("\n".join(["sentence", *SENTENCES]) + "\n")
     pairs = [f"{a},{b},{n}" for n, (a, b) in enumerate(zip(SENTENCES[::5], SENTENCES[1::5], strict=False))]
@@ -36,7 +40,7 @@ def words(folder, *more):
     return (
         "+experiment=embed_minilm", f"model.path={folder / 'model'}", "data=sentences", f"data.path={folder}",
         "data.max_length=16", "data.pair_columns=[one,other]", "data.score_column=score", HUMAN,
-        "stages.teacher={max_steps:null,max_epochs:0}", "stages.train.max_steps=60",
+        "stages.teacher={max_steps:null,max_epochs:0}", "stages.train.max_steps=100",
         "stages.train.validate_every=20", "optimizer.lr=3e-3", *more,
     )  # fmt: skip
 
@@ -75,6 +79,17 @@ def test_embedding_does_not_depend_on_its_batch(finished):
     mask = (padded > 0).long()
     together = SignalCapture(model)({"input_ids": padded, "attention_mask": mask})["logits"][0]
     assert torch.allclose(alone[0], together[0], atol=1e-5)
+
+
+def test_predictions_are_the_embeddings_of_the_packed_student(folder, finished, tmp_path):
+    place, _ = finished
+    config = composed(*words(folder), small=TEXT)
+    predict(config, place, "packed", folder / "train.csv", tmp_path / "out.parquet")
+    embeddings = torch.tensor(parquet.read_table(tmp_path / "out.parquet")["embedding"].to_pylist())
+    assert embeddings.shape == (len(SENTENCES), 32)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(len(SENTENCES)))
+    with pytest.raises(ConfigError, match="submission to GLUE"):
+        predict(config, place, "packed", folder / "train.csv", tmp_path / "out.tsv")
 
 
 def test_pooling_of_the_model_folder_is_used(folder, tmp_path):
