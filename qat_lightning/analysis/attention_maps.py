@@ -26,9 +26,6 @@ def map_divergence(student_map: Tensor, teacher_map: Tensor, batch: Batch | None
     """Compute KL(teacher ‖ student) = 1/n Σ_i Σ_j P^T_ij log(P^T_ij / P^S_ij) without padding, both clamped at 1e-8.
 
     The mean over samples and heads is the attention-map loss of arXiv:2211.11014 §4 for that layer.
-
-    Raises:
-        ValueError: maps of different shapes.
     """
     check_shapes(student_map, teacher_map)
     counts = None if batch is None else what_counts("attention.probs", batch)
@@ -38,27 +35,17 @@ def map_divergence(student_map: Tensor, teacher_map: Tensor, batch: Batch | None
 
 
 def column_mass(maps: Tensor, columns: Tensor, batch: Batch | None = None) -> Tensor:
-    """Compute Σ_{j in columns} P_ij, the probability of these keys, such as [CLS] or [SEP].
-
-    Args:
-        columns: boolean (B, M), or (M,) for all samples; see `first_token` and `token_classes`.
-    """
+    """Compute Σ_{j in columns} P_ij, the probability of these keys, boolean (B, M), or (M,) for all samples."""
     columns = columns.to(maps.device)
     chosen = columns[:, None, None, :] if columns.dim() > 1 else columns
     return _over_rows(_measurable(maps) * chosen, token_mask(batch, maps))
 
 
-def attention_distance(maps: Tensor, batch: Batch | None = None, normalise: bool = False) -> Tensor:
-    """Compute Σ_j P_ij·|i − j|, the mean distance to the keys in tokens (arXiv:2211.11014, released code).
-
-    Args:
-        normalise: divide by the number of tokens n.
-    """
-    tokens = token_mask(batch, maps)
+def attention_distance(maps: Tensor, batch: Batch | None = None) -> Tensor:
+    """Compute Σ_j P_ij·|i − j|, the mean distance to the keys in tokens (arXiv:2211.11014, released code)."""
     places = torch.arange(max(maps.shape[-2:]), device=maps.device)
     apart = (places[: maps.shape[-2], None] - places[: maps.shape[-1]]).abs()
-    distance = _over_rows(_measurable(maps) * apart, tokens)
-    return distance / tokens.sum(-1, keepdim=tokens.dim() > 1).clamp(min=1) if normalise else distance
+    return _over_rows(_measurable(maps) * apart, token_mask(batch, maps))
 
 
 def compare_maps(student: Signals, teacher: Signals, batch: Batch, k: int = 5) -> dict[str, Layers]:
@@ -81,10 +68,7 @@ def compare_maps(student: Signals, teacher: Signals, batch: Batch, k: int = 5) -
 def describe_maps(signals: Signals, batch: Batch, columns: Mapping[str, Tensor] | None = None) -> dict[str, Layers]:
     """Return `attention_distance`, `cls_mass` and the mass of each of `columns` → one number for each layer.
 
-    The first token counts as [CLS], in a text and in an image.
-
-    Args:
-        columns: name → keys, boolean (B, M), see `token_classes`.
+    The first token counts as [CLS], in a text and in an image. `columns` is name → keys, boolean (B, M), see `token_classes`.
     """
     maps = signals[MAPS]
     described = {

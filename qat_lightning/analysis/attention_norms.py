@@ -70,12 +70,8 @@ def norm_analysis(maps: Tensor, value: Tensor, projection: Tensor) -> Norms:
     ‖Σ_h α_h f_h‖² = Σ_{g,h} α_g α_h ⟨f_g, f_h⟩, in float64: the sum of vectors would take B·N·M·E numbers.
 
     Args:
-        maps: `attention.probs` (B, H, N, M).
-        value: `attention.value` (B, M, E), its bias included.
+        maps, value: `attention.probs` (B, H, N, M), and `attention.value` (B, M, E), its bias included.
         projection: W_O (E, E), see `projection_weights`.
-
-    Raises:
-        ValueError: a value that does not fit the projection and the heads.
     """
     vectors = transformed_values(value, projection, maps.shape[1])
     weight = maps.detach().to(vectors)
@@ -90,10 +86,7 @@ def norm_analysis(maps: Tensor, value: Tensor, projection: Tensor) -> Norms:
 def class_means(norms: Norms, classes: Mapping[str, Tensor], batch: Batch) -> dict[str, dict[str, Tensor]]:
     """Return quantity → class → mean over the keys of that class and all queries, for each head (H,); (1,) for `summed`.
 
-    A class without tokens in the batch is left out.
-
-    Args:
-        classes: class → its keys, boolean (B, M), without padding; see `token_classes`.
+    `classes` is class → its keys, boolean (B, M), see `token_classes`. A class without tokens in the batch is left out.
     """
     device = norms.weight.device
     mask = batch.get("attention_mask")
@@ -117,10 +110,7 @@ def norm_differences(
 ) -> dict[str, dict[str, Tensor]]:
     """Return quantity → class → |mean of the teacher − mean of the student| for each layer and head (L, H); `summed` (L, 1).
 
-    Source: arXiv:2211.11014 Fig. 6.
-
-    Raises:
-        ValueError: models of different depth.
+    Source: arXiv:2211.11014 Fig. 6. Raises ValueError for models of different depth.
     """
     if len(teacher) != len(student):
         raise ValueError(f"a teacher of {len(teacher)} layers and a student of {len(student)} cannot be compared")

@@ -49,18 +49,13 @@ class WidthOption:
 def measure_width_options(
     model: nn.Module, rules: Sequence[QuantizationRule], batches: Iterable[Batch], widths: Sequence[int] = WIDTHS
 ) -> dict[str, list[WidthOption]]:
-    """Measure the size and the error of each weight at each width, one weight at a time, without training.
+    """Measure part → size and error of its weight at each width, one weight at a time, without training.
 
     Activations stay in full precision. Padding does not count. The model is left unchanged.
 
     Args:
-        model: in full precision; on any device.
+        model: in full precision; on any device, on which `batches`, inputs (B, …), are as well.
         rules: as for `quantize`. A weight whose quantizer has no argument `bits` keeps its width and is left out.
-        batches: inputs (B, …) on the model's device.
-        widths: the widths to try.
-
-    Returns:
-        part → its options, in the order of `widths`.
 
     Raises:
         ValueError: no rule has a weight quantizer with an argument `bits`.
@@ -78,10 +73,12 @@ def measure_width_options(
         for part in parts:
             switch_on(candidate, [part])
             errors = [
-                _squared_error(_logits(candidate, batch), own) for batch, own in zip(batches, logits, strict=True)
+                (given.double() - expected.double()).square().mean()
+                for batch, own in zip(batches, logits, strict=True)
+                for given, expected in zip(_logits(candidate, batch), own, strict=True)
             ]
             elements = candidate.get_submodule(part_paths(model)[part]).weight.numel()  # type: ignore[operator]
-            options[part].append(WidthOption(bits, elements, sizes[part], _mean(errors)))
+            options[part].append(WidthOption(bits, elements, sizes[part], float(torch.stack(errors).mean())))
     return options
 
 
@@ -140,11 +137,7 @@ def write_record(folder: Path, record: BitRecord) -> None:
 
 
 def read_record(folder: Path) -> BitRecord:
-    """Read `bits.json` of a run folder.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """Read `bits.json` of a run folder; ValueError if it is missing or damaged."""
     try:
         return TypeAdapter(BitRecord).validate_python(read_json(folder / RECORD))
     except FileNotFoundError as error:
@@ -164,21 +157,7 @@ def _logits(model: nn.Module, batch: Batch) -> list[Tensor]:
     ]
 
 
-def _squared_error(given: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
-    return torch.stack(
-        [(own.double() - other.double()).square().mean() for own, other in zip(given, expected, strict=True)]
-    ).mean()
-
-
-def _mean(errors: Sequence[Tensor]) -> float:
-    return float(torch.stack(list(errors)).mean())
-
-
 def _part_bytes(model: nn.Module, parts: Iterable[str]) -> dict[str, int]:
     tensors, paths = packed_tensors(model).tensors, part_paths(model)
-    stored = ("codes", "scale", "zero_point")
-    named = {part: [f"{paths[part]}.weight.{name}" for name in stored] for part in parts}
-    return {
-        part: sum(tensors[name].numel() * tensors[name].element_size() for name in names if name in tensors)
-        for part, names in named.items()
-    }
+    stored = {part: [f"{paths[part]}.weight.{name}" for name in ("codes", "scale", "zero_point")] for part in parts}
+    return {part: sum(tensors[name].nbytes for name in names if name in tensors) for part, names in stored.items()}

@@ -15,10 +15,7 @@ from qat_lightning.models.sites import check_site
 def layer_errors(student: Signals, teacher: Signals, batch: Batch, site: str = "hidden") -> list[float]:
     """Compute MSE(X_l^S, X_l^T) for each signal of the site, without padding (arXiv:2302.11812 Fig. 2b: layer outputs).
 
-    `hidden` starts with the output of the embeddings.
-
-    Raises:
-        ValueError: an unknown site; models of different depth or width.
+    `hidden` starts with the output of the embeddings. Raises ValueError for models of different depth or width.
     """
     own, other = student[check_site(site)], teacher[site]
     if [tensor.shape for tensor in own] != [tensor.shape for tensor in other]:
@@ -26,14 +23,13 @@ def layer_errors(student: Signals, teacher: Signals, batch: Batch, site: str = "
             f"{site}: the student's signals ({_shapes(own)}) and the teacher's ({_shapes(other)}) differ in number or"
             " shape, so they cannot be compared layer by layer"
         )
-    counts = what_counts(site, batch)
-    return [_mean_squared_error(*pair, counts) for pair in zip(own, other, strict=True)]
-
-
-def _mean_squared_error(student: Tensor, teacher: Tensor, counts: Tensor | None) -> float:
-    squares = (student.detach().float() - teacher.detach().float()).square()
-    # Selected, not multiplied by the mask: a masked score may be -inf, and its error not a number.
-    return float((squares if counts is None else squares[counts.to(squares.device).expand_as(squares)]).mean())
+    counts, errors = what_counts(site, batch), []
+    for left, right in zip(own, other, strict=True):
+        squares = (left.detach().float() - right.detach().float()).square()
+        # Selected, not multiplied by the mask: a masked score may be -inf, and its error not a number.
+        chosen = squares if counts is None else squares[counts.to(squares.device).expand_as(squares)]
+        errors.append(float(chosen.mean()))
+    return errors
 
 
 def _shapes(signals: list[Tensor]) -> str:

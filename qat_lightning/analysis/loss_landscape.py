@@ -17,14 +17,6 @@ class Landscape:
     steps: list[float]
     losses: list[list[float]]
 
-    @property
-    def centre(self) -> float:
-        """The loss of the weights; ValueError for a grid without a center."""
-        if len(self.steps) % 2 == 0:
-            raise ValueError(f"a grid of points={len(self.steps)} has no center: set an odd number")
-        middle = len(self.steps) // 2
-        return self.losses[middle][middle]
-
 
 def random_direction(parameters: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Draw normal numbers, scale each column (over dim 0) to the norm of the weight's; 0 for biases and normalization.
@@ -50,14 +42,10 @@ def loss_landscape(
     """Compute the loss on a grid over [−span, span]² around the weights, in two random directions (`random_direction`).
 
     The loss is called points² times without gradients; the model should be in evaluation mode. The weights are changed in
-    place and restored exactly, also after an error. Memory: three times the parameters.
+    place and restored exactly, also after an error. Memory: three times the parameters. The directions, drawn with `seed`, do
+    not depend on the device.
 
     Source: arXiv:2211.11014, released code (21 × 21 points on [−1, 1]²), and 2302.11812 Fig. 2 (±0.5).
-
-    Args:
-        points: number of points on each side.
-        span: largest step.
-        seed: seed of the directions, which do not depend on the device.
 
     Raises:
         ValueError: fewer than 2 points, or a span that is not positive.

@@ -44,11 +44,7 @@ def write_spectra(folder: Path, spectra: Spectra, about: str) -> Path:
 
 
 def read_spectra(folder: Path) -> tuple[dict[str, list[list[float]]], str] | None:
-    """Read (spectra, about) without eigenvalues that are not finite; None if the run wrote none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Read (spectra, about) without eigenvalues that are not finite; None if the run wrote none. ValueError: damaged."""
     if (content := _read(folder / SPECTRA, _Spectra)) is None:
         return None
     spectra = {
@@ -66,11 +62,7 @@ def write_landscapes(folder: Path, landscapes: Mapping[str, Landscape], about: s
 
 
 def read_landscapes(folder: Path) -> tuple[dict[str, Landscape], str] | None:
-    """Read (landscapes, about); None if the run wrote none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Read (landscapes, about); None if the run wrote none. ValueError: damaged."""
     if (content := _read(folder / LANDSCAPES, _Landscapes)) is None:
         return None
     landscapes = {}

@@ -38,9 +38,6 @@ def class_ids(names: Sequence[str], ids: Collection[int]) -> dict[str, list[int]
     """Return class → the ids of its tokens, for the tokens of a text or of the vocabulary.
 
     For the vocabulary: `class_ids(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), range(len(tokenizer)))`.
-
-    Raises:
-        ValueError: the number of names differs from the number of ids.
     """
     if len(names) != len(ids):
         raise ValueError(f"{len(names)} names of tokens for {len(ids)} ids: pass one name for each id")
@@ -51,11 +48,7 @@ def class_ids(names: Sequence[str], ids: Collection[int]) -> dict[str, list[int]
 def token_classes(batch: Batch, ids: Mapping[str, Collection[int]]) -> dict[str, Tensor]:
     """Return class → mask of its valid tokens, boolean (B, N); then "other" (in no class) and "all".
 
-    Args:
-        ids: class → the ids of its tokens, see `class_ids`.
-
-    Raises:
-        ValueError: a batch without `input_ids`.
+    `ids` is class → the ids of its tokens, see `class_ids`. Raises ValueError for a batch without `input_ids`.
     """
     if "input_ids" not in batch:
         raise ValueError("the batch has no input_ids, so its tokens have no classes: pass the classes of an image")

@@ -44,14 +44,10 @@ class StageHistory:
 
 
 def read_history(folder: Path, stages: Mapping[str, int]) -> list[StageHistory]:
-    """Read `logs/<stage>/metrics.csv` of each stage, and `logs/<stage>.1`, `.2`, … of its resumptions.
+    """Read `logs/<stage>/metrics.csv` of each stage (→ its steps), and `logs/<stage>.1`, `.2`, … of its resumptions.
 
     If two files have the same column at the same step, the later one counts: a resumed run repeats the steps since its
     checkpoint. A stage without a log has no rows.
-
-    Args:
-        folder: the run folder.
-        stages: stage → optimizer steps, in order.
     """
     return [StageHistory(name, steps, _merged(_logs(folder / "logs", name))) for name, steps in stages.items()]
 

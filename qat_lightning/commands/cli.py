@@ -178,11 +178,7 @@ def _run(config: DictConfig) -> float:
 
 
 def checked(config: DictConfig) -> RunConfig:
-    """Resolve a composed configuration and check everything that needs neither data nor model.
-
-    Raises:
-        ConfigError, OmegaConfBaseException: a mistake in the configuration.
-    """
+    """Resolve a composed configuration and check everything that needs neither data nor model."""
     run_config = resolve(config)
     check(run_config)
     return run_config
@@ -243,11 +239,7 @@ def _split_arguments(help: str, needed: str, **defaults: str) -> tuple[dict[str,
 
 
 def _recorded_overrides(folder: Path) -> list[str]:
-    """Return the overrides that the run was started with.
-
-    Raises:
-        ConfigError: the file is damaged.
-    """
+    """Return the overrides that the run was started with; ConfigError if the file is damaged."""
     place = folder / "overrides.yaml"
     if not place.is_file():
         return []

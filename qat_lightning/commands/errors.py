@@ -54,12 +54,7 @@ class ErrorExit(ReportedExit):
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn each exception of the block into one message and a SystemExit.
-
-    Raises:
-        ReportedExit: stopped by a signal.
-        ErrorExit: any error; the exit code is 1.
-    """
+    """Turn each exception of the block into one message and ErrorExit with code 1, or ReportedExit after a signal."""
     try:
         yield
     except EndedBySignal as ended:
@@ -79,10 +74,7 @@ def exit_on_error() -> Iterator[None]:
 
 
 def error_message(error: BaseException) -> str | None:
-    """Return the message for an error that a user can correct: in the configuration, the data or the machine.
-
-    None for any other error, which is a bug of this package.
-    """
+    """Return the message for an error of the configuration, the data or the machine; None for a bug of this package."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _hydra_message(error)
     if not _is_own(error) and (message := explain(error)):
@@ -93,7 +85,8 @@ def error_message(error: BaseException) -> str | None:
 
 
 def _report_error(error: Exception) -> None:
-    message, shown = error_message(error), _wants_traceback()
+    message = error_message(error)
+    shown = os.environ.get(USER_TRACEBACK, os.environ.get(HYDRA_TRACEBACK, "0")) not in ("", "0")
     if message is None:
         message, shown = BUG.format(line=f"{type(error).__name__}: {one_line(error)}"), True
     if shown:
@@ -102,10 +95,6 @@ def _report_error(error: Exception) -> None:
     _print(message, advice, *([] if shown else [HINT]))
     _remove_empty_folder()
     _limit_exit_time()
-
-
-def _wants_traceback() -> bool:
-    return os.environ.get(USER_TRACEBACK, os.environ.get(HYDRA_TRACEBACK, "0")) not in ("", "0")
 
 
 def _is_own(error: BaseException) -> bool:

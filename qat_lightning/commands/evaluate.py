@@ -34,12 +34,7 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
 
     Returns the content of `evaluation/<model>.json`: the metrics, and the score that the run recorded (for an export that of
     the student). For other rows than those of the run the file is `evaluation/<model>-<split>.json`, without a recorded
-    score.
-
-    Args:
-        config: the run's configuration with the overrides of the command line.
-        folder: the run folder.
-        model: "student", "teacher", or the name of an export format such as "packed" or "onnx".
+    score. `model` is "student", "teacher", or the name of an export format such as "packed" or "onnx".
 
     Raises:
         ValueError: the folder does not hold the model, or a file of it is damaged.
@@ -69,11 +64,7 @@ def evaluate(config: RunConfig, folder: Path, model: str) -> Plain:
 
 
 def choose_model(config: RunConfig, model: str) -> tuple[RunConfig, dict[str, ExportFormat]]:
-    """Return the configuration that `model` runs in, and the export formats by name.
-
-    Raises:
-        ConfigError: `model` is neither "student", "teacher" nor the name of an export format.
-    """
+    """Return the configuration that `model` runs in, and the export formats by name; ConfigError for another name."""
     formats = build_formats(config)
     if model not in (names := ("student", "teacher", *formats)):
         raise ConfigError(f"model={model!r}: {suggest(model, names)}")
@@ -108,14 +99,11 @@ def _scores(run: Run, scored: nn.Module, model: str) -> dict[str, float]:
     except (ValueError, OSError):
         raise
     except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"model={model} cannot run on these data: {_first_line(error)}. Set overrides that fit the model and this machine"
+            f"model={model} cannot run on these data: {reason}. Set overrides that fit the model and this machine"
             " (such as trainer.accelerator=cpu)"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @dataclass(config=ConfigDict(extra="ignore"))
@@ -130,11 +118,7 @@ class _Recorded:
 
 
 def recorded_scores(folder: Path) -> Plain:
-    """Read the recorded scores; empty if the stages are not finished.
-
-    Raises:
-        ConfigError: the file is damaged.
-    """
+    """Read the recorded scores; empty if the stages are not finished. ConfigError if the file is damaged."""
     place = folder / "metrics.json"
     if not place.is_file():
         return {}

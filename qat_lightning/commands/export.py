@@ -42,10 +42,6 @@ class NotFaithfulError(ValueError):
 class Exporter:
     """Writes what `config.export` asks for of a student on the CPU.
 
-    Args:
-        folder: the run folder.
-        say: takes the subject of a line for the terminal, and the rest of it.
-
     Attributes:
         record: the content of `export/metrics.json`; None where nothing was exported.
     """

@@ -38,11 +38,7 @@ JOBS: list[Job] = []
 
 @contextmanager
 def summarize_failures() -> Iterator[None]:
-    """Name all failed jobs when the sweep has ended.
-
-    Raises:
-        JobError: at least one job has failed.
-    """
+    """Raise JobError, which names all failed jobs, when the sweep has ended."""
     JOBS.clear()
     try:
         yield
@@ -52,9 +48,7 @@ def summarize_failures() -> Iterator[None]:
     if failed := [job for job in JOBS if job.failed]:
         common = set.intersection(*(set(job.overrides) for job in JOBS)) if len(JOBS) > 1 else set()
         own = {job.number: " ".join(word for word in job.overrides if word not in common) for job in failed}
-        names = ", ".join(
-            f"job {number}" + (f" ({overrides})" if overrides else "") for number, overrides in own.items()
-        )
+        names = ", ".join(f"job {number} ({words})" if words else f"job {number}" for number, words in own.items())
         raise JobError(
             f"{len(failed)} of {len(JOBS)} jobs failed, for the reasons above: {names}\nThe same command with"
             f" hydra.sweep.dir={JOBS[0].sweep} continues with the jobs that are not finished."
@@ -62,11 +56,7 @@ def summarize_failures() -> Iterator[None]:
 
 
 def run_job(run: Callable[[], float]) -> float:
-    """Run one job and return its result.
-
-    Raises:
-        JobError: the job has failed; its error was printed.
-    """
+    """Run one job and return its result; JobError if it has failed, whose error was printed."""
     hydra: Any = HydraConfig.get()
     job = Job(int(hydra.job.num), list(hydra.overrides.task), True, Path(hydra.sweep.dir).resolve())
     result = None

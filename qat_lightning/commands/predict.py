@@ -36,7 +36,6 @@ def predict(config: RunConfig, folder: Path, model: str, source: Path, target: P
     number) and `prediction`.
 
     Args:
-        config: the run's configuration with the overrides of the command line; its own rows are not read.
         model: "student", "teacher", or the name of an export format.
         source: csv, tsv, json, jsonl or parquet with the columns of the run's inputs, or a folder of images.
         target: csv, jsonl, parquet or tsv; it must not exist.

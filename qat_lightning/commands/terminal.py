@@ -6,29 +6,18 @@ This module imports no torch, so that the command line starts fast.
 from __future__ import annotations
 
 import atexit
-import codecs
 import errno
 import io
 import os
 import signal
 import sys
 import threading
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import FrameType
 from typing import Any, TextIO
 
 from qat_lightning.io.external_errors import STOP_SIGNALS
-
-TRANSLITERATE = "qat_lightning.transliterate"
-"""Name of the error handler of the program's streams (`_transliterate`)."""
-
-ASCII = {
-    "…": "...", "×": "x", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "←": "<-", "↑": "^", "↓": "v", "±": "+-",
-    "≤": "<=", "≥": ">=", "≠": "!=", "∓": "-+", "█": "#", "─": "-", "│": "|",
-}  # fmt: skip
-"""Characters that this program prints → ASCII for terminals that lack them."""
 
 READER_GONE = (errno.EPIPE, errno.EIO)
 """Errors of a pipe without a reader and of a closed terminal."""
@@ -73,21 +62,6 @@ def exit_on_signals() -> Iterator[None]:
         if main and hasattr(signal, "SIGCHLD"):
             # torch's handler would raise while the interpreter exits if the same signal has ended a loader worker
             atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)
-
-
-def _transliterate(error: UnicodeError) -> tuple[str, int]:
-    """Replace characters that the stream's encoding lacks: by `ASCII`, by a letter without its accent, or by an escape."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return "".join(map(_to_ascii, error.object[error.start : error.end])), error.end
-
-
-def _to_ascii(character: str) -> str:
-    letter = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() if character.isalpha() else ""
-    return ASCII.get(character) or letter or character.encode("ascii", "backslashreplace").decode()
-
-
-codecs.register_error(TRANSLITERATE, _transliterate)
 
 
 @contextmanager
@@ -140,7 +114,7 @@ def _robust(stream: TextIO | None) -> TextIO:
     return io.TextIOWrapper(
         _Unbuffered(file) if stream.write_through else io.BufferedWriter(file),
         encoding=stream.encoding,
-        errors=TRANSLITERATE,
+        errors="backslashreplace",  # of a terminal without Unicode
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

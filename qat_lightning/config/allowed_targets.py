@@ -119,11 +119,7 @@ def kinds_at(key: str) -> list[Kind]:
 
 
 def locate(target: Any, key: str) -> Any:
-    """Return the class or function that a `_target_` at a key names.
-
-    Raises:
-        ConfigError: it is not of an allowed package, not of the kind that the place needs, or does not exist.
-    """
+    """Return the class or function that a `_target_` at a key names; raise ConfigError for one that is not allowed there."""
     kinds, packages, place = kinds_at(key), allowed_packages(), f"{key}._target_={target!r}"
     needed = kinds[0].name if len(kinds) == 1 else "an object of a known kind"
     parts = target.split(".") if isinstance(target, str) else []
@@ -146,22 +142,14 @@ def locate(target: Any, key: str) -> Any:
 
 
 def check_made(made: Any, key: str) -> None:
-    """Check that an object has what its place needs; for classes that no base class describes.
-
-    Raises:
-        ConfigError: the object lacks an attribute.
-    """
+    """Raise ConfigError for an object that lacks what its place needs; for classes that no base class describes."""
     kinds = kinds_at(key)
     if len(kinds) == 1 and (missing := [name for name in kinds[0].attributes if not hasattr(made, name)]):
         raise ConfigError(f"{key}: {type(made).__name__} is not {kinds[0].name}: it has no {', '.join(missing)}")
 
 
 def allowed_packages() -> list[str]:
-    """Return the packages that this command line, or the environment, allows.
-
-    Raises:
-        ConfigError: a name that is not a package's, or a package that cannot be allowed.
-    """
+    """Return the packages that this command line, or the environment, allows; raise ConfigError for one that cannot be."""
     names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")) or name.split(".")[0] in NEVER:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,17 +47,11 @@ def _with_quoted_path(argument: str, sweep: bool) -> str:
     if name not in PATHS + WRITTEN:
         return argument
     several = sweep and name in PATHS and not os.path.exists(os.path.expanduser(value))
-    if several and _is_sweep(argument):
-        return argument
+    with suppress(HydraException):
+        if several and OverridesParser.create().parse_override(argument).is_sweep_override():
+            return argument
     values = value.split(",") if several and "," in value else [value]
     return f"{key}={','.join(_quoted(path) for path in values)}"
-
-
-def _is_sweep(argument: str) -> bool:
-    try:
-        return OverridesParser.create().parse_override(argument).is_sweep_override()
-    except HydraException:
-        return False
 
 
 def _quoted(value: str) -> str:
@@ -80,25 +75,19 @@ def put_debug_last(arguments: Sequence[str]) -> list[str]:
     ['+experiment=quickstart', 'seed=2', '+debug=fast']
     """
     debug = [argument for argument in arguments if argument.lstrip("+").startswith("debug=")]
-    return [argument for argument in arguments if argument not in debug] + [
-        f"+{argument.lstrip('+')}" for argument in debug
-    ]
+    others = [argument for argument in arguments if argument not in debug]
+    return others + [f"+{argument.lstrip('+')}" for argument in debug]
 
 
 def check_words(arguments: Iterable[str]) -> None:
-    """Check the overrides of a command line for mistakes whose place Hydra does not name.
-
-    Args:
-        arguments: of the command line, including flags.
+    """Check the overrides among the arguments of a command line for mistakes whose place Hydra does not name.
 
     Raises:
         ConfigError: a group's value is not the name of an option or a list of names, or a key's value is {}, which Hydra
             merges into the present value without a change.
         OverrideParseException: an argument cannot be read.
     """
-    for override in OverridesParser.create().parse_overrides(
-        [argument for argument in arguments if is_override(argument)]
-    ):
+    for override in OverridesParser.create().parse_overrides(list(filter(is_override, arguments))):
         group = override.key_or_group
         if not group:
             raise ConfigError(f"{override.input_line!r} names no key: give key=value or group=option")

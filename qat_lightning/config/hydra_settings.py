@@ -6,7 +6,7 @@ Hydra applies them before it calls this package: callbacks and logging factories
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,6 @@ FREE = (
     "runtime", "overrides", "job.config_name", "job.override_dirname",
 )  # fmt: skip
 """Keys below `hydra` that any configuration can set, and (last line) that Hydra itself records."""
-
-SWEPT = "sweeper.params"
-"""Overrides of each job of a sweep, as if they were typed; keys of `hydra` are refused."""
 
 
 @contextmanager
@@ -70,9 +67,20 @@ class GuardedLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         typed = [argument for argument in overrides if _key(argument).startswith(("hydra.", "hydra/"))]
         searched = any(_key(argument) == "hydra.searchpath" for argument in typed)
-        foreign = searched or self._is_foreign()
-        if foreign and not searched:
-            self._check_search_path(config_name)
+        path = self.config_search_path.get_path()
+        foreign = searched or any(
+            element.provider == "command-line"
+            or (
+                element.provider == "main"
+                and Path(str(element.path).removeprefix("file://")).resolve() != CONF.resolve()
+            )
+            for element in path
+        )
+        if foreign and not searched and config_name:
+            # before composition, which would import a package that a search path names
+            primary = self.repository.load_config(config_name)
+            if primary is not None and OmegaConf.select(primary.config, "hydra.searchpath") is not None:
+                raise _refused("searchpath")
         config = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         if foreign:
             given = config.hydra.overrides  # Hydra appends the command line to it
@@ -83,18 +91,6 @@ class GuardedLoader(ConfigLoaderImpl):
             trusted = list(_trusted(config_name, typed, run_mode))
             _compare(OmegaConf.to_container(config.hydra, resolve=False), trusted, "")
         return config
-
-    def _is_foreign(self) -> bool:
-        path = self.config_search_path.get_path()
-        main = [element.path for element in path if element.provider == "main"]
-        given = any(element.provider == "command-line" for element in path)
-        return given or any(Path(str(place).removeprefix("file://")).resolve() != CONF.resolve() for place in main)
-
-    def _check_search_path(self, config_name: str | None) -> None:
-        """Refuse a search path before composition, which would import a package that it names."""
-        primary = self.repository.load_config(config_name) if config_name else None
-        if primary is not None and OmegaConf.select(primary.config, "hydra.searchpath") is not None:
-            raise _refused("searchpath")
 
 
 def _trusted(config_name: str | None, typed: list[str], run_mode: RunMode) -> Iterator[Any]:
@@ -112,20 +108,16 @@ def _compare(node: Any, trusted: list[Any], key: str) -> None:
     """Check that every protected value below `hydra` equals the value of a trusted composition."""
     if key in FREE or any(node == other for other in trusted):
         return
-    if key == SWEPT and isinstance(node, dict):
-        _check_swept(node)
+    if key == "sweeper.params" and isinstance(node, dict):  # overrides of each job, as if they were typed
+        for argument in node:
+            if _key(f"{argument}=0").startswith(("hydra.", "hydra/", KEY)):
+                raise _refused(f"{key}.{argument}")
         return
     if not isinstance(node, dict) or not any(isinstance(other, dict) for other in trusted):
         raise _refused(key)
     for name, child in node.items():
         below = f"{key}.{name}" if key else str(name)
         _compare(child, [other[name] for other in trusted if isinstance(other, dict) and name in other], below)
-
-
-def _check_swept(arguments: Iterable[str]) -> None:
-    for argument in arguments:
-        if _key(f"{argument}=0").startswith(("hydra.", "hydra/", KEY)):
-            raise _refused(f"{SWEPT}.{argument}")
 
 
 def _refused(key: str) -> ConfigError:

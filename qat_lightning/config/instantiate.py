@@ -23,15 +23,10 @@ SPECIAL = ("_target_", "_partial_")
 
 
 def create(node: Any, key: str, **given: Any) -> Any:
-    """Make the object that a `_target_` node describes.
+    """Make the object that a `_target_` node at `key` describes, with arguments that configuration cannot hold (`given`).
 
-    Args:
-        key: the place of the node in the configuration, for messages, and to know which kind of object is needed.
-        given: arguments that configuration cannot hold.
-
-    Raises:
-        ConfigError: a target that is not allowed there, an argument that it does not have, a value of another type, or one
-            that the object refuses.
+    Raises ConfigError for a target that is not allowed there, an argument that it does not have, a value of another type, or
+    one that the object refuses.
     """
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)  # what is checked is what is made
@@ -49,11 +44,7 @@ def create(node: Any, key: str, **given: Any) -> Any:
 
 
 def check_node(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
-    """Check a node that an object can be made of, and every `_target_` in it.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Check a node that an object can be made of, and every `_target_` in it (`check_targets`)."""
     check_targets(node, key, given)
     if not (isinstance(node, Mapping) and "_target_" in node):
         raise ConfigError(f"{key}={shorten(repr(node), 80, placeholder=' …')} must hold a _target_ and its arguments")
@@ -103,11 +94,7 @@ def create_all(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def check_targets(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
-    """Check every `_target_` in `node`: that it is allowed, knows its arguments, and gets values of the annotated types.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Raise ConfigError for a `_target_` in `node` that is not allowed, or an argument that is unknown or of another type."""
     if isinstance(node, str) and "${" in node:
         # Hydra would resolve it after the checks, and ${oc.create:…} into another target.
         raise ConfigError(f"{key}={node!r} is an interpolation within a value: write the value itself")
@@ -186,7 +173,7 @@ def _contains_targets(value: Any) -> bool:
 
 
 def check_type(value: Any, annotation: Any, key: str) -> None:
-    """Refuse a plain value that the annotation does not admit, such as true or "3" for a number.
+    """Raise ConfigError for a plain value that the annotation does not admit, such as true or "3" for a number.
 
     The value is judged as JSON, in which a list can replace a tuple and a text can replace a path, as in a configuration.
     """

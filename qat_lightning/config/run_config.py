@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from qat_lightning.config.instantiate import suggest
 from qat_lightning.config.schema import ConfigError, Plain, RunConfig, resolve
-from qat_lightning.config.untrusted_yaml import read_foreign
 from qat_lightning.config.validation import check
+from qat_lightning.io.documents import read_yaml_text
 from qat_lightning.io.files import check_plain
 
 ONE_PROCESS: Plain = {
@@ -26,14 +28,9 @@ ONE_PROCESS: Plain = {
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read `config.yaml` of a run folder, typed and checked as for a new run; missing keys take their defaults.
+    """Read `config.yaml` of a run folder, with overrides (key=value), typed and checked as for a new run.
 
-    Args:
-        overrides: key=value, as on the command line.
-
-    Raises:
-        ConfigError: no run folder, or an override of a key that the run does not have.
-        SpecialFileError: the folder holds a link or a special file.
+    Raises ConfigError for no run folder, or an override of a key that the run does not have, and SpecialFileError.
     """
     check_plain(folder)
     place = folder / "config.yaml"
@@ -48,11 +45,32 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return made
 
 
+def read_foreign(place: Path) -> DictConfig:
+    """Read a configuration as `run` writes it, which another person may have changed, before anything is made of it.
+
+    Interpolations are refused, since `${oc.env:…}` would read the environment of the user who opens the folder, and so are
+    tags, unknown keys and what exceeds the limits (ConfigError).
+    """
+    try:
+        text, content = read_yaml_text(place)
+        if not isinstance(content, dict):
+            raise ValueError("it is not a mapping")
+        if found := next((value for value in _texts(content) if "${" in value), None):
+            raise ValueError(f"it holds the interpolation {found!r}: write its value")
+        config = cast(DictConfig, OmegaConf.create(text))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{str(place)!r} is not the configuration of a run: {reason}") from error
+    known = [field.name for field in fields(RunConfig)]
+    if unknown := [str(name) for name in config if name not in known]:
+        raise ConfigError(f"{str(place)!r} has the key {unknown[0]!r}, which no run has: {suggest(unknown[0], known)}")
+    return config
+
+
 def located(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """Make folders absolute that exist only relative to the directory in which the run was started.
 
-    Args:
-        overrides: key=value; their folders are relative to the current directory.
+    Those of `overrides` (key=value) are relative to the current directory.
     """
     started = Path(config.working_directory or "")
     found = copy.deepcopy(config)
@@ -68,8 +86,7 @@ def located(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
 def in_one_process(config: RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of a run folder without the processes, devices and workers that it requests.
 
-    Args:
-        overrides: key=value; their values stay.
+    Values that `overrides` (key=value) type stay.
     """
     typed, limited = {override.split("=", 1)[0] for override in overrides}, copy.deepcopy(config)
     for key, value in ONE_PROCESS.items():
@@ -90,6 +107,15 @@ def needed_places(config: RunConfig) -> dict[str, str]:
     if config.data.get("tokenizer") != needed.get("model.path"):
         needed["data.tokenizer"] = config.data.get("tokenizer")
     return {override: place for override, place in needed.items() if place is not None}
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Yield every text, keys included."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, list | dict):
+        for part in node if isinstance(node, list) else [*node, *node.values()]:
+            yield from _texts(part)
 
 
 def _key(config: Any, override: Override) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -28,6 +29,8 @@ class ConfigError(ValueError):
 BUDGET_WIDTHS = (2, 3, 4, 5, 6, 8)
 """The widths that `quantization.budget` chooses from, unless others are given."""
 
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "bits": 1}
+
 LARGEST = 2**31 - 1
 """The largest number of steps, epochs or rows."""
 
@@ -37,36 +40,20 @@ def bounded(default: Any, least: float, most: float = LARGEST) -> Any:
     return field(default=default, metadata={"bounds": (least, most)})
 
 
-class Teacher(Enum):
-    """The model that the student is distilled from: the one that it was quantized from, or none (plain QAT)."""
+Teacher = Enum("Teacher", {"full_precision": "full_precision", "none": "none"})
+"""The model that the student is distilled from: the one that it was quantized from, or none (plain QAT)."""
 
-    full_precision = "full_precision"
-    none = "none"
-
-
-class TeacherPrecision(Enum):
-    """Precision of the frozen teacher's parameters, if it differs from the trainer's."""
-
-    bf16 = "bf16"
-
+TeacherPrecision = Enum("TeacherPrecision", {"bf16": "bf16"})
+"""Precision of the frozen teacher's parameters, if it differs from the trainer's."""
 
 Profiler = Enum("Profiler", {"simple": "simple", "advanced": "advanced", "pytorch": "pytorch"})
 """Lightning's profilers by name."""
 
+Keep = Enum("Keep", {"best": "best", "last": "last"})
+"""The weights that a stage passes to the next: the best on the validation split, or the last."""
 
-class Keep(Enum):
-    """The weights that a stage passes to the next: the best on the validation split, or the last."""
-
-    best = "best"
-    last = "last"
-
-
-class UnquantizedDtype(Enum):
-    """Type of the weights that are not quantized, in the packed folder."""
-
-    float32 = "float32"
-    float16 = "float16"
-
+UnquantizedDtype = Enum("UnquantizedDtype", {"float32": "float32", "float16": "float16"})
+"""Type of the weights that are not quantized, in the packed folder."""
 
 TernaryEncoding = Enum("TernaryEncoding", {"2bit": "2bit", "base3": "base3"})
 """How the packed folder holds weights of three values: 2 bits each, or five in a byte."""
@@ -165,9 +152,8 @@ class QuantizationConfig:
 
 @dataclass
 class ExportConfig:
-    """packed, onnx: what is written · unquantized_dtype, ternary_encoding: of the packed folder · rows: validation
-    rows that both are checked
-    against the student on."""
+    """packed, onnx: what is written · unquantized_dtype, ternary_encoding: of the packed folder · rows: validation rows
+    that both are checked against the student on."""
 
     packed: bool = True
     onnx: bool = True
@@ -295,8 +281,7 @@ ConfigStore.instance().store(name="schema", node=RunConfig)
 def resolve(config: DictConfig, schema: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
     """Make a composed configuration an instance of its schema, with interpolations and `model.pretrained=null` resolved.
 
-    Raises:
-        ConfigError: a value that must be given is missing.
+    Raises ConfigError if a value that must be given is missing.
     """
     if missing := list(_missing(OmegaConf.to_container(config, resolve=False))):
         raise ConfigError(f"{', '.join(missing)} must be given: add {' '.join(f'{key}=…' for key in missing)}")
@@ -312,11 +297,7 @@ def as_plain(config: RunConfig | BenchConfig) -> Plain:
 
 
 def check_bounds(node: Any, prefix: str = "") -> None:
-    """Check every number of a configuration that has bounds.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Raise ConfigError for a number of the configuration that is outside its bounds."""
     for each in fields(node):
         key, value, bounds = f"{prefix}{each.name}", getattr(node, each.name), each.metadata.get("bounds")
         if is_dataclass(value):
@@ -325,6 +306,22 @@ def check_bounds(node: Any, prefix: str = "") -> None:
             raise ConfigError(
                 f"{key}={shorten(str(value), 80, placeholder='…')} must be {bounds[0]} or more, at most {bounds[1]}"
             )
+
+
+def parse_size(text: str, key: str) -> tuple[float, str]:
+    """Read a size of the packed model as (bytes, "bytes"); for `quantization.budget` also a mean width as (bits, "bits").
+
+    Raises:
+        ConfigError: it is not a positive number with one of the units.
+
+    >>> parse_size("6MiB", "gate.bytes"), parse_size("2.5bits", "quantization.budget")
+    ((6291456.0, 'bytes'), (2.5, 'bits'))
+    """
+    width = "" if key == "gate.bytes" else ", or a mean width of its weights, such as 2.5bits"
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text.strip())
+    if not found or found[2] not in UNITS or float(found[1]) == 0 or (found[2] == "bits" and not width):
+        raise ConfigError(f"{key}={text!r} must be a size of the packed model, such as 6MiB or 800KB{width}")
+    return float(found[1]) * UNITS[found[2]], "bits" if found[2] == "bits" else "bytes"
 
 
 def _missing(node: Any, key: str = "") -> Iterator[str]:

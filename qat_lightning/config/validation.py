@@ -12,7 +12,6 @@ from textwrap import shorten
 from typing import Any, Literal
 
 from qat_lightning.config.allowed_targets import KEY
-from qat_lightning.config.bit_budget import parse_budget, parse_size
 from qat_lightning.config.instantiate import add_keys, check_node, check_type, create, create_all, suggest
 from qat_lightning.config.schema import (
     DECIDED_BY_RUN,
@@ -25,8 +24,8 @@ from qat_lightning.config.schema import (
     TaskLossConfig,
     Teacher,
     TrainerConfig,
-    as_plain,
     check_bounds,
+    parse_size,
 )
 from qat_lightning.io.documents import read_json
 
@@ -42,11 +41,7 @@ BESIDE_BF16 = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true")
 
 
 def check(config: RunConfig) -> None:
-    """Check all that can be known before data and models are loaded.
-
-    Raises:
-        ConfigError: naming the key and the valid choices.
-    """
+    """Raise ConfigError, with the key and its choices, for what can be known to be wrong before data and models are loaded."""
     _check_known(config)
     check_bounds(config)
     _check_values(config)
@@ -57,14 +52,10 @@ def check(config: RunConfig) -> None:
     interventions = create_all(config.intervention, "intervention")
     schedule = create(config.intervention_schedule, "intervention_schedule") if config.intervention_schedule else None
     create(config.lr_scheduler, "lr_scheduler")
-    for key, nodes in {
-        "callbacks": config.callbacks,
-        "logger": config.logger,
-        "export.formats": config.export.formats,
-    }.items():
-        for name, node in nodes.items():
-            if node is not None:
-                check_node(node, f"{key}.{name}", FORMAT_ARGUMENTS if key == "export.formats" else None)
+    groups = {"callbacks": config.callbacks, "logger": config.logger, "export.formats": config.export.formats}
+    for key, name, node in ((key, name, node) for key, nodes in groups.items() for name, node in nodes.items()):
+        if node is not None:
+            check_node(node, f"{key}.{name}", FORMAT_ARGUMENTS if key == "export.formats" else None)
     create_all(config.quantization.rules, "quantization.rules")
     if config.quantization.attention is not None:
         create(config.quantization.attention, "quantization.attention")
@@ -75,7 +66,7 @@ def check(config: RunConfig) -> None:
     _check_teacher(config, losses)
     _check_schedule(config, interventions, schedule)
     _check_random(config)
-    _check_layers(config)
+    _check_layers(config.model)
     _check_optimizer(config.optimizer)
     create(config.data, "data")  # last: its module imports Lightning, which takes seconds
 
@@ -139,7 +130,7 @@ def _check_values(config: RunConfig) -> None:
 def _check_budget(quantization: QuantizationConfig) -> None:
     if quantization.budget is None:
         return
-    parse_budget(quantization.budget)
+    parse_size(quantization.budget, "quantization.budget")
     if quantization.bits:
         raise ConfigError(
             "quantization.budget chooses the bits, and quantization.bits gives them: leave one of them out"
@@ -193,8 +184,6 @@ def _check_optimizer(node: Plain) -> None:
     for name in {"lr", "weight_decay", "eps"} & node.keys():
         if isinstance(node[name], int | float) and not 0 <= node[name] <= 10:
             raise ConfigError(f"optimizer.{name}={node[name]} must be 0 or more, at most 10")
-    if node.get("maximize"):
-        raise ConfigError("optimizer.maximize=true makes the loss larger: leave it out")
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,))]
     groups = [{"params": [parameter], "weight_decay": node.get("weight_decay", 0.0)} for parameter in parameters]
     on_a_device = {"capturable": False} if node.get("capturable") and torch.cuda.is_available() else {}
@@ -233,46 +222,31 @@ def quantizer_nodes(quantization: QuantizationConfig) -> Iterator[tuple[str, Any
 
 
 def _check_teacher(config: RunConfig, losses: Mapping[str, Any]) -> None:
-    _check_frozen(config, losses)
-    if config.teacher is not Teacher.none:
-        return
-    needing = [name for name, loss in losses.items() if loss.weight != 0 and loss.needs_teacher]
-    if needing:
-        raise ConfigError(
-            f"losses.{needing[0]} needs a teacher and teacher=none: choose losses=task, or teacher=full_precision"
-        )
+    """Check that what needs a teacher has one, which is used, in a precision that fits the trainer's."""
+    needing = {f"losses.{name}": "losses=task" for name, loss in losses.items() if loss.weight and loss.needs_teacher}
     if config.intervention:
-        raise ConfigError(
-            "intervention needs a teacher and teacher=none: choose intervention=none intervention_schedule=none,"
-            " or teacher=full_precision"
-        )
-
-
-def _check_frozen(config: RunConfig, losses: Mapping[str, Any]) -> None:
-    """Check that settings of the teacher have a teacher that is used, in a precision that fits the trainer's."""
-    asked = config.intervention or any(loss.weight != 0 and loss.needs_teacher for loss in losses.values())
-    without = config.teacher is Teacher.none
-    for key in ("teacher_precision", "teacher_cache"):
-        if (value := as_plain(config)[key]) is not None and (without or not asked):
+        needing["intervention"] = "intervention=none intervention_schedule=none"
+    without, precision = config.teacher is Teacher.none, config.teacher_precision and config.teacher_precision.name
+    for key, value in {"teacher_precision": precision, "teacher_cache": config.teacher_cache}.items():
+        if value is not None and (without or not needing):
             reason = "teacher=none" if without else "no loss or intervention uses the teacher"
             raise ConfigError(f"{key}={value} and {reason}: leave {key} out")
     if config.teacher_cache is not None and not config.teacher_cache.strip():
         raise ConfigError("teacher_cache is empty: give a folder, or null for none")
-    precision = config.trainer.precision
-    if config.teacher_precision is not None and precision not in BESIDE_BF16:
+    if precision and config.trainer.precision not in BESIDE_BF16:
         raise ConfigError(
-            f"teacher_precision={config.teacher_precision.name} requires trainer.precision={', '.join(BESIDE_BF16)}, not"
-            f" {precision}: leave teacher_precision out, or choose one of these"
+            f"teacher_precision={precision} requires trainer.precision={', '.join(BESIDE_BF16)}, not"
+            f" {config.trainer.precision}: leave teacher_precision out, or choose one of these"
         )
+    for key, choice in needing.items() if without else ():
+        raise ConfigError(f"{key} needs a teacher and teacher=none: choose {choice}, or teacher=full_precision")
 
 
 def _check_random(config: RunConfig) -> None:
     """Check that a teacher with random weights is trained, unless teacher=none."""
-    budget = config.stages.teacher
-    if config.model.pretrained or config.teacher is Teacher.none:
-        return
     for key in ("max_steps", "max_epochs"):
-        if getattr(budget, key) == 0:
+        untrained = getattr(config.stages.teacher, key) == 0 and not config.model.pretrained
+        if untrained and config.teacher is not Teacher.none:
             raise ConfigError(
                 f"stages.teacher.{key}=0 leaves a teacher with random weights (model.pretrained=false): give model.path=… of a"
                 f" fine-tuned model without model.pretrained=false, or stages.teacher.{key}=3"
@@ -281,59 +255,35 @@ def _check_random(config: RunConfig) -> None:
 
 def _check_schedule(config: RunConfig, interventions: Mapping[str, Any], schedule: Any) -> None:
     if bool(config.intervention) != bool(schedule):
-        given, other = "intervention", "intervention_schedule"
-        if schedule:
-            given, other = other, given
+        given, other = sorted(("intervention", "intervention_schedule"), reverse=bool(schedule))
         raise ConfigError(f"{given} is set and {other} is not: choose {other}=… as well, or {given}=none")
     for name in schedule.names if schedule else ():
         if name not in interventions:
             raise ConfigError(f"intervention_schedule names intervention {name!r}: {suggest(name, interventions)}")
 
 
-def _check_layers(config: RunConfig) -> None:
-    """Check layer pairs of losses and layers of interventions against the models' depths, if these are known."""
-    teacher, chosen = _depth(config.model), config.model.student_layers
+def _check_layers(model: ModelConfig) -> None:
+    """Check the layers of the student against the teacher's depth, if that is known."""
+    depth, chosen = _depth(model), model.student_layers
     if chosen is not None and len(set(chosen)) < len(chosen):
         raise ConfigError(f"model.student_layers={chosen} names a layer twice: name each layer once")
-    if teacher is None:
-        return
-    if chosen is not None and (not chosen or not all(0 <= layer < teacher for layer in chosen)):
-        raise ConfigError(f"model.student_layers={chosen} must name some of the model's layers, 0 to {teacher - 1}")
-    student = teacher if chosen is None else len(chosen)
-    for name, loss in config.losses.items():
-        more = 1 if loss and loss.get("site") == "hidden" else 0
-        for own, other in (loss and loss.get("layers")) or []:
-            if not (0 <= own < student + more and 0 <= other < teacher + more):
-                raise ConfigError(
-                    f"losses.{name}.layers holds [{own}, {other}], but the student's can be 0 to {student + more - 1} and"
-                    f" the teacher's 0 to {teacher + more - 1}"
-                )
-    for name, intervention in config.intervention.items():
-        if beyond := [layer for layer in intervention.get("at") or [] if not 0 <= layer < student]:
-            raise ConfigError(
-                f"intervention.{name}.at holds {beyond[0]}, but the student's layers are 0 to {student - 1}"
-            )
+    if depth and chosen is not None and (not chosen or not all(0 <= layer < depth for layer in chosen)):
+        raise ConfigError(f"model.student_layers={chosen} must name some of the model's layers, 0 to {depth - 1}")
 
 
 def _depth(model: ModelConfig) -> int | None:
     """Return the number of layers, from a local config.json or the configured architecture; None for a hub id."""
     place, described = Path(model.path or "") / "config.json", model.architecture
     if model.path and place.is_file():
-        described = _read_described(place)
+        try:
+            described = read_json(place)
+            if not isinstance(described, dict):
+                raise ValueError("it is not a JSON object")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{str(place)!r} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
     elif model.pretrained:
         return None
     key = next((key for key in ("num_hidden_layers", "n_layers", "n_layer") if key in described), None)
     if key is not None and not (type(described[key]) is int and described[key] > 0):
         raise ConfigError(f"{str(place)!r} is damaged ({key}={described[key]!r} is not 1 or more layers): {AGAIN}")
     return described[key] if key else None
-
-
-def _read_described(place: Path) -> Plain:
-    """Read a model's config.json."""
-    try:
-        described = read_json(place)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{str(place)!r} is damaged ({' '.join(str(error).split())}): {AGAIN}") from error
-    if not isinstance(described, dict):
-        raise ConfigError(f"{str(place)!r} is damaged (it is not a JSON object): {AGAIN}")
-    return described

@@ -72,11 +72,7 @@ class Intervention:
                 yield module.register_forward_hook(hook)
 
     def check(self, student: nn.Module) -> None:
-        """Check that the family of `student` supports this intervention; attention need not be open.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """Raise ValueError if the family of `student` does not support this intervention; attention need not be open."""
         depth = len(layer_paths(student))
         self._layers(depth)
         entrances(student, self.detach)

@@ -22,12 +22,7 @@ several interventions and with several lengths, all run the same function of tra
 
 @dataclass(frozen=True)
 class StepResult:
-    """The loss of a batch, with its graph.
-
-    Args:
-        loss: scalar, the sum of the terms.
-        terms: name → scalar, each loss times its weight.
-    """
+    """The loss of a batch with its graph: the sum of the terms, name → loss times its weight, all scalars."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -73,7 +68,7 @@ class DistillationStep:
         self.losses = {name: loss for name, loss in losses.items() if loss.weight != 0}
         sites = {site for loss in self.losses.values() for site in loss.sites}
         self.capture_student = SignalCapture(student, sorted(sites))
-        self.capture_teacher: Callable[[Batch], Signals] = _no_signals
+        self.capture_teacher: Callable[[Batch], Signals] = lambda batch: {}
         if teacher is not None:
             self.capture_teacher = SignalCapture(teacher.requires_grad_(False).eval(), sorted(sites | replaced))
 
@@ -117,18 +112,10 @@ class DistillationStep:
 
 
 def check_visible(replaced: Iterable[str], losses: Mapping[str, Loss]) -> None:
-    """Check that the losses read what interventions replace.
-
-    Raises:
-        ValueError: the scores are replaced, and a loss computes them from queries and keys.
-    """
+    """Raise ValueError if the scores are replaced, and a loss computes them from queries and keys."""
     blind = [name for name, loss in losses.items() if loss.weight != 0 and set(FACTORS).intersection(loss.sites)]
     if "attention.scores" in replaced and blind:
         raise ValueError(
             f"an intervention replaces attention.scores, and losses[{blind[0]!r}] computes them from queries and keys: give"
             " that loss implementation='dense'"
         )
-
-
-def _no_signals(batch: Batch) -> Signals:
-    return {}

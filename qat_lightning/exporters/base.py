@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ExportContext:
-    """The batch and the processor that a format may need besides the student.
-
-    Attributes:
-        batch: rows that the student accepts.
-        processor: the tokenizer or image processor of the data, or None.
-    """
+    """What a format may need besides the student: rows that it accepts, and the data's tokenizer or image processor."""
 
     batch: Mapping[str, Tensor]
     processor: Any = None
@@ -42,16 +37,11 @@ class ExportFormat(Protocol):
     def write(self, student: nn.Module, folder: Path, context: ExportContext) -> None:
         """Write the student, on the CPU in float32, into the export folder; replace what an earlier export wrote.
 
-        Raises:
-            ValueError: the student cannot be written.
+        Raises ValueError if the student cannot be written.
         """
 
     def load(self, folder: Path) -> nn.Module:
-        """Load what `write` wrote, as a module that is called as the student is.
-
-        Raises:
-            ValueError: what is there is damaged.
-        """
+        """Load what `write` wrote, as a module that is called as the student is; ValueError if it is damaged."""
 
     def describe(self, folder: Path) -> dict[str, Any]:
         """Return JSON for the report and the model card: at least "path", below the export folder, and "bytes"."""

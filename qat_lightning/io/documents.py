@@ -32,12 +32,7 @@ class DocumentError(ValueError):
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DocumentError: not JSON, larger than `largest` bytes, or nested too deeply.
-        FileNotFoundError: there is no such file.
-    """
+    """Read a JSON file; DocumentError if it is not JSON, larger than `largest` bytes, or nested too deeply."""
     try:
         content = json.loads(read_bytes(path, largest))
     except (ValueError, RecursionError) as error:
@@ -52,12 +47,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def read_yaml_text(path: Path) -> tuple[str, Any]:
-    """Read text and content of a YAML file with plain values only: no tags, no merge keys.
-
-    Raises:
-        DocumentError: not such YAML, or beyond the limits.
-        FileNotFoundError: there is no such file.
-    """
+    """Read text and content of a YAML file of plain values: DocumentError for tags, merge keys, or beyond the limits."""
     try:
         text = read_bytes(path, LARGEST_YAML).decode()
         _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader))

@@ -87,6 +87,11 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_hash(value: Any) -> Any:
+    """Return the first digits of a SHA-256, and any other value as it is."""
+    return f"{value[:8]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
+
+
 def finite(content: Any) -> Any:
     """Replace numbers that are not finite by None, in dictionaries and lists of any depth.
 
@@ -101,13 +106,10 @@ def finite(content: Any) -> Any:
 
 
 def check_plain(folder: Path) -> None:
-    """Refuse a folder with anything but plain files and folders, at any depth. The folder itself may be a link.
+    """Raise SpecialFileError for a folder with anything but plain files and folders, at any depth. It may be a link itself.
 
     Hard links are allowed: backups make them, and `atomic_write` never changes the content of an existing file. So are
     the links of Weights & Biases to its own logs below `wandb/`, where this package writes no file.
-
-    Raises:
-        SpecialFileError: the first link or special file.
     """
     for path, mode in _entries(folder):
         if stat.S_ISLNK(mode) and folder / "wandb" in path.parents:

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from qat_lightning.models.module_paths import attention_paths, part_kind, part_paths
+from qat_lightning.quantization.modules.attention import InstrumentedAttention
 from qat_lightning.quantization.quantizers.base import Quantizer
 
-OPERANDS = ("query", "key", "probs", "value")
+PROPERTIES = ("kind", "source", "bits", "scale", "granularity", "group_size", "clip")
 Row = dict[str, Any]
 
 
@@ -23,7 +24,8 @@ def describe_quantizers(student: nn.Module) -> list[Row]:
     """
     rows: dict[tuple[Any, ...], list[str]] = {}
     for tensor, part, quantizer in _quantizers(student):
-        rows.setdefault((tensor, *_properties(quantizer).items()), []).append(part)
+        properties = {name: getattr(quantizer, name, None) for name in PROPERTIES} | {"levels": quantizer.levels()}
+        rows.setdefault((tensor, *properties.items()), []).append(part)
     parts: dict[tuple[str, str], int] = {}
     for key, names in rows.items():
         for kind in {part_kind(name) for name in names}:
@@ -70,14 +72,9 @@ def _quantizers(student: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
                 yield f"{tensor}s", part, quantizer
     for index, path in enumerate(attention_paths(student)):
         core = getattr(student.get_submodule(path), "core", None)
-        for operand in OPERANDS:
+        for operand in InstrumentedAttention.QUANTIZED:
             if isinstance(quantizer := getattr(core, f"{operand}_quantizer", None), Quantizer):
                 yield "attention", f"layers.{index}.{operand}", quantizer
-
-
-def _properties(quantizer: Quantizer) -> Row:
-    names = ("kind", "source", "bits", "scale", "granularity", "group_size", "clip")
-    return {name: getattr(quantizer, name, None) for name in names} | {"levels": quantizer.levels()}
 
 
 def describe_losses(losses: Mapping[str, Any]) -> dict[str, Row]:
@@ -96,17 +93,14 @@ def describe_losses(losses: Mapping[str, Any]) -> dict[str, Row]:
             "what": documentation.split("\n", 1)[0],
             "papers": sorted(set(re.findall(r"\b\d{4}\.\d{5}\b", documentation))),
             "sites": list(getattr(loss, "sites", ())),
-            "settings": {key: value for key, value in values.items() if _is_setting(key, value)},
+            "settings": {  # arguments that a card can print; `layers` is a list of pairs
+                key: value
+                for key, value in values.items()
+                if key not in ("weight", "sites", "site")
+                and value is not None
+                and (key == "layers" or isinstance(value, str | int | float))
+            },
             "weight": getattr(loss, "weight", 1.0),
         }
         described |= describe_losses({f"{name}.{key}": part for key, part in values.items() if hasattr(part, "sites")})
     return described
-
-
-def _is_setting(key: str, value: Any) -> bool:
-    """Return whether an attribute is an argument that a card can print; `layers` is a list of pairs."""
-    return (
-        key not in ("weight", "sites", "site")
-        and (key == "layers" or isinstance(value, str | int | float))
-        and value is not None
-    )

@@ -52,16 +52,15 @@ def draw_sections(
         drawn = list(sections.draw_all(sections.Captured(folder, signals, batch, tokens, classes)))
         training = sections.draw_training(folder, results)
         confusion = sections.draw_confusion(folder, results)
-    return {**training, "confusion": confusion, "sections": drawn, "command": _command(folder)}
+    file = folder / "overrides.yaml"
+    overrides = read_yaml(file) if file.is_file() else None
+    words = ["python", "-m", "qat_lightning", *map(str, overrides)] if isinstance(overrides, list) else []
+    command = block("bash", [shlex.join(words)]) if words else ""
+    return {**training, "confusion": confusion, "sections": drawn, "command": command}
 
 
 def write_report(folder: Path, results: Mapping[str, Any], drawn: Drawn) -> Path:
-    """Write `report.md` into the run folder and return its path.
-
-    Args:
-        results: metrics.json.
-        drawn: the result of `draw_sections`.
-    """
+    """Write `report.md` into the run folder, of metrics.json and the result of `draw_sections`; return its path."""
     context = tables.common_context(results)
     rows = [
         [Markdown(f"**{cell}**") for cell in row] if row[0] == "student" else row for row in tables.model_rows(results)
@@ -104,12 +103,3 @@ def _terminal_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table
     for row in rows:
         shown.add_row(*row, style="bold" if row[0] == "student" else "")
     return shown
-
-
-def _command(folder: Path) -> str:
-    """Format the command line of the run, if Hydra's list of overrides is in the run folder."""
-    file = folder / "overrides.yaml"
-    overrides = read_yaml(file) if file.is_file() else None
-    if not isinstance(overrides, list):
-        return ""
-    return block("bash", [shlex.join(["python", "-m", "qat_lightning", *map(str, overrides)])])

@@ -148,7 +148,14 @@ def _measures(run: Captured) -> Section:
 
 def _norm_differences(run: Captured) -> Section:
     teacher, students = run.compared(MAPS, VALUES, PROJECTIONS)
-    reference, keys = _norms(teacher), run.classes or _patch_classes(teacher[MAPS][0])
+    maps, reference = teacher[MAPS][0], _norms(teacher)
+    every = torch.ones(maps.shape[0], maps.shape[-1], dtype=torch.bool)
+    first = every & (torch.arange(maps.shape[-1]) == 0)
+    keys = run.classes or {
+        CLS: first,
+        "other": every & ~first,
+        "all": every,
+    }  # of an image: the first token, the patches
     differences = {name: norm_differences(reference, _norms(own), keys, run.batch) for name, own in students.items()}
     return _drawn("norms", "Differences of norm-based attention, by token class", plots.norm_plot(differences))
 
@@ -164,7 +171,12 @@ def _spectrum(run: Captured) -> Section | None:
     spectra, about = written
     pooled = {NAMES.get(name, name): [value for batch in own for value in batch] for name, own in spectra.items()}
     head = ["model", "mean of the positive", "largest", "negative"]
-    rows = table(head, [[name, *_spectrum_row(values)] for name, values in pooled.items()])
+    lines = []
+    for name, values in pooled.items():
+        positive = [value for value in values if value > 0]
+        figures = (f"{mean(positive):.4g}" if positive else "–", f"{max(values):.4g}" if values else "–")
+        lines.append([name, *figures, f"{sum(value < 0 for value in values)} of {len(values)}"])
+    rows = table(head, lines)
     alt, figure = "The largest eigenvalues of the Hessian", plots.spectrum_plot(pooled)
     return _drawn("hessian", alt, figure, rows, about=about)
 
@@ -226,19 +238,3 @@ def _separators(run: Captured) -> dict[str, Tensor]:
 def _norms(signals: Signals) -> list[Norms]:
     layers = zip(signals[MAPS], signals[VALUES], signals[PROJECTIONS], strict=True)
     return [norm_analysis(*layer) for layer in layers]
-
-
-def _patch_classes(maps: Tensor) -> dict[str, Tensor]:
-    """Return the token classes of an image: the first token and the patches."""
-    every = torch.ones(maps.shape[0], maps.shape[-1], dtype=torch.bool)
-    first = every & (torch.arange(maps.shape[-1]) == 0)
-    return {CLS: first, "other": every & ~first, "all": every}
-
-
-def _spectrum_row(eigenvalues: Sequence[float]) -> list[str]:
-    positive = [value for value in eigenvalues if value > 0]
-    return [
-        f"{mean(positive):.4g}" if positive else "–",
-        f"{max(eigenvalues):.4g}" if eigenvalues else "–",
-        f"{sum(value < 0 for value in eigenvalues)} of {len(eigenvalues)}",
-    ]

@@ -14,11 +14,7 @@ NAMES = {"teacher": "teacher", "untrained": "PTQ baseline", "student": "student"
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Compare the student with its teacher and with the PTQ baseline, in one sentence.
-
-    Args:
-        results: metrics.json; `teacher` and `untrained` may be absent, and None is an undefined score.
-    """
+    """Compare the student with its teacher and the PTQ baseline, if metrics.json has them, in one sentence."""
     if not _is_defined(results["student"]):
         teacher = f" (teacher {score(results['teacher'])})" if "teacher" in results else ""
         return f"The student's {results['metric']} is undefined: it is not a finite number{teacher}."

@@ -31,7 +31,11 @@ def model_rows(results: Results) -> list[list[str]]:
     rows = [[name, score(results[key]), *sizes[key]] for key, name in NAMES.items() if key in results]
     for figures in exports(results).values():
         place = f"export/{figures['path'].rstrip('/')}"
-        rows.append([place, _export_score(figures, results), human_bytes(figures["bytes"]), f"{figures['ratio']:.2f}×"])
+        own, reference = figures["score"], figures["student"]
+        shown = score(own)
+        if reference != results["student"] and None not in (own, reference):  # fewer rows were compared
+            shown = f"student {own - reference:+.4f}"
+        rows.append([place, shown, human_bytes(figures["bytes"]), f"{figures['ratio']:.2f}×"])
     return rows
 
 
@@ -39,13 +43,6 @@ def exports(results: Results) -> dict[str, Mapping[str, Any]]:
     """Return export → its figures, for what was exported."""
     entries = (results.get("export") or {}).items()
     return {name: entry for name, entry in entries if isinstance(entry, Mapping) and "bytes" in entry}
-
-
-def _export_score(figures: Mapping[str, Any], results: Results) -> str:
-    """Format the metric of an export, or its distance to the student's on the rows that were compared, if fewer."""
-    if figures["student"] == results["student"] or None in (figures["score"], figures["student"]):
-        return score(figures["score"])
-    return f"student {figures['score'] - figures['student']:+.4f}"
 
 
 def stage_rows(results: Results) -> list[list[str]]:

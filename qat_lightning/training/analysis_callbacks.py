@@ -66,9 +66,9 @@ class AttentionAnalysis(Callback):
 
 
 class StepSizeHistory(Callback):
-    """Logs `step_sizes/<weights or activations>/<layer>`, the geometric mean of what is learned there.
+    """Logs `step_sizes/<weights or activations>/<layer>`, the geometric mean of what is learned there, for the report.
 
-    At the steps at which the trainer logs; the report draws them. Nothing where nothing is learned.
+    At the steps at which the trainer logs.
     """
 
     def on_train_batch_end(  # type: ignore[override]
@@ -89,8 +89,7 @@ class HessianSpectrum(Callback):
     hours for BERT-base on a CPU. The other processes of a run wait, at most as long as their backend's timeout.
 
     Args:
-        batches: mini-batches.
-        top: eigenvalues of each.
+        batches, top: mini-batches, and eigenvalues of each.
         teacher: the teacher's too, to compare with; doubles the cost.
         norm_weight: adds norm_weight·Σ_p ‖p‖₂ to the loss. 0.01 is the released code's; it hides the loss's own
             eigenvalues behind norm_weight/‖p‖ where a tensor is nearly zero, as a new head's bias is.
@@ -106,11 +105,9 @@ class HessianSpectrum(Callback):
 
     def on_fit_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
         """Not on_train_end: the stage's clock has stopped, and its last checkpoint is written."""
-        if not _at_hand(trainer, module):
+        if not (batches := _training_batches(trainer, module, self.batches)):
             return
-        device = trainer.strategy.root_device
-        batches = _training_batches(trainer, self.batches, device)
-        spectra = {name: self._spectrum(name, model, batches) for name, model in _models(module, self.teacher, device)}
+        spectra = {name: self._spectrum(name, model, batches) for name, model in _models(trainer, module, self.teacher)}
         loss = f"the task's loss + {self.norm_weight:g}·Σ‖p‖₂" if self.norm_weight else "the task's loss"
         about = f"Top {self.top} by magnitude, of {loss} on each of {len(batches)} mini-batches of the training data"
         write_spectra(Path(trainer.default_root_dir), spectra, about)
@@ -152,28 +149,19 @@ class LossLandscape(Callback):
         self.points, self.span, self.batches, self.teacher, self.seed = points, span, batches, teacher, seed
 
     def on_fit_end(self, trainer: Trainer, module: QATModule) -> None:  # type: ignore[override]
-        """Not on_train_end: the stage's clock has stopped, and its last checkpoint is written."""
-        if not _at_hand(trainer, module):
+        if not (batches := _training_batches(trainer, module, self.batches)):
             return
-        device = trainer.strategy.root_device
-        batches = _training_batches(trainer, self.batches, device)
-        landscapes = {}
-        for name, model in _models(module, self.teacher, device):
-            loss = _mean_loss(_task_loss(model), batches)
-            landscapes[name] = loss_landscape(loss, _weights(model), self.points, self.span, self.seed)
+        landscapes = {
+            name: loss_landscape(_mean_loss(model, batches), _weights(model), self.points, self.span, self.seed)
+            for name, model in _models(trainer, module, self.teacher)
+        }
         about = f"The task's loss, mean over mini-batches of the training data ({len(batches)}); seed {self.seed}"
         write_landscapes(Path(trainer.default_root_dir), landscapes, about)
 
 
-def _at_hand(trainer: Trainer, module: QATModule) -> bool:
-    """Tell whether this is the first process, at the end of the stage that trains the student for good."""
-    intervening = any(isinstance(callback, InterventionSchedule) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    quantized = any(hasattr(part, "weight_quantizer") for part in module.student.modules())
-    return trainer.is_global_zero and not intervening and (quantized or module.teacher is not None)
-
-
-def _models(module: QATModule, teacher: bool, device: torch.device) -> Iterator[tuple[str, nn.Module]]:
+def _models(trainer: Trainer, module: QATModule, teacher: bool) -> Iterator[tuple[str, nn.Module]]:
     """A copy of each model by name, one at a time; of the teacher all weights count, as of the student."""
+    device = trainer.strategy.root_device
     if teacher and module.full_teacher is not None:
         yield "teacher", _copied(module.full_teacher, device).requires_grad_(True)
     yield "student", _copied(module.student, device)
@@ -190,9 +178,17 @@ def _copied(model: nn.Module, device: torch.device) -> nn.Module:
     return open_attention(copy.deepcopy(model)).eval().to(device)
 
 
-def _training_batches(trainer: Trainer, count: int, device: torch.device) -> list[Batch]:
-    """So many batches of 32 rows, fewer where the data has fewer; the same for every seed."""
-    return [_moved(batch, trainer, device) for batch in trainer.datamodule.calibration_batches(32 * count)]  # type: ignore[attr-defined]
+def _training_batches(trainer: Trainer, module: QATModule, count: int) -> list[Batch]:
+    """So many batches of 32 rows, or of all rows if these are fewer; the same for every seed.
+
+    None unless this is the first process, at the end of the stage that trains the student for good.
+    """
+    intervening = any(isinstance(callback, InterventionSchedule) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    quantized = any(hasattr(part, "weight_quantizer") for part in module.student.modules())
+    if not trainer.is_global_zero or intervening or not (quantized or module.teacher is not None):
+        return []
+    batches = trainer.datamodule.calibration_batches(32 * count)  # type: ignore[attr-defined]
+    return [_moved(batch, trainer, trainer.strategy.root_device) for batch in batches]
 
 
 def _moved(batch: Batch, trainer: Trainer, device: torch.device) -> dict[str, Any]:
@@ -206,5 +202,6 @@ def _task_loss(model: nn.Module) -> Callable[[Batch], Tensor]:
     return lambda batch: task(observe(batch), {}, batch)
 
 
-def _mean_loss(loss: Callable[[Batch], Tensor], batches: list[Batch]) -> Callable[[], Tensor]:
+def _mean_loss(model: nn.Module, batches: list[Batch]) -> Callable[[], Tensor]:
+    loss = _task_loss(model)
     return lambda: torch.stack([loss(batch) for batch in batches]).mean()

@@ -22,9 +22,7 @@ from qat_lightning.training.module import QATModule
 class InterventionSchedule(Callback):
     """Sets `module.distillation.intervention` by name before each step, from the number of optimizer steps done.
 
-    Args:
-        interventions: name → intervention.
-        schedule: (step, steps) → name.
+    `schedule` is (step, steps) → name.
     """
 
     def __init__(self, interventions: Mapping[str, Intervention], schedule: Callable[[int, int], str]) -> None:

@@ -13,11 +13,9 @@ from qat_lightning.quantization.quantizers.base import Quantizer
 
 
 def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
-    """Check that one model can teach the other.
+    """Raise ValueError unless one model can teach the other.
 
-    Raises:
-        ValueError: a quantized teacher, one that shares weights with the student, whose classes have another order, or
-            that has another vocabulary.
+    Not a quantized teacher, one that shares weights with the student, has its classes in another order, or another vocabulary.
     """
     for name, part in teacher.named_modules():
         if isinstance(part, Quantizer):

@@ -49,8 +49,7 @@ class QATModule(LightningModule):
             optimizer's own lr and no decay.
         stage: what an error calls this training.
         cache: where the teacher's signals are kept and found again.
-        full_teacher: the teacher as it was fine-tuned, which analyses look at, where `teacher` is a copy of it in another
-            precision.
+        full_teacher: the teacher as it was fine-tuned, for analyses, if `teacher` is a copy of it in another precision.
 
     Raises:
         ValueError: a teacher that cannot teach this student, an intervention that a loss does not see (`compatible`).
@@ -176,8 +175,7 @@ class QATModule(LightningModule):
         return float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
     def on_fit_start(self) -> None:
-        """Put the student in training mode, which neither `from_pretrained` nor Lightning does; the teacher stays in
-        evaluation mode."""
+        """Put the student in training mode, which neither `from_pretrained` nor Lightning does; the teacher stays as it is."""
         train_unfrozen(self.student)
         if self.teacher is not None:
             self.teacher.to(self.device)
@@ -189,11 +187,10 @@ def train_unfrozen(module: nn.Module) -> None:
     `from_pretrained` returns a model in evaluation mode, where dropout is off, step sizes are not measured and activations
     are not checkpointed.
 
-    Example:
-        >>> model = nn.ModuleDict({"encoder": nn.Linear(2, 2).requires_grad_(False), "head": nn.Linear(2, 2)}).eval()
-        >>> train_unfrozen(model)
-        >>> model["head"].training, model["encoder"].training
-        (True, False)
+    >>> model = nn.ModuleDict({"encoder": nn.Linear(2, 2).requires_grad_(False), "head": nn.Linear(2, 2)}).eval()
+    >>> train_unfrozen(model)
+    >>> model["head"].training, model["encoder"].training
+    (True, False)
     """
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):

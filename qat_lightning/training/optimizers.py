@@ -24,19 +24,13 @@ class BertAdam(Optimizer):
 
     The two step counts differ only for a tensor that has no gradient in some steps, as W_V and W_O under Teacher
     Intervention. With "per_tensor" such a tensor takes, at its k-th gradient, the learning rate that the schedule had at
-    step k, so its own warm-up begins when it begins to learn. With "shared" all tensors take the rate of the current
-    step, as in `torch.optim`. "per_tensor" is the default because the released code of arXiv:2302.11812 counts so, and
-    because the first updates are the largest: without bias correction the first one is (1 − β₁)/√(1 − β₂) = 3.2 times
-    lr, which the warm-up is there to reduce. Of a stage of 60 steps with a warm-up of 10 % in the gradual order, W_O
-    takes its first update at 14 % of the peak rate and ends at 20 %, W_V at 14 % and 39 %; with "shared" the two begin
-    at 93 % and 74 % and end at 2 %.
+    step k, so its own warm-up begins when it begins to learn (arXiv:2302.11812, released code). With "shared" all tensors
+    take the rate of the current step, as in `torch.optim`. The first updates are the largest: without bias correction the
+    first one is (1 − β₁)/√(1 − β₂) = 3.2 times lr, which the warm-up is there to reduce.
 
     Args:
         params: parameters, or groups of them with their own settings.
-        lr: learning rate; 0 or more.
-        betas: β₁ and β₂; 0 or more, less than 1.
-        eps: ε; 0 or more.
-        weight_decay: 0 or more.
+        lr, eps, weight_decay: 0 or more; betas: β₁ and β₂, 0 or more and less than 1.
         clip: largest norm of one tensor's gradient; 0 for no clipping.
         step_count: "per_tensor" or "shared", see above.
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from pydantic import TypeAdapter
 from torch import nn
 
+from qat_lightning.analysis.result_files import LANDSCAPES, SPECTRA
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.documents import read_json
 from qat_lightning.io.external_errors import another_folder, same_command
-from qat_lightning.io.files import finite, write_json
+from qat_lightning.io.files import finite, short_hash, write_json
 from qat_lightning.io.screen import tell
-from qat_lightning.training.checkpoints.archive import set_aside
 from qat_lightning.training.checkpoints.callbacks import LAST, BestCheckpoint, ResumeCheckpoint, best_path, resume_point
 from qat_lightning.training.checkpoints.checksum import read_sealed
 from qat_lightning.training.checkpoints.stage_result import (
@@ -49,24 +47,8 @@ OWN = ("last.ckpt*", "previous.ckpt*", "best-*.ckpt*", "settings.json*")
 """Files that a stage writes to its folder while it trains."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a stage trains.
-
-    Args:
-        max_steps, max_epochs: optimizer steps or passes over the data; the smaller one holds when both are given. 0 steps
-            means that there is nothing to train.
-    """
-
-    max_steps: int | None = None
-    max_epochs: int | None = None
-
-    def steps(self, batches_per_epoch: int, accumulate: int = 1) -> int:
-        """Optimizer steps."""
-        given = [] if self.max_steps is None else [self.max_steps]
-        if self.max_epochs is not None:
-            given.append(math.ceil(self.max_epochs * batches_per_epoch / accumulate))
-        return min(given)
+MADE = (SPECTRA, LANDSCAPES, Path("metrics.json"), Path("report.md"), Path("export"), Path("evaluation"))
+"""Files below the run folder that are made from the results of stages."""
 
 
 def shared(first: int, both: int) -> int:
@@ -88,11 +70,10 @@ class Stage:
     """`checkpoints/<name>.safetensors` and `.json` when finished; `checkpoints/<name>/` with its own while it runs.
 
     Args:
-        folder: the run folder.
         settings: all that decides the result, the previous stage's fingerprint included.
 
     Raises:
-        ValueError: the folder holds a stage of this name made with other settings; the message names them.
+        ValueError: the run folder holds a stage of this name made with other settings; the message names them.
     """
 
     def __init__(self, name: str, folder: Path, settings: Settings) -> None:
@@ -121,11 +102,7 @@ class Stage:
         return found
 
     def load(self, student: nn.Module) -> None:
-        """The finished stage's weights into `student`.
-
-        Raises:
-            ValueError: they are not there, or damaged.
-        """
+        """The finished stage's weights into `student`; ValueError if they are missing or damaged."""
         self._clear()  # a kill came between the record and the removal
         load_stage(self.name, self.folder, student)
 
@@ -149,14 +126,14 @@ class Stage:
         if module.steps > 0:
             self._train(trainer, module, data, checkpoint)
             assisted = _find(trainer, BestCheckpoint).assisted
-        last_score = own_score(trainer, module, data)
+        last_score = own_scores(trainer, module, data)[data.metric]
         outcome = StageResult(
             steps=trainer.global_step,
             seconds=round(_find(trainer, StageTimer).time_elapsed("train"), 3),
             score=finite(self._take_best(trainer, module, data, last_score) if keep_best else last_score),
             last_score=finite(last_score),
             assisted=finite(assisted),
-            checkpoint_bytes=_bytes(self.scratch / LAST),
+            checkpoint_bytes=last.stat().st_size if (last := self.scratch / LAST).is_file() else 0,
             settings=self.settings,
         )
         self._finish(trainer, module.student, outcome)
@@ -184,17 +161,17 @@ class Stage:
             with self.stopping:
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except StoppedBySignal as stopped:
-            self._tell(trainer, f"stopped by {stopped.name} after step {stopped.step}")
+            self._print(trainer, f"stopped by {stopped.name} after step {stopped.step}")
             raise
         except Exception as error:
             if not self.stopping.signal:
                 raise
             # The signal went to others as well (a loader's worker, another process), and they were gone first.
             ended = StoppedBySignal(self.stopping.signal, trainer.global_step, trainer.is_global_zero)
-            self._tell(trainer, f"stopped by {ended.name} after step {ended.step} (not saved)")
+            self._print(trainer, f"stopped by {ended.name} after step {ended.step} (not saved)")
             raise ended from error
 
-    def _tell(self, trainer: Trainer, what: str) -> None:
+    def _print(self, trainer: Trainer, what: str) -> None:
         if trainer.is_global_zero:
             tell(f"{what} of stage {self.name!r}: {same_command(self.folder)} continues")
 
@@ -231,6 +208,26 @@ class Stage:
             )
 
 
+def set_aside(folder: Path, stage: str) -> Path | None:
+    """Move checkpoints and logs of a stage that has not begun, which are another run's, and what was made of them.
+
+    Returns where to, `earlier/<number>`; None if there was nothing.
+    """
+    named = [path for kind in ("checkpoints", "logs") for path in (folder / kind).glob(f"{stage}*")]
+    own = [path for path in named if path.name == stage or path.name.startswith(f"{stage}.")]
+    left = [path for path in (*own, *(folder / made for made in MADE)) if path.exists()]
+    if not left:
+        return None
+    numbers = [int(path.name) for path in (folder / "earlier").glob("*") if path.name.isdecimal()]
+    to = folder / "earlier" / str(1 + max(numbers, default=0))  # after the last: some may be missing
+    for path in left:
+        place = to / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+    rank_zero_warn(f"{folder} holds results of an earlier run: they are in {to} from now on")
+    return to
+
+
 def refuse_other_stages(folder: Path, names: Sequence[str]) -> None:
     """Raises ValueError where the run folder holds a stage, begun or finished, that this run does not have."""
     held = {path.parent.name for path in (folder / "checkpoints").glob("*/settings.json")}
@@ -246,12 +243,9 @@ def _changes(kept: Settings, given: Settings) -> str:
     """`key: old → new` of each that differs; of those that follow from others only where no other differs."""
     changed = {key for key in {*kept, *given} if kept.get(key) != given.get(key)}
     shown = sorted(changed - FOLLOWING.keys()) or sorted(changed)
-    return "; ".join(f"{FOLLOWING.get(key, key)}: {_short(kept.get(key))} → {_short(given.get(key))}" for key in shown)
-
-
-def _short(value: Any) -> Any:
-    """The beginning of a fingerprint, which nobody compares by eye."""
-    return f"{value[:8]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
+    return "; ".join(
+        f"{FOLLOWING.get(key, key)}: {short_hash(kept.get(key))} → {short_hash(given.get(key))}" for key in shown
+    )
 
 
 def own_scores(trainer: Trainer, module: QATModule, data: TaskData) -> dict[str, float]:
@@ -260,14 +254,5 @@ def own_scores(trainer: Trainer, module: QATModule, data: TaskData) -> dict[str,
     return {name: float(logged[f"val/{name}"]) for name in data.metrics}
 
 
-def own_score(trainer: Trainer, module: QATModule, data: TaskData) -> float:
-    """The one that counts."""
-    return own_scores(trainer, module, data)[data.metric]
-
-
 def _find(trainer: Trainer, kind: type) -> Any:
     return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0

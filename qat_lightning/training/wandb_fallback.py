@@ -16,11 +16,9 @@ own are 90 (and as much again for a service that is away), no end, and no end.""
 
 
 def begin(logger: WandbLogger, say: Callable[[str, str], None]) -> None:
-    """Open the log of a stage now, within seconds; offline where that fails, for this and all later stages.
+    """Open the log of a stage, of a logger not yet used, within seconds; offline if that fails, for all later stages too.
 
-    Args:
-        logger: not yet used.
-        say: takes the subject of a line for the terminal, and the rest of it.
+    `say` takes the subject of a line for the terminal, and the rest of it.
     """
     import wandb  # half a second, for those who use it
 

@@ -63,7 +63,7 @@ def unknown_key(name: str) -> None:
 
 def stopped(name: str) -> None:
     trainer: Any = SimpleNamespace(is_global_zero=True)
-    Stage._tell(SimpleNamespace(name=name, folder=Path(name)), trainer, "stopped")  # type: ignore[arg-type]
+    Stage._print(SimpleNamespace(name=name, folder=Path(name)), trainer, "stopped")  # type: ignore[arg-type]
 
 
 def a_run() -> Run:

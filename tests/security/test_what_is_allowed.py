@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from qat_lightning.config.allowed_targets import locate
 from qat_lightning.config.instantiate import check_targets, create
+from qat_lightning.config.run_config import read_foreign
 from qat_lightning.config.schema import CONF, ConfigError, as_plain
-from qat_lightning.config.untrusted_yaml import read_foreign
 from qat_lightning.data.tokenizers import read_tokenizer
 from tests.security import plant
 from tests.security.corpus import CASES, COMMIT, GROUPS, HARMLESS, model_of

@@ -41,13 +41,7 @@ CALIBRATION = (8, 16)
 
 @dataclass(frozen=True)
 class Runtime:
-    """A form of the model that is timed.
-
-    Args:
-        path: the file or folder that it is loaded from.
-        load: returns a module that is called as `model(**batch)["logits"]`.
-        reference: the runtime whose logits it approximates.
-    """
+    """A timed form of the model, which `load` reads from `path`; it approximates the logits of the runtime `reference`."""
 
     path: Path
     load: Callable[[], nn.Module]
@@ -64,9 +58,6 @@ def measure_inference(config: BenchConfig, report: Report) -> Plain:
 
     Returns: {"model", "baseline", "threads", …, "runtimes": {name: {"bytes", "ratio", "load", "difference", "speed": {shape:
     {"seconds", "speedup"}}}}}
-
-    Raises:
-        ValueError: a wrong setting, a shape that the model cannot read, a decoder, or a student that cannot be exported.
     """
     settings = read_settings(InferenceSettings, config.bench)
     with torch_threads(config.threads), TemporaryDirectory(prefix="qat_lightning_bench_") as folder:
@@ -98,7 +89,12 @@ def measure_inference(config: BenchConfig, report: Report) -> Plain:
                 "bytes": runtime.bytes,
                 "ratio": runtimes[BASELINE].bytes / runtime.bytes,
                 "load": spread(loads[name]),
-                "difference": runtime.reference and _difference(answers, name, runtime.reference),
+                "difference": (other := runtime.reference)
+                and {
+                    "from": other,
+                    "largest": float((answers[name] - answers[other]).abs().max()),
+                    "of_logits_up_to": float(answers[other].abs().max()),
+                },
                 "speed": {
                     label(shape): {
                         "seconds": speeds[shape, name],
@@ -113,18 +109,8 @@ def measure_inference(config: BenchConfig, report: Report) -> Plain:
     return {"model": model, "baseline": BASELINE, "threads": config.threads, **counts, "runtimes": rows}
 
 
-def _difference(answers: dict[str, Tensor], name: str, reference: str) -> Plain:
-    """Return how much the logits differ from those of the reference, and the largest logit for comparison."""
-    largest, logit = ((answers[name] - answers[reference]).abs().max(), answers[reference].abs().max())
-    return {"from": reference, "largest": float(largest), "of_logits_up_to": float(logit)}
-
-
 def build_teacher(config: BenchConfig) -> PreTrainedModel:
-    """Build the configured architecture with a classifier and random weights; nothing is downloaded.
-
-    Raises:
-        ConfigError: a decoder.
-    """
+    """Build the configured architecture with a classifier and random weights; ConfigError for a decoder."""
     torch.manual_seed(0)
     architecture = described(config.model, num_labels=2)
     images = type(architecture) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
@@ -146,14 +132,7 @@ def build_calibrated(config: BenchConfig, teacher: PreTrainedModel) -> nn.Module
 
 
 def write_runtimes(teacher: PreTrainedModel, student: nn.Module, folder: Path, threads: int) -> dict[str, Runtime]:
-    """Write every form into `folder`.
-
-    Args:
-        threads: number of threads of onnxruntime's sessions.
-
-    Raises:
-        ValueError: the student cannot be exported.
-    """
+    """Write every form into `folder`; onnxruntime's sessions have so many threads."""
     transformers_logging.disable_progress_bar()
     batch = random_batch(teacher, CALIBRATION)
     full, float32, int8, packed, onnx = (

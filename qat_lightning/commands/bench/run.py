@@ -36,11 +36,7 @@ LIBRARIES = ("qat-lightning", "torch", "onnxruntime", "onnx", "transformers")
 def run_bench(config: BenchConfig, command: Sequence[str]) -> None:
     """Print a table of what `bench.name` measures; with `output`, write all figures as JSON.
 
-    Args:
-        command: the overrides of the command line, printed with the figures.
-
-    Raises:
-        ConfigError: an unknown benchmark, a number of threads below 1, an output whose folder does not exist.
+    `command` holds the overrides of the command line, printed with the figures.
     """
     name, output = config.bench["name"], config.output and Path(config.output)
     if name not in BENCHES:

@@ -11,16 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from qat_lightning.commands.bench.measures import (
-    Report,
-    peak_bytes,
-    storage_bytes,
-    time_interleaved,
-    torch_threads,
-)
+from qat_lightning.commands.bench.measures import Report, peak_bytes, storage_bytes, time_interleaved, torch_threads
 from qat_lightning.commands.bench.settings import ScalingSettings, read_settings, shapes_for, takes_images
 from qat_lightning.commands.bench.steps import Case, CaseBuilder
 from qat_lightning.commands.bench.training import (
@@ -44,9 +38,6 @@ def measure_scaling(config: BenchConfig, report: Report) -> Plain:
 
     Returns: {…, "axes": {axis: {point: {"transformers": {"seconds", "peak"}, variant: {"seconds", "ratio", "peak"}}}}}. All
     points of one process are timed in turns; those of several processes one after the other, each with its own baseline.
-
-    Raises:
-        ConfigError: a wrong setting or name.
     """
     settings = read_settings(ScalingSettings, config.bench)
     name = settings.variant
@@ -125,10 +116,7 @@ def _measure_processes(
     except Exception as error:  # the other figures are kept; the message of a process is at the end
         return {"error": f"{type(error).__name__}: … {' '.join(str(error).split())[-500:]}"}
     samples = processes * settings.shape[0]
-    return {
-        BASELINE: figures(baseline, baseline, samples),
-        settings.variant: figures(own, baseline, samples),
-    }
+    return {BASELINE: figures(baseline, baseline, samples), settings.variant: figures(own, baseline, samples)}
 
 
 def _time_process(
@@ -142,7 +130,14 @@ def _time_process(
     distributed.init_process_group("nccl" if on_cuda else "gloo", init_method=address, rank=rank, world_size=processes)
     # one builder for each: two DistributedDataParallel modules cannot share weights
     builders = [CaseBuilder(plain, tuple(settings.shape), device, settings.precision) for _ in range(2)]
-    options: dict[str, Any] = {"wrap": partial(_parallel, device=device), "compiled": bool(settings.compiled)}
+    # as a run does: an intervention leaves weights without gradients, and all processes have equal buffers
+    wrap = partial(
+        DistributedDataParallel,
+        device_ids=[rank] if on_cuda else None,
+        find_unused_parameters=True,
+        broadcast_buffers=False,
+    )
+    options: dict[str, Any] = {"wrap": wrap, "compiled": bool(settings.compiled)}
     with strict_compilation():
         cases = [builders[0].baseline(**options), builders[1].variant(variant, **options)]
         warmup = settings.warmup + 1 + bool(settings.compiled)
@@ -152,9 +147,3 @@ def _time_process(
         write_text(Path(place), json.dumps(list(seconds.values())))
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a model as a run does: an intervention leaves weights without gradients, and all processes have equal buffers."""
-    devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, devices, find_unused_parameters=True, broadcast_buffers=False)

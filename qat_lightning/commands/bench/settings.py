@@ -61,11 +61,7 @@ class ScalingSettings(TrainingSettings):
 
 
 def read_settings(kind: type[Settings], bench: Mapping[str, Any]) -> Settings:
-    """Return the settings of a benchmark.
-
-    Raises:
-        ConfigError: a setting of another type or out of its range.
-    """
+    """Return the settings of a benchmark; ConfigError for one of another type or out of its range."""
     try:
         return kind(**bench)
     except ValidationError as error:
@@ -75,11 +71,7 @@ def read_settings(kind: type[Settings], bench: Mapping[str, Any]) -> Settings:
 
 
 def shapes_for(model: nn.Module, given: list[list[int]], key: str = "bench.shapes") -> list[Shape]:
-    """Return each shape once; for images, whose size is that of the model, only the rows.
-
-    Raises:
-        ConfigError: a text shape without tokens, or with more tokens than the model can read.
-    """
+    """Return each shape once; for images, whose size is that of the model, only the rows. ConfigError for a wrong text shape."""
     if takes_images(model):
         return list(dict.fromkeys((shape[0],) for shape in given))
     if short := [shape for shape in given if len(shape) == 1]:

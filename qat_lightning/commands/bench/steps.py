@@ -55,11 +55,8 @@ class Case:
 class CaseBuilder:
     """Builds cases that share the student's weights, the teacher's weights and the optimizer state.
 
-    So many of them fit into memory. They never run at the same time, and gradients live within one step.
-
-    Args:
-        plain: the baseline's configuration.
-        precision: "32-true" or "bf16-mixed", as in Lightning.
+    So many of them fit into memory. They never run at the same time, and gradients live within one step. `plain` is the
+    baseline's configuration.
     """
 
     def __init__(self, plain: RunConfig, shape: Shape, device: torch.device, precision: str) -> None:

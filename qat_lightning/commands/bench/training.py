@@ -47,9 +47,6 @@ def measure_training(config: BenchConfig, report: Report) -> Plain:
     Returns: {"model", "baseline", "shape", …, "variants": {name: {"step": {"seconds": {"median", "low", "high", "least"},
     "ratio", "ratio_of_least", "samples_per_second"}, "memory": {"peak", "saved", …}, "evaluation": {…}} or {"error":
     message}}}. Ratios are variant / baseline.
-
-    Raises:
-        ConfigError: a wrong setting or name.
     """
     settings = read_settings(TrainingSettings, config.bench)
     plain, variants = compose_run(config, NO_METHOD), compose_variants(config)
@@ -60,7 +57,10 @@ def measure_training(config: BenchConfig, report: Report) -> Plain:
         for compiled in (False, True):
             if settings.compiled in (compiled, "both"):
                 _build(builder, variants, compiled, report, cases, rows)
-        memory = {name: _memory(case, builder.device) for name, case in cases.items()} if settings.memory else {}
+        memory: dict[str, Plain] = {}
+        for name, case in cases.items() if settings.memory else ():
+            kept, peak = storage_bytes(case.persistent()), peak_bytes(case.step, builder.device)
+            memory[name] = {"peak": kept + peak, "kept": kept, "saved": saved_bytes(case.forward, builder.device)}
         seconds = time_cases(settings, cases, report)
     for name in cases:
         for kind in ("step", "evaluation") if settings.evaluation else ("step",):
@@ -75,9 +75,6 @@ def compose_variants(config: BenchConfig) -> dict[str, RunConfig]:
     """Name → the checked configuration of a run; of those in `bench.only`, in the order of `bench.variants`.
 
     Hydra must be initialized, as it is under the command line.
-
-    Raises:
-        ConfigError: an unknown name; overrides that an ordinary run refuses; a variant with a model or data of its own.
     """
     only, variants = config.bench["only"], config.bench["variants"]
     for name in only or ():
@@ -88,11 +85,7 @@ def compose_variants(config: BenchConfig) -> dict[str, RunConfig]:
 
 
 def compose_run(config: BenchConfig, overrides: Sequence[str], key: str = "bench.common") -> RunConfig:
-    """Compose an ordinary run's configuration with this command's model (random weights) and quantization.
-
-    Args:
-        key: the key that errors name.
-    """
+    """Compose an ordinary run's configuration with this command's model (random weights); errors name `key`."""
     chosen = {word.partition("=")[0] for word in overrides}
     for word in overrides:
         group = word.lstrip("+~").partition("=")[0].partition(".")[0]
@@ -187,9 +180,3 @@ def _build(
             cases[name] = case
         except Exception as error:  # compilers and models raise any class; the other variants continue
             rows[name] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
-
-
-def _memory(case: Case, device: torch.device) -> Plain:
-    """Return the bytes at a step's peak, those that live from step to step, and those saved for the backward pass."""
-    kept = storage_bytes(case.persistent())
-    return {"peak": kept + peak_bytes(case.step, device), "kept": kept, "saved": saved_bytes(case.forward, device)}

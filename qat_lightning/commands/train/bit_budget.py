@@ -19,9 +19,8 @@ from qat_lightning.analysis.bit_allocation import (
     write_record,
 )
 from qat_lightning.commands.train.process_rank import first_process
-from qat_lightning.config.bit_budget import parse_budget
 from qat_lightning.config.builders.models import build_quantized, build_rules, keep_student_layers
-from qat_lightning.config.schema import ConfigError, RunConfig
+from qat_lightning.config.schema import ConfigError, RunConfig, parse_size
 from qat_lightning.data.base import TaskData
 from qat_lightning.io.markdown import human_bytes
 from qat_lightning.models.convert import adjustable_parts
@@ -35,21 +34,12 @@ Options = Mapping[str, list[WidthOption]]
 
 
 def with_recorded_bits(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the configuration with the widths that the run has chosen; unchanged without a budget.
-
-    Raises:
-        ValueError: the record is missing or damaged.
-    """
+    """Return the configuration with the widths that the run has recorded; unchanged without a budget."""
     return config if config.quantization.budget is None else _with_bits(config, read_record(folder)["bits"])
 
 
 def with_chosen_bits(
-    config: RunConfig,
-    folder: Path,
-    made_for: str,
-    teacher: nn.Module,
-    data: TaskData,
-    say: Callable[[str, str], None],
+    config: RunConfig, folder: Path, made_for: str, teacher: nn.Module, data: TaskData, say: Callable[[str, str], None]
 ) -> RunConfig:
     """Return the configuration with widths under its budget: those of the record, or measured on `teacher` and recorded.
 
@@ -73,15 +63,11 @@ def with_chosen_bits(
 
 
 def check_budget(config: RunConfig, teacher: nn.Module) -> None:
-    """Check that the narrowest widths meet the budget.
-
-    Raises:
-        ConfigError: they do not, or no quantizer of weights takes `bits`.
-    """
+    """Raise ConfigError unless the narrowest widths meet the budget, and if no quantizer of weights takes `bits`."""
     text = config.quantization.budget
     if text is None:
         return
-    budget, narrowest = parse_budget(text), min(config.quantization.budget_widths)
+    (limit, unit), narrowest = parse_size(text, "quantization.budget"), min(config.quantization.budget_widths)
     student = keep_student_layers(config.model, copy.deepcopy(teacher))
     parts = adjustable_parts(student, build_rules(config.quantization))
     if not parts:
@@ -90,12 +76,12 @@ def check_budget(config: RunConfig, teacher: nn.Module) -> None:
             " or uniform_w4a8"
         )
     least = _packed_bytes(config, teacher, dict.fromkeys(parts, narrowest))
-    if budget.unit == "bytes" and least > budget.limit:
+    if unit == "bytes" and least > limit:
         raise ConfigError(
             f"quantization.budget={text} is too small: with {narrowest} bits for each weight the model takes"
             f" {human_bytes(least)}"
         )
-    if budget.unit == "bits" and narrowest > budget.limit:
+    if unit == "bits" and narrowest > limit:
         raise ConfigError(
             f"quantization.budget={text} is below the smallest of quantization.budget_widths, {narrowest}"
         )
@@ -111,13 +97,13 @@ def _measure(config: RunConfig, teacher: nn.Module, data: TaskData) -> Options:
 
 
 def _choose(config: RunConfig, teacher: nn.Module, options: Options) -> dict[str, int]:
-    budget = parse_budget(config.quantization.budget or "")
-    if budget.unit == "bits":
+    limit, unit = parse_size(config.quantization.budget or "", "quantization.budget")
+    if unit == "bits":
         weights = sum(own[0].elements for own in options.values())
-        return choose_widths(options, budget.limit * weights, lambda option: option.bits * option.elements)
+        return choose_widths(options, limit * weights, lambda option: option.bits * option.elements)
     first = {part: own[0].bits for part, own in options.items()}
     others = _packed_bytes(config, teacher, first) - sum(own[0].bytes for own in options.values())
-    return choose_widths(options, budget.limit - others)
+    return choose_widths(options, limit - others)
 
 
 def _packed_bytes(config: RunConfig, teacher: nn.Module, bits: Mapping[str, int]) -> int:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from qat_lightning.analysis.layer_errors import layer_errors
 from qat_lightning.commands.model_comparison import compare
 from qat_lightning.commands.train.pipeline import Run
-from qat_lightning.config.bit_budget import parse_size
-from qat_lightning.config.schema import Plain
+from qat_lightning.config.schema import Plain, parse_size
 from qat_lightning.io.files import finite
 from qat_lightning.models.capture import Signals
 from qat_lightning.reports.report import GATE_MISSED
@@ -39,10 +38,7 @@ def check_gate(
 ) -> GateError | None:
     """Compare the student with the limits, enter both in `results`, and return the error of a student that misses one.
 
-    Both models are moved to the CPU in float32.
-
-    Args:
-        layers: the result of `layer_outputs`.
+    Both models are moved to the CPU in float32. `layers` is the result of `layer_outputs`.
     """
     gate, limits = run.config.gate, {}
     if gate.metric_drop is not None:
@@ -52,7 +48,7 @@ def check_gate(
         rows = len(run.data.validation_rows)
         limits["agreement"] = (gate.agreement, compare(_plain(student), _plain(teacher), run.data, rows).agreement)
     if gate.bytes is not None:
-        limits["bytes"] = (parse_size(gate.bytes, "gate.bytes"), results["bytes"]["packed"])
+        limits["bytes"] = (parse_size(gate.bytes, "gate.bytes")[0], results["bytes"]["packed"])
     if not limits:
         return None
     excess = {name: limit - value if name == "agreement" else value - limit for name, (limit, value) in limits.items()}

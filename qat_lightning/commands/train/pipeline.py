@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.text import Text
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from qat_lightning.commands.train.bit_budget import with_chosen_bits, with_recorded_bits
 from qat_lightning.commands.train.process_rank import count_devices, first_process
@@ -40,7 +42,7 @@ from qat_lightning.models.quantized_model import switch_on
 from qat_lightning.reports.summary import score
 from qat_lightning.training.checkpoints.stage_result import StageResult, load_stage, weights_of
 from qat_lightning.training.process.supervision import watch_processes
-from qat_lightning.training.stage import Budget, Stage, own_scores, shared
+from qat_lightning.training.stage import Stage, own_scores, shared
 from qat_lightning.training.teacher_cache.cache import TeacherCache
 from qat_lightning.training.wandb_fallback import begin
 
@@ -62,11 +64,7 @@ class Run:
     content: str = ""
 
     def plan(self) -> None:
-        """Create the stages with their settings; none begins.
-
-        Raises:
-            ValueError: a budget that cannot be met, or a folder that holds stages made with other settings.
-        """
+        """Create the stages with their settings; none begins. ValueError for stages made with other settings."""
         previous, self.content = None, self.data.fingerprint()
         for name in stage_names(self.config):
             settings = stage_settings(self.config, name, self.steps(name), self.data, self.content, previous)
@@ -109,23 +107,16 @@ class Run:
             )
 
     def find_cache(self, teacher: nn.Module) -> None:
-        """Check the folder of `teacher_cache` before the training; nothing is written.
-
-        Raises:
-            ValueError: it is another teacher's, the data never comes again, or the disk has too little room.
-        """
+        """Check the folder of `teacher_cache` before the training; nothing is written."""
         device = self.scorer.strategy.root_device
         self.cache = find_cache(self.config, self.data, self.content, teacher, device)
         if self.cache is not None:
-            counts = {name: self._different_batches(name) for name in self.stages if name != "teacher"}
+            read = {name: self.steps(name) * self.config.trainer.accumulate_grad_batches for name in self.stages}
+            most = math.inf if self.data.reshuffle else self.batches_per_epoch
+            counts = {name: int(self.processes * min(count, most)) for name, count in read.items() if name != "teacher"}
             self.say(
                 "teacher's cache", check_disk_space(self.config, self.data, teacher, self.cache, counts, self.objective)
             )
-
-    def _different_batches(self, stage: str) -> int:
-        """Return how many different training batches all processes read in a stage."""
-        count = self.steps(stage) * self.config.trainer.accumulate_grad_batches
-        return self.processes * (count if self.data.reshuffle else min(count, self.batches_per_epoch))
 
     def stage(self, name: str, student: nn.Module, teacher: nn.Module | None = None) -> None:
         """Train `student` through one stage, or load the result if the stage is finished."""
@@ -134,7 +125,10 @@ class Run:
             stage.load(student)
             self.say(name, f"finished before, not run again ({self._summary(stage.outcome)})")
         else:
-            self._announce(name, steps, stage)
+            if stage.unfinished is not None:
+                self.say(name, f"going on from {stage.unfinished} ({steps} steps in all)")
+            elif steps:
+                self.say(name, f"{steps} steps …")
             self._fit(stage, steps, student, teacher)
         outcome = stage.outcome
         assert outcome is not None
@@ -149,10 +143,10 @@ class Run:
         return intervene if name == "intervene" else steps - intervene
 
     def _budget(self, name: str) -> int:
-        """Return the optimizer steps that the configuration gives a stage."""
-        stage = self.config.stage(name)
-        budget = Budget(stage.max_steps, stage.max_epochs)
-        return budget.steps(self.batches_per_epoch, self.config.trainer.accumulate_grad_batches)
+        """Return the optimizer steps that the configuration gives a stage: the fewer ones of `max_steps` and `max_epochs`."""
+        stage, accumulate = self.config.stage(name), self.config.trainer.accumulate_grad_batches
+        epochs = math.inf if stage.max_epochs is None else stage.max_epochs * self.batches_per_epoch / accumulate
+        return math.ceil(epochs if stage.max_steps is None else min(stage.max_steps, epochs))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -190,11 +184,7 @@ class Run:
         return build_student(chosen, teacher, self.data)
 
     def restored(self, stage: str) -> nn.Module:
-        """Build the teacher or the student with the weights of a finished stage.
-
-        Raises:
-            ValueError: the folder holds no such weights.
-        """
+        """Build the teacher or the student with the weights of a finished stage; ValueError if there are none."""
         weights = weights_of(stage, self.folder)
         if not weights.is_file():
             raise ValueError(
@@ -235,28 +225,28 @@ class Run:
         if self.cache is not None and module.teacher is not None:
             self.say("teacher's cache", self.cache.summary())
 
-    def _announce(self, name: str, steps: int, stage: Stage) -> None:
-        if stage.unfinished is not None:
-            self.say(name, f"going on from {stage.unfinished} ({steps} steps in all)")
-        elif steps:
-            self.say(name, f"{steps} steps …")
-
     def _summary(self, outcome: StageResult) -> str:
         summary = f"{outcome.steps} steps, {outcome.seconds:.0f} s, {self.data.metric} {score(outcome.score)}"
         return summary + ("" if outcome.assisted is None else f" (teacher-assisted {score(outcome.assisted)})")
 
 
 def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None, data: TaskData | None = None) -> Run:
-    """Read the data and set the seed of a run.
+    """Read the data, unless it is given, and set the seed of a run.
 
-    Args:
-        scoring: the configuration for reading data and scoring models, where it is another than that of the training.
-        data: is used as it is; None reads it.
-
-    Raises:
-        ValueError: data that is missing or cannot be used.
+    `scoring` is the configuration for reading data and scoring models, where it is another than that of the training.
     """
-    _quiet()
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "datasets", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    for words in (
+        "find_unused_parameters=True",
+        "will save all targets and predictions in the buffer",
+        "variance of predictions or target is close to zero",  # "undefined"
+    ):
+        warnings.filterwarnings("ignore", message=f".*{words}.*")
     watch_processes()
     scoring = scoring or config
     if scoring.threads is not None:
@@ -267,18 +257,3 @@ def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None, da
     for note in data.notes:
         run.say("data", note)
     return run
-
-
-def _quiet() -> None:
-    """Silence the messages of other libraries."""
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "datasets", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True.*")
-    warnings.filterwarnings("ignore", message=".*will save all targets and predictions in the buffer.*")
-    warnings.filterwarnings("ignore", message=".*variance of predictions or target is close to zero.*")  # "undefined"

@@ -50,11 +50,7 @@ TUNING = {"LearningRateFinder": "optimizer.lr", "BatchSizeFinder": "data.batch_s
 
 
 def check_libraries(run: Run) -> None:
-    """Check the model's family and the trainer (accelerator, strategy, devices), and record the trainer's precision.
-
-    Raises:
-        ConfigError: with the key.
-    """
+    """Check the model's family and the trainer (accelerator, strategy, devices), and record the trainer's precision."""
     _check_family(run.scoring.model)
     try:
         run.take_precision()
@@ -63,14 +59,9 @@ def check_libraries(run: Run) -> None:
 
 
 def preflight(run: Run, teacher: nn.Module) -> None:
-    """Run all `CHECKS` in order. Nothing is written, no random number is drawn, and `teacher` stays as it is.
+    """Run all `CHECKS` in order; raise ValueError for the first problem, with the key to change. `run.parts` are built.
 
-    Args:
-        run: planned; `run.parts` are built here.
-        teacher: not fine-tuned yet.
-
-    Raises:
-        ValueError: the first problem, with the key to change.
+    Nothing is written, no random number is drawn, and `teacher`, which is not fine-tuned yet, stays as it is.
     """
     for check in CHECKS.values():
         check(run, teacher)
@@ -89,17 +80,12 @@ def _check_parts(run: Run, teacher: nn.Module) -> None:
 
 
 def _check_loggers(run: Run, teacher: nn.Module) -> None:
-    """Make the loggers that open nothing when they are made, and let those that only write files write one line.
-
-    Raises:
-        ConfigError: with the key.
-    """
-    config = run.config
-    for name, node in config.logger.items():
+    """Make the loggers that open nothing when they are made, and let those that only write files write one line."""
+    for name, node in run.config.logger.items():
         if node is None or node["_target_"].endswith(".CometLogger"):  # begins an experiment when it is made
             continue
         with TemporaryDirectory() as folder:
-            made = build_logger(config, name, "teacher", Path(folder))
+            made = build_logger(run.config, name, "teacher", Path(folder))
             if not node.get("_partial_") or not isinstance(made, CSVLogger | TensorBoardLogger):
                 continue
             try:
@@ -125,18 +111,6 @@ def _check_processes(run: Run, teacher: nn.Module) -> None:
         )
 
 
-def _check_data(run: Run, teacher: nn.Module) -> None:
-    """Check tokens, pixels, classes and tokenizer of the data against the model."""
-    check_tokens(run.data, teacher)
-    _check_pixels(run.data, teacher)
-    _check_labels(run.data, teacher)
-    _check_tokenizer(run.config, run.data, teacher)
-    if not run.config.stages.teacher.empty and "labels" not in run.data.calibration_batches(1)[0]:
-        raise ConfigError(
-            f"the rows of {run.data.task} have no labels to fine-tune a teacher on: set stages.teacher.max_epochs=0"
-        )
-
-
 def _check_two_rows(run: Run, teacher: nn.Module) -> None:
     """Quantize a copy of the teacher; compute every metric, loss and gradient on a few rows under every intervention.
 
@@ -148,19 +122,22 @@ def _check_two_rows(run: Run, teacher: nn.Module) -> None:
     losses = {name: loss for name, loss in run.objective.losses.items() if loss.weight != 0}
     interventions = list(run.objective.interventions.values())
     check_visible({site for intervention in interventions for site in intervention.sites}, losses)
-    for intervention in interventions:
-        intervention.check(copied)
+    for name, intervention in run.objective.interventions.items():
+        try:
+            intervention.check(copied)
+        except ValueError as error:
+            raise ConfigError(f"intervention.{name}: {error}") from error
     batch, sites = run.data.calibration_batches(2)[0], run.objective.sites
     with torch.no_grad():
-        teacher_signals = SignalCapture(open_attention_for(copied, sites), sorted(sites))(batch)
+        taught = SignalCapture(open_attention_for(copied, sites), sorted(sites))(batch)
     student = build_quantized(run.config, copied)
     unsupported = unsupported_formats(run.config, student)
     switch_on(student, run.config.stages.intervene.target_modules)
     capture = SignalCapture(student, sorted({site for loss in losses.values() for site in loss.sites}))
     for intervention in [Intervention(), *interventions]:
-        with torch.enable_grad(), intervention.apply(student, teacher_signals):
+        with torch.enable_grad(), intervention.apply(student, taught):
             signals = capture(batch)
-            terms = [_term(name, loss, signals, teacher_signals, batch) for name, loss in losses.items()]
+            terms = [_term(name, loss, signals, taught, batch) for name, loss in losses.items()]
             torch.stack(terms).sum().backward()
     for name, reason in unsupported.items():
         run.say(f"export.{name}", f"will not be written: {reason}")
@@ -234,7 +211,10 @@ CHECKS: dict[str, Callable[[Run, nn.Module], object]] = {
     "monitored values": _check_monitors,
     "trainers and callbacks": _check_parts,
     "processes and rows": _check_processes,
-    "data and model": _check_data,
+    "tokens": lambda run, teacher: check_tokens(run.data, teacher),
+    "pixels": lambda run, teacher: _check_pixels(run.data, teacher),
+    "classes": lambda run, teacher: _check_labels(run, teacher),
+    "tokenizer": lambda run, teacher: _check_tokenizer(run.config, run.data, teacher),
     "bit budget": lambda run, teacher: check_budget(run.config, teacher),
     "two rows": _check_two_rows,
     "teacher cache": lambda run, teacher: run.find_cache(teacher),
@@ -273,7 +253,10 @@ def check_tokens(data: TaskData, model: nn.Module) -> None:
     rows = [row for split in (data.train_rows, data.validation_rows) for row in split if "input_ids" in row]
     if not rows:
         return
-    longest, positions = getattr(data, "max_length", max(len(row["input_ids"]) for row in rows)), _positions(model)
+    longest = getattr(data, "max_length", max(len(row["input_ids"]) for row in rows))
+    table, positions = _table(model, "embeddings.position"), getattr(model.config, "max_position_embeddings", None)
+    if table is not None and table.padding_idx is not None:  # RoBERTa counts positions from `padding_idx` + 1
+        positions = table.num_embeddings - table.padding_idx - 1
     if positions is not None and longest > positions:
         raise ConfigError(
             f"rows of {longest} tokens are beyond the model's {positions} positions: give data.max_length={positions} or less"
@@ -289,21 +272,11 @@ def check_tokens(data: TaskData, model: nn.Module) -> None:
     padding = getattr(getattr(data, "tokenizer", None), "pad_token_id", None) or 0
     largest = max(_largest(row["input_ids"]) for row in rows)
     if vocabulary is not None and max(largest, padding) >= vocabulary:
-        held = (
-            f"the data holds token {largest}" if largest >= vocabulary else f"the data are padded with token {padding}"
-        )
+        held = "holds token" if largest >= vocabulary else "are padded with token"
         raise ConfigError(
-            f"{held}, and the model knows 0 to {vocabulary - 1}: give the model's own tokenizer with"
-            " data.tokenizer=…, or another model.path"
+            f"the data {held} {max(largest, padding)}, and the model knows 0 to {vocabulary - 1}: give the model's own"
+            " tokenizer with data.tokenizer=…, or another model.path"
         )
-
-
-def _positions(model: nn.Module) -> int | None:
-    """Return the tokens that a row may have. RoBERTa counts positions from `padding_idx` + 1."""
-    table = _table(model, "embeddings.position")
-    if table is not None and table.padding_idx is not None:
-        return table.num_embeddings - table.padding_idx - 1
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _table(model: nn.Module, part: str) -> nn.Embedding | None:
@@ -319,9 +292,8 @@ def _largest(row: Any) -> int:
 
 def _check_pixels(data: TaskData, model: nn.Module) -> None:
     """Check height, width and channels of an image model."""
-    interpolated = family(model).any_image_size
-    if interpolated and (rest := getattr(data, "size", 0) % layer_config(model).patch_size):
-        size, patch = getattr(data, "size", 0), layer_config(model).patch_size
+    interpolated, size = family(model).any_image_size, getattr(data, "size", 0)
+    if interpolated and (rest := size % (patch := layer_config(model).patch_size)):
         raise ConfigError(
             f"data.size={size} is not a multiple of the model's patch_size={patch}: set data.size={size - rest}"
         )
@@ -331,9 +303,13 @@ def _check_pixels(data: TaskData, model: nn.Module) -> None:
             raise ConfigError(f"data.{name}={given}, but the model has {entry}={expected}: set data.{name}={expected}")
 
 
-def _check_labels(data: TaskData, model: nn.Module) -> None:
-    """Check that model and data number the classes alike, if both name them; an export names classes by the model's."""
-    if (difference := other_order(label_names(model), data.label_names)) is not None:
+def _check_labels(run: Run, teacher: nn.Module) -> None:
+    """Check that there are labels to train a teacher on, and that model and data, if both name classes, number them alike."""
+    if not run.config.stages.teacher.empty and "labels" not in run.data.calibration_batches(1)[0]:
+        raise ConfigError(
+            f"the rows of {run.data.task} have no labels to fine-tune a teacher on: set stages.teacher.max_epochs=0"
+        )
+    if (difference := other_order(label_names(teacher), run.data.label_names)) is not None:
         name, own, number = difference
         raise ConfigError(
             f"Label order mismatch: the model maps {name!r} to {own}, the data to {number}. Fix id2label in config.json."

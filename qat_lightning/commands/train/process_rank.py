@@ -19,10 +19,8 @@ def know_the_rank(config: RunConfig) -> None:
     """Set the rank of this process before there is a trainer.
 
     Lightning's own first guess takes RANK, LOCAL_RANK or SLURM_PROCID wherever they are set, with or without a launcher,
-    and on several machines it holds for each machine alone.
-
-    Raises:
-        ConfigError: the environment numbers a process that this run does not have, or one that nobody started.
+    and on several machines it holds for each machine alone. Raises ConfigError if the environment numbers a process that
+    this run does not have, or one that nobody started.
     """
     local = count_devices(config.trainer.devices)
     processes = local * config.trainer.num_nodes
@@ -32,11 +30,21 @@ def know_the_rank(config: RunConfig) -> None:
     elif SLURMEnvironment.detect():
         given = _numbers("SLURM_PROCID", "SLURM_NTASKS")
         rank, world = given.get("SLURM_PROCID", 0), given["SLURM_NTASKS"] if processes > 1 else processes
-        _check_tasks(given)
+        if given["SLURM_NTASKS"] > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:  # Lightning would raise later
+            raise ConfigError(
+                f"{_named(given)} without SLURM_NTASKS_PER_NODE in the environment. {LEFT}: unset {' '.join(given)}. Else"
+                " start the job with --ntasks-per-node"
+            )
     else:
         given = _numbers("NODE_RANK", "LOCAL_RANK") | ({} if "NODE_RANK" in os.environ else _numbers("GROUP_RANK"))
         rank, world = given.get("NODE_RANK", given.get("GROUP_RANK", 0)) * local + given.get("LOCAL_RANK", 0), processes
-        _check_started(given, processes)
+        if processes > 1 and "LOCAL_RANK" in given and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            # Lightning would start no process and wait half an hour for the others
+            raise ConfigError(
+                f"{_named(given)} in the environment without MASTER_ADDR and MASTER_PORT: the run's {processes} processes"
+                f" cannot find each other. {LEFT}: unset {' '.join(given)}. Else set MASTER_ADDR and MASTER_PORT for all"
+                " processes"
+            )
     if rank >= processes or world != processes:
         raise ConfigError(
             f"{_named(given)} in the environment: that is process {rank} (from 0) of {max(world, rank + 1)}, and the run has"
@@ -61,11 +69,7 @@ def count_devices(devices: Any) -> int:
 
 
 def _numbers(*names: str) -> dict[str, int]:
-    """Return the variables of these names that are set.
-
-    Raises:
-        ConfigError: one is not a whole number, 0 or more.
-    """
+    """Return the variables of these names that are set; ConfigError if one is not a whole number, 0 or more."""
     given = {name: os.environ[name] for name in names if name in os.environ}
     for name, value in given.items():
         if not value.isdecimal():
@@ -75,21 +79,3 @@ def _numbers(*names: str) -> dict[str, int]:
 
 def _named(given: Mapping[str, int]) -> str:
     return " ".join(f"{name}={value}" for name, value in given.items())
-
-
-def _check_tasks(given: Mapping[str, int]) -> None:
-    """Refuse a job of SLURM that Lightning would refuse later, with a traceback."""
-    if given["SLURM_NTASKS"] > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-        raise ConfigError(
-            f"{_named(given)} without SLURM_NTASKS_PER_NODE in the environment. {LEFT}: unset {' '.join(given)}. Else start"
-            " the job with --ntasks-per-node"
-        )
-
-
-def _check_started(given: Mapping[str, int], processes: int) -> None:
-    """Refuse LOCAL_RANK without an address: Lightning would start no process and wait half an hour for the others."""
-    if processes > 1 and "LOCAL_RANK" in given and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise ConfigError(
-            f"{_named(given)} in the environment without MASTER_ADDR and MASTER_PORT: the run's {processes} processes cannot"
-            f" find each other. {LEFT}: unset {' '.join(given)}. Else set MASTER_ADDR and MASTER_PORT for all processes"
-        )

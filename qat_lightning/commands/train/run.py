@@ -29,24 +29,21 @@ from qat_lightning.config.schema import Plain, RunConfig, Teacher, as_plain
 from qat_lightning.io.files import write_json, write_text
 from qat_lightning.reports.report import EXPORT_FAILED, FINISHED, draw_sections, summary_table, write_report
 from qat_lightning.reports.summary import score
-from qat_lightning.training.checkpoints.stage_result import check_finished
+from qat_lightning.training.checkpoints.stage_result import verified_weights
 from qat_lightning.training.stage import refuse_other_stages
 
 
 def run(config: RunConfig, folder: Path, command: list[str], scoring: RunConfig | None = None) -> Plain:
     """Run all stages of `config` in `folder`, or resume them; return the content of `metrics.json`.
 
-    Args:
-        scoring: the configuration in which models of a finished run are scored again and exported. With it nothing is
-            trained, and no callback or logger is made.
-
-    Raises:
-        ValueError: a problem of the input, with the key to change.
+    With `scoring`, the configuration in which models of a finished run are scored again and exported, nothing is trained, and
+    no callback or logger is made. ValueError for a problem of the input, with the key to change.
     """
     know_the_rank(scoring or config)
     with lock_folder(folder) if first_process() else nullcontext():
         if scoring is not None:
-            check_finished(stage_names(config), folder)
+            for stage in stage_names(config):
+                verified_weights(stage, folder)
         elif first_process():
             check_own(folder, config.experiment)
         run, teacher = prepared(config, folder, scoring)
@@ -58,11 +55,7 @@ def run(config: RunConfig, folder: Path, command: list[str], scoring: RunConfig 
 
 
 def prepared(config: RunConfig, folder: Path, scoring: RunConfig | None = None) -> tuple[Run, nn.Module]:
-    """Plan a run, build its teacher and run preflight; nothing is written.
-
-    Raises:
-        ValueError: a problem of the input, with the key to change.
-    """
+    """Plan a run, build its teacher and run preflight; nothing is written."""
     run = opened(config, folder, scoring)
     run.tests = read_test_splits(run)
     check_libraries(run)

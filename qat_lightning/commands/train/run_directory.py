@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -16,9 +15,8 @@ from qat_lightning.io.documents import DocumentError, read_yaml
 from qat_lightning.io.files import check_plain, remove_parts
 
 LOCK = ".lock"
-CONFIG, RESULTS = "config.yaml", "metrics.json"
 WRITTEN = (
-    RESULTS, "report.md", "overrides.yaml", "checkpoints", "logs", "plots", "analysis", "evaluation", "export", "earlier",
+    "metrics.json", "report.md", "overrides.yaml", "checkpoints", "logs", "plots", "analysis", "evaluation", "export", "earlier",
 )  # fmt: skip
 """Names that a run writes beside its configuration; in a folder without a configuration they are not a run's."""
 
@@ -36,12 +34,8 @@ class FolderError(ValueError):
 def lock_folder(folder: Path) -> Iterator[None]:
     """Create the folder and lock it until the block, or this process, ends. The system releases a dead process's lock.
 
-    Forked processes, such as loader workers, do not hold the lock.
-
-    Raises:
-        FolderError: another process has the lock.
-        SpecialFileError: the folder holds a link or a special file.
-        OSError: the folder cannot be created or written to.
+    Forked processes, such as loader workers, do not hold the lock. Raises FolderError if another process has it,
+    SpecialFileError for a link or a special file in the folder, OSError if it cannot be written to.
     """
     created = not folder.exists()
     check_plain(folder)
@@ -81,36 +75,29 @@ def _acquire(place: Path) -> FileLock:
 
 
 def check_own(folder: Path, experiment: str) -> None:
-    """Check that this run may continue in the folder. (Settings are compared later, stage by stage.)
+    """Raise FolderError for another experiment, a finished run without its checkpoints, or files that no run wrote.
 
-    Raises:
-        FolderError: it holds another experiment, a finished run without its checkpoints, or files that no run wrote.
+    (Settings are compared later, stage by stage.)
     """
-    place = folder / CONFIG
+    place, config = folder / "config.yaml", None
     if not place.is_file():
         if foreign := [name for name in WRITTEN if (folder / name).exists()]:
             raise FolderError(
-                f"hydra.run.dir={str(folder)!r} holds {foreign[0]} but no {CONFIG}, so it is not a run folder: {ANOTHER}"
+                f"hydra.run.dir={str(folder)!r} holds {foreign[0]} but no {place.name}, so it is not a run folder: {ANOTHER}"
             )
         return
-    recorded = _recorded_experiment(place)
+    with suppress(DocumentError):
+        config = read_yaml(place)
+    recorded = config.get("experiment") if isinstance(config, dict) else None
+    if not isinstance(recorded, str):
+        raise FolderError(f"{str(place)!r} was not written by a run: {ANOTHER}")
     if recorded != experiment:
         raise FolderError(
             f"hydra.run.dir={str(folder)!r} holds a run of experiment {recorded!r}, and this run is {experiment!r}:"
             f" {ANOTHER}, or continue that run with its own command"
         )
-    if (folder / RESULTS).is_file() and not (folder / "checkpoints" / "train.json").is_file():
+    if (folder / "metrics.json").is_file() and not (folder / "checkpoints" / "train.json").is_file():
         raise FolderError(
             f"hydra.run.dir={str(folder)!r} holds a finished run without its checkpoints, and this run would overwrite its"
             f" results: {ANOTHER}"
         )
-
-
-def _recorded_experiment(place: Path) -> str:
-    config: Any = None
-    with suppress(DocumentError):
-        config = read_yaml(place)
-    if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
-        raise FolderError(f"{str(place)!r} was not written by a run: {ANOTHER}")
-    experiment: str = config["experiment"]
-    return experiment

@@ -35,12 +35,13 @@ NO_ARCHITECTURE = ("architecture._", "architecture.transformers_version", "archi
 def teacher_facts(config: RunConfig, content: str, model: nn.Module, device: torch.device) -> dict[str, Any]:
     """Return everything that the signals depend on, except the batch and how the attention is computed.
 
-    Args:
-        content: the data's fingerprint.
-        model: the teacher with its final weights and precision.
+    `content` is the data's fingerprint, `model` the teacher with its final weights and precision.
     """
     architecture = dict(_leaves(model.config.to_dict(), "architecture"))  # type: ignore[operator, union-attr]
     own = {name: value for name, value in architecture.items() if not name.startswith(NO_ARCHITECTURE)}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cpu":
+        name += f" {torch.backends.cpu.get_cpu_capability()}"
     known = {
         WEIGHTS: tensors_hash(model),
         "model": type(model).__name__,
@@ -48,7 +49,7 @@ def teacher_facts(config: RunConfig, content: str, model: nn.Module, device: tor
         "teacher_precision": config.teacher_precision and config.teacher_precision.name,
         "trainer.precision": config.trainer.precision,
         "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "device": _device_name(device),
+        "device": name,
         "the data's rows, as its tokenizer reads them": content,
         "torch": torch.__version__,
         "transformers": version("transformers"),
@@ -59,11 +60,7 @@ def teacher_facts(config: RunConfig, content: str, model: nn.Module, device: tor
 def find_cache(
     config: RunConfig, data: TaskData, content: str, model: nn.Module, device: torch.device
 ) -> TeacherCache | None:
-    """Return the cache of `teacher_cache`, after checking the facts that are known before the teacher is trained.
-
-    Raises:
-        ConfigError: batches never repeat (augmentation), or the folder holds the signals of another teacher.
-    """
+    """Return the cache of `teacher_cache`, after checking the facts that are known before the teacher is trained."""
     if config.teacher_cache is None:
         return None
     if getattr(data, "augmentation", None):
@@ -72,11 +69,9 @@ def find_cache(
             " data/augmentation=none, or leave teacher_cache out"
         )
     cache = TeacherCache(Path(config.teacher_cache).expanduser())
-    trained = not config.stages.teacher.empty
-    unknown = {WEIGHTS} if trained else set()
     known = teacher_facts(config, content, in_teacher_precision(config, model), device)
     try:
-        cache.check(known, sorted(unknown))
+        cache.check(known, unknown=[] if config.stages.teacher.empty else [WEIGHTS])
     except ValueError as error:
         raise ConfigError(str(error)) from error
     place = _existing(cache.folder)
@@ -95,14 +90,9 @@ def check_disk_space(
     batches: Mapping[str, int],
     objective: Objective,
 ) -> str:
-    """Return one line with the bytes that the cache will take, estimated from a few rows.
+    """Return one line with the bytes that the cache will take, estimated from a few rows; ConfigError if the disk has less.
 
-    Args:
-        model: the teacher before its training.
-        batches: stage → number of different training batches of all processes.
-
-    Raises:
-        ConfigError: the disk has less space.
+    `batches` is stage → number of different training batches of all processes.
     """
     needed, present = _estimated_bytes(config, data, model, batches, objective), cache.bytes
     free = shutil.disk_usage(_existing(cache.folder)).free
@@ -137,23 +127,13 @@ def _estimated_bytes(
             each = sum(signal.nbytes for signal in layers) / len(next(iter(batch.values())))
             if padded is not None:
                 sizes, tokens = padded
-                longer = (tokens / batch["input_ids"].shape[1]) ** _token_axes(site)
+                axes = sum(axis in "NM" for axis in AXES.get(site, "BHND"))  # two of attention maps are tokens
+                longer = (tokens / batch["input_ids"].shape[1]) ** axes
                 each *= float((sizes * longer).sum() / sizes.sum())
             for split, number in rows.items():
                 how = (split, bool(CORE_SITES & sites), bool(MAPS & sites), site)
                 needed[how] = max(needed.get(how, 0), each * number)
     return round(sum(needed.values()))
-
-
-def _token_axes(site: str) -> int:
-    """Return the power with which a signal grows with the number of tokens: 2 for attention maps."""
-    return sum(axis in "NM" for axis in AXES.get(site, "BHND"))
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

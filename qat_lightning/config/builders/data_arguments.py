@@ -26,8 +26,7 @@ PROCESSOR, STATISTICS = "processor_config.json", "preprocessor_config.json"
 def follow_model(model: ModelConfig, data: TaskData) -> None:
     """Let the data number its classes, and scale its pixels, as the files of `model.path` say.
 
-    Raises:
-        ConfigError: a model that is not there, whose names of classes contradict each other, or a damaged file.
+    Raises ConfigError for a model that is not there, whose names of classes contradict each other, or a damaged file.
     """
     path = model.path
     if not path or not (model.pretrained or (Path(path) / "config.json").is_file()):

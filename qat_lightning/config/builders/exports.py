@@ -20,8 +20,8 @@ RESERVED = ("metric", "float32", "classes", "versions")
 def build_formats(config: RunConfig) -> dict[str, ExportFormat]:
     """All formats of `export.formats`, also those that the run does not write.
 
-    A constructor gets the arguments `unquantized_dtype`, `ternary_encoding`, `quantizers` (the classes that the run's rules
-    name) and `threads` if it accepts them and its node does not set them.
+    A constructor gets `unquantized_dtype`, `ternary_encoding`, `threads` and `quantizers` (the classes that the run's rules
+    name) if it accepts them and its node does not set them.
     """
     offered = {
         "unquantized_dtype": config.export.unquantized_dtype.name,

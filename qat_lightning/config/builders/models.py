@@ -32,14 +32,7 @@ from qat_lightning.config.builders.data_arguments import follow_model
 from qat_lightning.config.builders.pretrained import as_data, random_weights, read_architecture, read_weights, runs_code
 from qat_lightning.config.builders.pretrained_weights import check_weights, warnings_of_transformers
 from qat_lightning.config.instantiate import add_keys, create, create_all, keys_in_messages
-from qat_lightning.config.schema import (
-    BenchConfig,
-    ConfigError,
-    ModelConfig,
-    QuantizationConfig,
-    RunConfig,
-    TeacherPrecision,
-)
+from qat_lightning.config.schema import BenchConfig, ConfigError, ModelConfig, QuantizationConfig, RunConfig
 from qat_lightning.data.base import Head, TaskData
 from qat_lightning.data.sentence_embedding import SentenceEmbeddingData
 from qat_lightning.models.capture import SignalCapture
@@ -57,24 +50,15 @@ HEADS: Mapping[Head, tuple[Any, Any]] = {
     "causal_language_model": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
     "sentence_embedding": (AutoModel, MODEL_MAPPING),
 }
-"""Return the class that makes a model with that head, and the configurations that it knows."""
-
-CLASSIFIERS = ("text_classification", "image_classification")
-"""Heads whose answers are read, and trained in transformers, as the configuration's `problem_type` says."""
+"""Head → the class that makes a model with it, and the configurations that this class knows."""
 
 FULL_PRECISION = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Lightning's precisions that convert the model; made so from the start, a resumed run begins like any other."""
 
 
-TEACHER_PRECISION = {TeacherPrecision.bf16: torch.bfloat16}
-"""The dtype of `teacher_precision`."""
-
-
 def build_data(config: RunConfig) -> TaskData:
     """The task's data, not read yet; its classes numbered, its pixels scaled as the model's files say."""
-    data = create(config.data, "data")
-    if not isinstance(data, TaskData):
-        raise ConfigError(f"data._target_={config.data['_target_']!r} must be a TaskData")
+    data: TaskData = create(config.data, "data")
     follow_model(config.model, data)
     if isinstance(data, SentenceEmbeddingData):
         data.embed = partial(_embeddings, config, data)
@@ -100,40 +84,27 @@ def load_data(config: RunConfig) -> TaskData:
 def build_model(config: RunConfig, data: TaskData, say: Callable[[str], None] = lambda line: None) -> PreTrainedModel:
     """An unforked transformers model with the task's head: pretrained from a hub id or folder, or random weights.
 
-    Nothing that comes with a model is run (`qat_lightning.config.builders.pretrained`).
-
-    Args:
-        say: is given, line by line, where the weights are from, and what transformers warns of.
+    Nothing that comes with a model is run. `say` gets, line by line, where the weights are from and what transformers warns of.
     """
     with warnings_of_transformers() as warned:
         loaded, source = _read_model(config, data)
     for line in (source, *(f"transformers warns: {line}" for line in warned)):
         say(line)
-    family(loaded)
+    causal, own = family(loaded).causal, loaded.config  # whatever an earlier task has left in its config.json:
+    own.return_dict, own.output_attentions, own.output_hidden_states, own.problem_type = True, False, False, None
     if isinstance(data, SentenceEmbeddingData):
         loaded.sentence_pooling = SentencePooling(data.pooling or "mean", data.normalize is not False)  # type: ignore[arg-type,assignment]
-    _describe_task(loaded.config, data)
+    if data.head in ("text_classification", "image_classification"):
+        own.problem_type = "regression" if data.regression else "single_label_classification"
+        if data.multi_label:
+            own.problem_type = "multi_label_classification"
     if data.head == "text_classification":
-        _know_the_padding(loaded, getattr(data, "tokenizer", None))
+        # a decoder classifies at the last token that is not padding, so it must know the padding of the batches
+        padding = getattr(getattr(data, "tokenizer", None), "pad_token_id", None)
+        if own.pad_token_id is None or (causal and padding is not None):
+            own.pad_token_id = 0 if padding is None else padding
     loaded.to(dtype=FULL_PRECISION.get(config.trainer.precision, torch.float32))  # type: ignore[call-arg]
     return loaded
-
-
-def _describe_task(architecture: PretrainedConfig, data: TaskData) -> None:
-    """The model's configuration says what it is trained for here, whatever an earlier task has left in its config.json."""
-    architecture.problem_type = None
-    if data.head in CLASSIFIERS:
-        architecture.problem_type = "regression" if data.regression else "single_label_classification"
-        if data.multi_label:
-            architecture.problem_type = "multi_label_classification"
-    architecture.return_dict, architecture.output_attentions, architecture.output_hidden_states = True, False, False
-
-
-def _know_the_padding(model: PreTrainedModel, tokenizer: Any) -> None:
-    """A decoder classifies at the last token that is not padding, so it must know the token that the batches have there."""
-    padding = getattr(tokenizer, "pad_token_id", None)
-    if model.config.pad_token_id is None or (family(model).causal and padding is not None):
-        model.config.pad_token_id = 0 if padding is None else padding
 
 
 def _read_model(config: RunConfig, data: TaskData) -> tuple[PreTrainedModel, str]:
@@ -157,16 +128,15 @@ def _read_model(config: RunConfig, data: TaskData) -> tuple[PreTrainedModel, str
 
 
 def in_teacher_precision(config: RunConfig, teacher: nn.Module) -> nn.Module:
-    """Return the teacher itself, or a copy in `teacher_precision`.
+    """Return the teacher itself, or with `teacher_precision` a copy: what is quantized, scored and saved stays as it is.
 
-    A copy, as what is quantized, scored, compared and saved is the teacher that was fine-tuned. Its parameters alone are
-    converted: the angles of rotary positions are buffers, which transformers keeps in float32.
+    Parameters alone are converted: the angles of rotary positions are buffers, which transformers keeps in float32.
     """
     if config.teacher_precision is None:
         return teacher
     copied = copy.deepcopy(teacher)
     for parameter in copied.parameters():
-        parameter.data = parameter.data.to(TEACHER_PRECISION[config.teacher_precision])
+        parameter.data = parameter.data.bfloat16()
     return copied
 
 

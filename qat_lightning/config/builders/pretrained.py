@@ -46,8 +46,7 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 def read_architecture(model: ModelConfig, num_labels: int) -> PretrainedConfig:
     """The configuration of `model.path`, a hub id or a folder, in which nothing is left that would be run.
 
-    Raises:
-        ConfigError: none there; a kernel; code of its own, or code that is trusted and not pinned.
+    Raises ConfigError for none there, a kernel, code of its own, or code that is trusted and not pinned.
     """
     given, path = _source(model), str(model.path)
     require_hub({"model.path": path})
@@ -73,8 +72,7 @@ def read_weights(
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model in float32, and transformers' report on its weights. config.json is not read again: it was checked.
 
-    Raises:
-        ConfigError: no weights, pickled ones without `model.pickled_weights`, an adapter, or a damaged file.
+    Raises ConfigError for no weights, pickled ones without `model.pickled_weights`, an adapter, or a damaged file.
     """
     given, pickled = _source(model), model.pickled_weights
     try:
@@ -93,20 +91,19 @@ def read_weights(
         if not runs_code(model, architecture, auto):
             with torch.device("meta"):  # is it the architecture, without any weights?
                 random_weights(model, architecture, auto)
-        raise ConfigError(f"{_path_key(model)} cannot be loaded: {_of_weights(error, pickled)}") from error
+        reason = _in_a_line(error)
+        if "weights_only" in str(error):  # torch's own words advise to read such a pickle with weights_only=False
+            reason = "its pickle holds more than tensors, which is never read"
+        elif not pickled and isinstance(error, OSError) and ".safetensors" in str(error):
+            reason += f" ({PICKLED})"
+        raise ConfigError(f"{_path_key(model)} cannot be loaded: {reason}") from error
     return loaded, report
 
 
 def random_weights(model: ModelConfig, architecture: PretrainedConfig, auto: Any) -> PreTrainedModel:
-    """A model of that architecture, newly initialized.
-
-    Raises:
-        ConfigError: values that do not go together, with the file that holds them.
-    """
-    own = copy.deepcopy(architecture)
-    own.architectures = (
-        own.architectures or []
-    )  # transformers 5.23 fails at None where a head has several classes (DeiT)
+    """A model of that architecture, newly initialized; ConfigError with the file whose values do not go together."""
+    own = copy.deepcopy(architecture)  # transformers 5.23 fails at None where a head has several classes (DeiT):
+    own.architectures = own.architectures or []
     try:
         return auto.from_config(own, trust_remote_code=False)
     except Exception as error:  # whatever a family raises for a value of its own
@@ -169,14 +166,6 @@ def _entries(node: Any) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
             yield str(key), value
             yield from _entries(value)
-
-
-def _of_weights(error: Exception, pickled: bool) -> str:
-    """torch's own words advise to read a pickle that it has refused with weights_only=False."""
-    if "weights_only" in str(error):
-        return "its pickle holds more than tensors, which is never read"
-    missing = not pickled and isinstance(error, OSError) and ".safetensors" in str(error)
-    return f"{_in_a_line(error)}{f' ({PICKLED})' if missing else ''}"
 
 
 def _path_key(model: ModelConfig) -> str:

@@ -24,14 +24,10 @@ REPORT = "LOAD REPORT"
 
 
 def check_weights(config: RunConfig, model: PreTrainedModel, report: Mapping[str, Any]) -> str:
-    """Describe in one line what was loaded, what is newly initialized and what is not used.
+    """Describe in one line what was loaded, what is newly initialized and what is not used, by transformers' report.
 
-    Args:
-        report: of transformers, with `missing_keys`, `unexpected_keys` and `mismatched_keys` (name, saved, own shape).
-
-    Raises:
-        ConfigError: weights that are missing, have another shape or are left over, other than those of a task's head; a new
-            head that no teacher stage trains.
+    Raises ConfigError for weights that are missing, have another shape or are left over, other than those of a task's head,
+    and for a new head that no teacher stage trains.
     """
     path, heads = config.model.path, _heads(model)
     shapes = {name: f"{tuple(saved)} for {tuple(own)}" for name, saved, own in report["mismatched_keys"]}
@@ -47,7 +43,11 @@ def check_weights(config: RunConfig, model: PreTrainedModel, report: Mapping[str
             f" {'; '.join(filter(None, [*problems, unused]))}: {_advice(report['unexpected_keys'])}"
         )
     new = [name for name in (*report["missing_keys"], *shapes) if name.startswith(heads)]
-    _check_trained(config, model, new)
+    if new and config.stages.teacher.empty:
+        raise ConfigError(
+            f"model.path={path!r} has no {part_paths(model).get('head', 'head')} for this data, and no teacher stage trains"
+            " one: give a model that is fine-tuned on it, or stages.teacher.max_epochs=3"
+        )
     return "; ".join(filter(None, [f"weights of {path!r}", _counted("newly initialized in the head", new), unused]))
 
 
@@ -99,13 +99,3 @@ def _advice(unused: Iterable[str]) -> str:
         if any(name.startswith(prefix) for name in unused):
             return f"save the model itself, without {wrapper}, whose {prefix!r} is in the names"
     return "give a folder whose config.json and weights were saved together by save_pretrained"
-
-
-def _check_trained(config: RunConfig, model: PreTrainedModel, new: list[str]) -> None:
-    """A new head must be trained by the teacher stage."""
-    teacher, path = config.stages.teacher, config.model.path
-    if new and teacher.empty:
-        raise ConfigError(
-            f"model.path={path!r} has no {part_paths(model).get('head', 'head')} for this data, and no teacher stage trains"
-            " one: give a model that is fine-tuned on it, or stages.teacher.max_epochs=3"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,8 @@ from torch import nn
 
 from qat_lightning.compat import without_signal_handlers
 from qat_lightning.config.builders.models import in_teacher_precision
-from qat_lightning.config.builders.monitored_value import with_mode
 from qat_lightning.config.instantiate import check_targets, create, create_all
-from qat_lightning.config.schema import BUDGET_WIDTHS, ConfigError, RunConfig, StepSizeConfig, TaskLossConfig, as_plain
+from qat_lightning.config.schema import BUDGET_WIDTHS, ConfigError, Plain, RunConfig, TaskLossConfig, as_plain
 from qat_lightning.data.base import TaskData
 from qat_lightning.distillation.intervention import Intervention
 from qat_lightning.distillation.losses import Loss, TaskLoss
@@ -48,13 +48,15 @@ AS_BEFORE: Sequence[tuple[str, Any]] = (
 )
 """Settings that count only where they are otherwise: run folders from before them know none of these."""
 
+SMALLER_IS_BETTER = ("loss", "perplexity", "error", "divergence", "cover_length_ratio")
+"""Words in the name of a value that is better when it is smaller."""
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 """Lightning's; with a file name each writes to the folder of the first logger, logs/<stage>/, at the end of the stage."""
 
 
 def stage_names(config: RunConfig) -> list[str]:
-    """The stages that this run has: teacher, intervene (where something intervenes, for at least a step), train."""
+    """The stages of this run: teacher, intervene (where something intervenes, for at least a step), train."""
     intervening = config.intervention and not config.stages.intervene.empty
     return ["teacher", *(["intervene"] if intervening else []), "train"]
 
@@ -147,8 +149,7 @@ def build_module(
     """The LightningModule of one stage, attention opened where a loss, or an intervention, reads inside it.
 
     Args:
-        teacher: as it was fine-tuned; what teaches is a copy where `teacher_precision` says so.
-        cache: of that copy's signals.
+        teacher: as it was fine-tuned; what teaches is a copy where `teacher_precision` says so, of which `cache` has signals.
         objective: the stage's losses and interventions; None builds them.
     """
     taught_by = None if teacher is None else in_teacher_precision(config, teacher)
@@ -174,7 +175,10 @@ def build_module(
         teacher=taught_by,
         interventions=list(objective.interventions.values()),
         weight_decay=config.optimizer.get("weight_decay", 0.0),
-        step_size={kind: _rates(given) for kind, given in vars(config.quantization.step_size).items()},
+        step_size={
+            kind: {name: value for name, value in vars(given).items() if value is not None}
+            for kind, given in vars(config.quantization.step_size).items()
+        },
         cache=cache,
         full_teacher=None if taught_by is teacher else teacher,
     )
@@ -190,11 +194,9 @@ def build_trainer(
     record: bool = True,
     loggers: Sequence[Logger] | None = None,
 ) -> Trainer:
-    """Lightning's trainer for one stage, validating every so many batches.
+    """Lightning's trainer for one stage, validating every so many batches; without `record` one that only scores.
 
-    Args:
-        record: False for a trainer that only scores: no bar, no log, no callback.
-        loggers: None for those of the configuration.
+    `loggers` None takes those of the configuration.
     """
     trainer = dict(vars(config.trainer))
     bar = trainer.pop("enable_progress_bar") and record
@@ -230,14 +232,42 @@ def build_callbacks(
     chosen = {name: node for name, node in config.callbacks.items() if node is not None}
     check_targets(chosen, "callbacks")
     directed = {name: with_mode(node, f"callbacks.{name}", data) for name, node in chosen.items()}
-    for name, made in create_all(directed, "callbacks").items():
-        if not isinstance(made, Callback):
-            raise ConfigError(f"callbacks.{name} is a {type(made).__name__}, which is not a callback of Lightning")
+    for made in create_all(directed, "callbacks").values():
         if not getattr(made, "first_stage_only", False) or stage == stage_names(config)[1]:
             callbacks.append(made)
     if any(isinstance(callback, EarlyStopping) for callback in callbacks):
         callbacks.append(StoppingReport())
     return callbacks
+
+
+def with_mode(node: Plain, key: str, data: TaskData) -> Plain:
+    """The node of a callback, its `mode` set to "min" or "max" if the callback has one and none, or "auto", was given.
+
+    (Lightning's own default is "min".) Raises ConfigError if nothing says which end of the watched value is better.
+    """
+    node = {name: value for name, value in node.items() if name != "_partial_"}
+    arguments = inspect.signature(get_object(node["_target_"])).parameters
+    if node.get("mode", "auto") != "auto" or not {"mode", "monitor"} <= arguments.keys():
+        return node
+    monitor = node.get("monitor")
+    if monitor is None:
+        return {name: value for name, value in node.items() if name != "mode"}
+    if (larger := _larger_is_better(monitor, data)) is None:
+        raise ConfigError(
+            f"{key}.mode must be given: whether {monitor} is better when it is larger (max) or smaller (min) is not known"
+        )
+    return node | {"mode": "max" if larger else "min"}
+
+
+def _larger_is_better(monitor: str, data: TaskData) -> bool | None:
+    """Tell whether a larger value is better, by the metric's attribute or else by the name; None if both are silent."""
+    kind, _, name = monitor.partition("/")
+    metric = data.metrics.get(name) if kind in ("val", "val_assisted") else None
+    if metric is not None and metric.higher_is_better is not None:
+        return bool(metric.higher_is_better)
+    if any(word in monitor.lower() for word in SMALLER_IS_BETTER):
+        return False
+    return None if metric is None else True  # a correlation does not say
 
 
 def stage_settings(
@@ -265,11 +295,11 @@ def stage_settings(
         "steps": steps,
         "previous stage": previous,
     }
-    return {key: value for key, value in _flat(chosen) if not _as_before(key, value)}
-
-
-def _as_before(key: str, value: Any) -> bool:
-    return any(re.fullmatch(name, key) and value == usual for name, usual in AS_BEFORE)
+    return {
+        key: value
+        for key, value in _flat(chosen)
+        if not any(re.fullmatch(name, key) and value == usual for name, usual in AS_BEFORE)
+    }
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -279,13 +309,8 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
-def _rates(given: StepSizeConfig) -> dict[str, float]:
-    return {name: value for name, value in vars(given).items() if value is not None}
-
-
 def _strategy(name: str, devices: Any) -> Any:
-    """Lightning's, but plain DDP made to fit: an intervention leaves weights without a gradient, and every rank has the
-    same buffers."""
+    """Plain DDP is adapted: an intervention leaves weights without a gradient, and every rank has the same buffers."""
     several = devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1)
     if name == "ddp" or (name == "auto" and several):
         return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
@@ -294,10 +319,8 @@ def _strategy(name: str, devices: Any) -> Any:
 
 def build_loggers(config: RunConfig, stage: str, folder: Path) -> list[Logger]:
     """The CSV that the report reads (a resumed stage goes on in a file of its own), and the configured ones."""
-    logs, version, part = folder / "logs", stage, 0
-    while (logs / version / "metrics.csv").exists():
-        part += 1
-        version = f"{stage}.{part}"
+    versions = itertools.chain([stage], (f"{stage}.{part}" for part in itertools.count(1)))
+    version = next(name for name in versions if not (folder / "logs" / name / "metrics.csv").exists())
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=20)]
     loggers += [build_logger(config, name, stage, folder) for name, node in config.logger.items() if node is not None]
     return loggers

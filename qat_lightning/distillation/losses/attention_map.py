@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from qat_lightning.distillation.losses.attention_map_blockwise import ELEMENTS, Factors, Settings, divergence
-from qat_lightning.distillation.losses.base import (
-    check_pairs,
-    check_temperature,
-    check_weight,
-    match_layers,
-)
+from qat_lightning.distillation.losses.base import check_pairs, check_temperature, check_weight, match_layers
 from qat_lightning.models.capture import Batch, Signals, what_counts
 from qat_lightning.models.map_divergence import SMALLEST, map_divergence_sums
 from qat_lightning.models.sites import FACTORS

@@ -11,7 +11,6 @@ one row dS = w·(P^S·Σ P^T − P^T), the sum over what is not clamped. Only dq
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,19 +29,12 @@ class Factors(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Settings of the divergence of one layer.
+    """Settings of the divergence of one layer."""
 
-    Args:
-        weights: of each query, (B or 1, 1, N).
-        temperature: τ, by which scores are divided.
-        smallest: probabilities are clamped below at this.
-        elements: of a map, in one block.
-    """
-
-    weights: Tensor
-    temperature: float
-    smallest: float
-    elements: int
+    weights: Tensor  # of each query, (B or 1, 1, N)
+    temperature: float  # τ, by which scores are divided
+    smallest: float  # probabilities are clamped below at this
+    elements: int  # of a map, in one block
 
 
 def divergence(student: Factors, teacher: Factors, settings: Settings) -> Tensor:
@@ -87,7 +79,9 @@ def _summed(own: Factors, other: Factors, settings: Settings, learning: bool) ->
     """Compute the divergence and, if `learning`, its gradients by query and key."""
     total = own.query.new_zeros(())
     d_query, d_key = (torch.empty_like(own.query), torch.zeros_like(own.key)) if learning else (None, None)
-    for rows in _blocks(own, settings.elements):
+    samples, heads, queries, _ = own.query.shape
+    height = max(1, settings.elements // (samples * heads * own.key.shape[2]))
+    for rows in (slice(start, min(start + height, queries)) for start in range(0, queries, height)):
         logs, others = (_log_probabilities(factors, rows, settings.temperature) for factors in (own, other))
         others = others.clamp_(min=math.log(settings.smallest))
         weights, probs = settings.weights[..., rows, None], others.exp()
@@ -100,12 +94,6 @@ def _summed(own: Factors, other: Factors, settings: Settings, learning: bool) ->
             d_query[:, :, rows] = (grouped @ own.key).reshape_as(d_query[:, :, rows])
             d_key += grouped.mT @ _by_key_head(own.query[:, :, rows], own.key)
     return (total,) if d_query is None or d_key is None else (total, d_query, d_key)
-
-
-def _blocks(factors: Factors, elements: int) -> Iterator[slice]:
-    samples, heads, queries, _ = factors.query.shape
-    each = max(1, elements // (samples * heads * factors.key.shape[2]))
-    yield from (slice(start, min(start + each, queries)) for start in range(0, queries, each))
 
 
 def _log_probabilities(factors: Factors, rows: slice, temperature: float) -> Tensor:

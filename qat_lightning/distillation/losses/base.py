@@ -54,11 +54,7 @@ def check_pairs(layers: Sequence[Sequence[int]] | None) -> Pairs | None:
 
 
 def match_layers(site: str, pairs: Pairs | None, student: int, teacher: int) -> Pairs:
-    """Return the pairs, or pairs of all layers; raise ValueError for a pair beyond the depth of a model.
-
-    Args:
-        student, teacher: how many signals the models have at `site`.
-    """
+    """Return the pairs, or pairs of all layers, of models with so many signals at `site`; ValueError for one beyond a depth."""
     if pairs is None:
         return layer_pairs(site, student, teacher)
     for student_layer, teacher_layer in pairs:

@@ -17,10 +17,9 @@ def quantize_linear(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def multiply_integers(left: Tensor, right: Tensor, left_zero: Tensor, right_zero: Tensor) -> Tensor:
-    """Add the operator MatMulInteger to an exported graph: (left − left_zero)(right − right_zero).
+    """Add the operator MatMulInteger to an exported graph: (left − left_zero)(right − right_zero), int32 (…, R, N).
 
-    Args:
-        left, right: 8-bit integers (…, R, K) and (…, K, N); the result is int32 (…, R, N).
+    The operands are 8-bit integers (…, R, K) and (…, K, N).
     """
     shape = [*left.shape[:-1], right.shape[-1]]
     return symbolic("MatMulInteger", [left, right, left_zero, right_zero], dtype=torch.int32, shape=shape)
@@ -63,15 +62,13 @@ class IntegerInput(nn.Module):
         self.cut = high - low < 255 and not within
 
     def forward(self, x: Tensor) -> Integers:
-        scale = self._scale(x) if self.step is None else self.step
+        scale = self.step
+        if scale is None:
+            largest = x.max() if self.positive else x.abs().max()
+            # The floor is the quantizer's: a tensor of zeros stays zeros.
+            scale = largest.clamp(min=torch.finfo(torch.float32).tiny * self.high, max=self.clip) / self.high
         codes = quantize_linear(x, scale, self.zero)
         return Integers(codes.clamp(0, self.top) if self.cut else codes, scale, self.zero)
-
-    def _scale(self, x: Tensor) -> Tensor:
-        largest = x.max() if self.positive else x.abs().max()
-        # The floor is the quantizer's: a tensor of zeros stays zeros.
-        floor = torch.finfo(torch.float32).tiny * self.high
-        return largest.clamp(min=floor, max=self.clip) / self.high
 
 
 class Simulated(nn.Module):
@@ -93,8 +90,9 @@ def at_work(quantizer: nn.Module) -> bool:
 
 def integer_input(quantizer: nn.Module, positive: bool = False) -> IntegerInput | None:
     """Return the integer form of a quantizer; None if it has no integer codes with one scale for the tensor."""
-    if not (isinstance(quantizer, Quantizer) and quantizer.enabled):
+    if not at_work(quantizer):
         return None
+    assert isinstance(quantizer, Quantizer)
     classes = type(quantizer).__mro__
     codes_by, grid_by = (next(kind for kind in classes if name in vars(kind)) for name in ("codes", "integer_grid"))
     grid = quantizer.integer_grid()

@@ -29,7 +29,7 @@ FOLDED = 16
 
 
 def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> OnnxModel:
-    """Write `model` as ONNX; return it as the runtime loads it.
+    """Write `model`, a transformers encoder, which stays as it is, as ONNX; return it as the runtime loads it.
 
     Batches may be of any size, texts of any length that the model has positions for. Weights are stored at 1, 2, 4 or 8
     bits. Where inputs have whole codes and one scale (`UniformQuantizer`, `LSQQuantizer`) and weights whole codes and a
@@ -37,8 +37,6 @@ def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> On
     else is computed in float32 on the same values. The file appears when the runtime has loaded and run it, not before.
 
     Args:
-        model: a transformers encoder, quantized or not; it stays as it is.
-        path: of the file.
         batch: one to run; what the model takes of it becomes the file's inputs.
 
     Raises:
@@ -48,19 +46,21 @@ def export_onnx(model: nn.Module, path: Path, batch: Mapping[str, Tensor]) -> On
         raise OnnxError(
             f"a {model.config.model_type} model generates token by token, and this export is for encoders: write a packed folder"  # type: ignore[union-attr]
         )
-    inputs = _inputs(model, batch)
-    with atomic_write(path) as unfinished:
-        _write(model, inputs, unfinished)
-        return _runnable(unfinished, inputs)
-
-
-def _inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Select the inputs that both the model and `OnnxModel` accept."""
     accepted = inspect.signature(model.forward).parameters.keys() & set(INPUTS)
     inputs = {name: value.detach().cpu() for name, value in batch.items() if name in accepted}
     if "input_ids" in inputs and "attention_mask" not in inputs:
         raise OnnxError("the batch has no attention_mask, and a file without one could read no padded texts: give one")
-    return inputs
+    with atomic_write(path) as unfinished:
+        _write(model, inputs, unfinished)
+        try:
+            runnable = OnnxModel(unfinished)
+            runnable(**inputs)
+        except Exception as error:  # of onnxruntime, whose errors have no common ancestor but this
+            raise OnnxError(
+                f"the installed onnxruntime cannot run this model: {first_line(error)}; a newer one may"
+                " (pip install --upgrade onnxruntime)"
+            ) from error
+        return runnable
 
 
 class _Heads(nn.Module):
@@ -74,27 +74,25 @@ class _Heads(nn.Module):
         return list(head_outputs(self.model, self.model(**inputs), inputs).values())
 
 
-def _prepared(model: nn.Module) -> nn.Module:
-    prepared = copy.deepcopy(model).cpu().float().eval()
-    if prepared.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
-        # Plain products and a softmax, which the runtime is faster with than with what the fused attention becomes.
-        prepared.set_attn_implementation("eager")  # type: ignore[operator]
-    return prepared
-
-
 def _write(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
     from onnxscript import optimizer
 
     with torch.no_grad(), _quiet():
-        prepared = _prepared(model)
-        answer = head_outputs(prepared, prepared(**inputs), inputs)
+        prepared = copy.deepcopy(model).cpu().float().eval()
+        if prepared.config._attn_implementation != IMPLEMENTATION:  # type: ignore[union-attr]
+            # Plain products and a softmax, which the runtime is faster with than with what the fused attention becomes.
+            prepared.set_attn_implementation("eager")  # type: ignore[operator]
+        answer, free = head_outputs(prepared, prepared(**inputs), inputs), torch.export.Dim.DYNAMIC
         try:
             program = torch.onnx.export(
                 _Heads(replace_layers(prepared)),
                 (dict(inputs), {}),  # a last dictionary would be taken for keywords
                 input_names=list(inputs),
                 output_names=list(answer),
-                dynamic_shapes=({name: _axes(name) for name in inputs},),
+                # of variable size: the batch, and the length of texts
+                dynamic_shapes=(
+                    {name: {0: free} if name == "pixel_values" else {0: free, 1: free} for name in inputs},
+                ),
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=False,
@@ -137,24 +135,6 @@ def _forget_sources(model: Any) -> None:
                 value.metadata_props.clear()
                 if id(value) not in interface:
                     value.shape = value.type = None
-
-
-def _axes(name: str) -> dict[int, Any]:
-    """Return the axes of variable size: the batch, and the length of texts."""
-    free = torch.export.Dim.DYNAMIC
-    return {0: free} if name == "pixel_values" else {0: free, 1: free}
-
-
-def _runnable(path: Path, inputs: Mapping[str, Tensor]) -> OnnxModel:
-    try:
-        runnable = OnnxModel(path)
-        runnable(**inputs)
-    except Exception as error:  # of onnxruntime, whose errors have no common ancestor but this
-        raise OnnxError(
-            f"the installed onnxruntime cannot run this model: {first_line(error)}; a newer one may"
-            " (pip install --upgrade onnxruntime)"
-        ) from error
-    return runnable
 
 
 @contextmanager

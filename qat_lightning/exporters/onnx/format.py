@@ -14,11 +14,7 @@ from qat_lightning.models.module_paths import family
 
 
 class OnnxFormat:
-    """`model.onnx`, which onnxruntime runs on the CPU.
-
-    Args:
-        threads: of onnxruntime; None for its own choice.
-    """
+    """`model.onnx`, which onnxruntime runs on the CPU, with its own number of threads for None."""
 
     name, path, cpu_only = "onnx", "model.onnx", True
 

@@ -37,14 +37,15 @@ class IntegerLinear(nn.Module):
 
 
 class FloatLinear(nn.Module):
-    """y = x̂ Ŵᵀ + b in float32, Ŵ unpacked when the runtime loads it."""
+    """y = x̂ Ŵᵀ + b in float32, Ŵ unpacked when the runtime loads it, or in full precision."""
 
-    def __init__(self, inputs: nn.Module, weight: nn.Module, bias: Tensor | None) -> None:
+    def __init__(self, inputs: nn.Module, weight: FloatWeight | nn.Parameter, bias: Tensor | None) -> None:
         super().__init__()
         self.inputs, self.weight, self.bias = inputs, weight, bias
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(self.inputs(input), self.weight(), self.bias)
+        weight = self.weight() if isinstance(self.weight, FloatWeight) else self.weight
+        return functional.linear(self.inputs(input), weight, self.bias)
 
 
 class PackedEmbedding(nn.Module):
@@ -96,17 +97,6 @@ class PackedCore(nn.Module):
         return self.context(probs, value).transpose(1, 2).contiguous(), probs
 
 
-class _FloatParameter(nn.Module):
-    """A weight in full precision."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-
-    def forward(self) -> Tensor:
-        return self.weight
-
-
 def replace_layers(model: nn.Module) -> nn.Module:
     """Replace each quantized layer by its form in an ONNX graph, in place (pass a copy)."""
     for path, module in list(model.named_modules()):
@@ -123,7 +113,8 @@ def _linear(layer: QuantLinear) -> nn.Module:
     if not at_work(layer.weight_quantizer):
         with torch.no_grad():
             weight = layer.weight_quantizer(layer.weight)
-        return FloatLinear(float_input(layer.input_quantizer), _FloatParameter(weight), layer.bias)
+        full = nn.Parameter(weight.detach(), requires_grad=False)
+        return FloatLinear(float_input(layer.input_quantizer), full, layer.bias)
     stored_weight, inputs = _stored(layer), integer_input(layer.input_quantizer)
     if inputs is not None and is_integer(stored_weight):
         return IntegerLinear(inputs, IntegerWeight(stored_weight), layer.bias)

@@ -20,13 +20,10 @@ class OnnxModel(nn.Module):
     """`model(input_ids=…, attention_mask=…)` → {"logits": …}; inputs that the file does not have are left out.
 
     Args:
-        path: an ONNX file.
         threads: of the runtime; None leaves its own choice.
         optimize: let the runtime rewrite the graph when it loads, as it does by default.
 
-    Raises:
-        OSError: no such file.
-        onnxruntime's own errors: a file that it cannot load or run.
+    Raises OSError for no such file, and onnxruntime's own errors for one that it cannot load or run.
     """
 
     def __init__(self, path: Path, threads: int | None = None, optimize: bool = True) -> None:

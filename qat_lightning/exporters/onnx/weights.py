@@ -23,12 +23,8 @@ add two products; beyond, uint8 weights, for which the runtime takes the longer 
 class PackedRows(nn.Module):
     """Codes (R, C) as bytes (R, ⌈C/P⌉) and a table (256, P) from a byte to the values of its codes.
 
-    Looking a byte up is Cast, Gather, Reshape: operators of every runtime, which it folds when it loads.
-
-    Args:
-        codes: uint8 (R, C).
-        bits: their width.
-        values: (2^bits,) the value of each code; the output has the same type.
+    Looking a byte up is Cast, Gather, Reshape: operators of every runtime, which it folds when it loads. `codes` are uint8 of
+    `bits` width, `values` (2^bits,) the value of each; the output has their type.
     """
 
     packed: Tensor
@@ -51,21 +47,18 @@ class PackedRows(nn.Module):
 
 
 class IntegerWeight(nn.Module):
-    """A weight (N, K) as whole numbers (K, N), int8 or uint8 with `zero`; its scale multiplies the product.
-
-    Raises:
-        ValueError: a weight that `is_integer` refuses.
-    """
+    """A weight (N, K) as whole numbers (K, N), int8 or uint8 with `zero`; its scale multiplies the product. See `is_integer`."""
 
     zero: Tensor
     scale: Tensor
 
     def __init__(self, stored: Stored) -> None:
         super().__init__()
-        if not is_integer(stored):
-            raise ValueError("codes with a zero point of their own, or a scale for each group, are not whole numbers")
         integers, times = _integer_values(stored)
-        signed = _largest(integers, stored.codes) <= SAFE
+        in_use = [
+            integers[int(end)] for end in stored.codes.aminmax()
+        ]  # three ternary values leave a fourth code unused
+        signed = float(torch.stack(in_use).abs().max()) <= SAFE
         within = integers.clamp(-128, 127)  # values beyond belong to unused codes
         values = within.to(torch.int8) if signed else (within + 128).to(torch.uint8)
         self.register_buffer("zero", torch.tensor(0 if signed else 128, dtype=values.dtype))
@@ -125,9 +118,3 @@ def _integer_values(stored: Stored) -> tuple[Tensor, int]:
     assert isinstance(stored.zero_point, float)
     times = 1 if stored.zero_point.is_integer() else 2
     return (torch.arange(2.0**stored.bits) - stored.zero_point) * times, times
-
-
-def _largest(integers: Tensor, codes: Tensor) -> float:
-    """Return the largest |value| of the codes in use; three ternary values leave a fourth code unused."""
-    low, high = codes.aminmax()
-    return float(torch.stack([integers[int(low)], integers[int(high)]]).abs().max())

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from qat_lightning.exporters.base import ExportContext
-from qat_lightning.exporters.packed.manifest import MANIFEST, PARTS, WEIGHTS, Plain
+from qat_lightning.exporters.packed.manifest import MANIFEST, PARTS, WEIGHTS
 from qat_lightning.exporters.packed.model_config import check_class
 from qat_lightning.exporters.packed.quantization_config import check_quantizers
 from qat_lightning.exporters.packed.reader import load_packed
@@ -21,12 +21,9 @@ from qat_lightning.quantization.quantizers.base import Quantizer
 
 
 class PackedFormat:
-    """`packed/`: codes at their true width; `load_packed` reads them.
+    """`packed/`: codes at their true width, as `write_packed` writes them and `load_packed` reads them.
 
-    Args:
-        unquantized_dtype: type of the weights that are not quantized.
-        ternary_encoding: how weights of at most three levels are stored.
-        quantizers: classes of other packages that may quantize activations.
+    `quantizers` are classes of other packages that may quantize activations.
     """
 
     name = path = "packed"
@@ -63,18 +60,17 @@ class PackedFormat:
 
     def describe(self, folder: Path) -> dict[str, Any]:
         manifest = read_json(read_bytes(folder / self.path, MANIFEST), MANIFEST)
+        matrices = [  # unquantized; vectors are biases, normalization and scales
+            name.removesuffix(".weight")
+            for name, entry in manifest["tensors"].items()
+            if len(entry["shape"]) > 1 and not name.endswith(PARTS)
+        ]
         return {
             "path": f"{self.path}/",
             "bytes": (folder / self.path / WEIGHTS).stat().st_size,
             "bits_per_weight": manifest["bytes"]["bits_per_weight"],
             "full_precision_bytes": manifest["bytes"]["full_precision"],
-            "full_precision": _unquantized_matrices(manifest["tensors"]),
+            "full_precision": list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in matrices)),
             "unquantized_dtype": self.unquantized_dtype,
             "ternary_encoding": self.ternary_encoding,
         }
-
-
-def _unquantized_matrices(tensors: Plain) -> list[str]:
-    """Return the names of the unquantized matrices without layer numbers; vectors are biases, normalization and scales."""
-    names = [name for name, entry in tensors.items() if len(entry["shape"]) > 1 and not name.endswith(PARTS)]
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")) for name in names))

@@ -59,8 +59,7 @@ def names_code(name: str, data: bytes) -> bool:
 def verify(folder: Path) -> tuple[dict[str, bytes], dict[str, StoredTensor]]:
     """Return the content of each file but the weights, and the tensors, after the manifest has been checked.
 
-    Raises:
-        ValueError: a file or a tensor that is missing, unknown to the manifest, or different from what was written.
+    Raises ValueError for a file or tensor that is missing, unknown to the manifest, or different from what was written.
     """
     if not folder.is_dir():
         raise PackedError(f"{folder} is not a folder: give the folder that an export has written")
@@ -109,33 +108,23 @@ def _compare(listed: Plain, tensors: Mapping[str, StoredTensor]) -> None:
         wrong = "lacks" if name in listed else "has"
         raise ValueError(f"{WEIGHTS} {wrong} the tensor {name}, other than {MANIFEST} lists")
     for name, tensor in tensors.items():
-        found = {
-            "shape": list(tensor.shape),
-            "dtype": tensor.kind,
-            "bytes": len(tensor.data),
-            "sha256": sha256(tensor.data),
-        }
-        for key, value in found.items():
+        found = {"shape": list(tensor.shape), "dtype": tensor.kind, "bytes": len(tensor.data)}
+        for key, value in (found | {"sha256": sha256(tensor.data)}).items():
             if not isinstance(listed[name], dict) or listed[name].get(key) != value:
                 raise ValueError(f"the {key} of {name} is not the one that {MANIFEST} lists")
 
 
 def _tensor_entry(name: str, tensor: Tensor, packed: Packed) -> Plain:
     codes = packed.weights.get(name.removesuffix(".weight.codes")) if name.endswith(".weight.codes") else None
+    if tensor.dtype not in KINDS.values():
+        raise ValueError(f"{name} is of {tensor.dtype}; a packed folder has {', '.join(map(str, KINDS.values()))}")
     return {
         "shape": list(tensor.shape),
-        "dtype": _kind(name, tensor),
+        "dtype": next(kind for kind, dtype in KINDS.items() if dtype == tensor.dtype),
         "bits": codes.bits if codes else 8 * tensor.element_size(),
         "bytes": tensor.numel() * tensor.element_size(),
         "sha256": sha256(tensor.numpy()),
     }
-
-
-def _kind(name: str, tensor: Tensor) -> str:
-    for kind, dtype in KINDS.items():
-        if dtype == tensor.dtype:
-            return kind
-    raise ValueError(f"{name} is of {tensor.dtype}; a packed folder has {', '.join(map(str, KINDS.values()))}")
 
 
 def _totals(entries: Mapping[str, Plain], size: Size, packed: Packed) -> Plain:

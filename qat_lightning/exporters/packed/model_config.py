@@ -21,10 +21,9 @@ COMPILED = {"compile_config", "continuous_batching_config"}
 
 
 def model_class(model_type: object, architecture: object) -> Any:
-    """Find the class of transformers of that name in that family, without an import by name.
+    """Find the class of that name, base model or head, in that family of transformers, without an import by name.
 
-    Raises:
-        ValueError: a family without a table, or a class that is neither its base model nor one of its heads.
+    Raises ValueError for a family without a table, or another class.
     """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto as auto
@@ -59,8 +58,7 @@ def check_class(model: Any) -> None:
 def make_config(model: Any, packed: Packed) -> Plain:
     """Make config.json of a student; only fields of its class are written, and none can name code or a kernel.
 
-    Raises:
-        ValueError: a model, or a quantizer, that could not be read again.
+    Raises ValueError for a model, or a quantizer, that could not be read again.
     """
     check_class(model)
     kind = type(model)
@@ -78,9 +76,8 @@ def read_config(
 ) -> tuple[Any, Any, Block]:
     """Read the model's class, its configuration and the block.
 
-    Raises:
-        ValueError: another method or format; a key that is not a field of the configuration's class.
-        transformers' own errors: a value that the class refuses.
+    Raises ValueError for another method or format, or a key that is not a field of the configuration's class; transformers
+    raises its own errors for a value that the class refuses.
     """
     from transformers import CONFIG_MAPPING
 
@@ -96,14 +93,15 @@ def read_config(
     return kind, config_class(**{name: value for name, value in content.items() if name not in BESIDES}), block
 
 
-def _parts(config_class: Any) -> dict[str, Any]:
-    """Return the fields that are configurations themselves, with their classes, as CLIP's vision_config."""
-    return dict(getattr(config_class, "sub_configs", None) or {})
+def _fields(config_class: Any) -> tuple[set[str], dict[str, Any]]:
+    """Return all fields, and those that are configurations themselves, as CLIP's vision_config, with their classes."""
+    names = {each.name for each in dataclasses.fields(config_class)} | {"model_type"}
+    return names, dict(getattr(config_class, "sub_configs", None) or {})
 
 
 def _known_fields(config_class: Any, content: Plain) -> Plain:
     """Leave only fields of the class, also in the configurations inside it."""
-    names, parts = {each.name for each in dataclasses.fields(config_class)} | {"model_type"}, _parts(config_class)
+    names, parts = _fields(config_class)
     return {
         name: _known_fields(parts[name], value) if name in parts and isinstance(value, dict) else value
         for name, value in content.items()
@@ -113,7 +111,7 @@ def _known_fields(config_class: Any, content: Plain) -> Plain:
 
 def _check_fields(config_class: Any, content: Plain) -> None:
     """Raise ValueError for a key that is not a field of the class, also in the configurations inside it."""
-    known, parts = {each.name for each in dataclasses.fields(config_class)} | {"model_type"}, _parts(config_class)
+    known, parts = _fields(config_class)
     if unknown := sorted(content.keys() - known):
         raise ValueError(f"{unknown[0]!r} is not a field of {config_class.__name__}, and is not honoured: remove it")
     for name in content.keys() & parts.keys():
@@ -130,11 +128,7 @@ def make_generation(model: Any) -> Plain | None:
 
 
 def read_generation(content: Plain) -> Any:
-    """Read the settings of generation.
-
-    Raises:
-        ValueError: a key that is not a field of transformers' own class, or a value that it refuses.
-    """
+    """Read the settings of generation; ValueError for a key that transformers' class has not, or a value that it refuses."""
     from transformers import GenerationConfig
 
     if unknown := sorted(content.keys() - _generation_fields()):

@@ -61,11 +61,7 @@ def class_name(kind: type[Quantizer]) -> str:
 
 
 def make_block(model: nn.Module, packed: Packed) -> Plain:
-    """Make the block that `read_block` reads; equal descriptions of quantizers are written once, under a name.
-
-    Raises:
-        ValueError: see `check_quantizers`.
-    """
+    """Make the block that `read_block` reads, after `check_quantizers`; equal descriptions are written once, under a name."""
     inputs, operands = check_quantizers(model)
     names: dict[str, str] = {}
 
@@ -97,11 +93,10 @@ def make_block(model: nn.Module, packed: Packed) -> Plain:
 
 
 def check_quantizers(model: nn.Module) -> tuple[dict[str, Quantizer], dict[str, Quantizer]]:
-    """Return the quantizers of inputs by part, and of attention's operands by operand, once a file can describe all of them.
+    """Return the quantizers of inputs by part, and of attention's operands by operand, if a file can describe all of them.
 
-    Raises:
-        ValueError: a quantizer that is switched off, one of activations without `spec`, one that is not part of a layer or
-            an attention, or layers whose operands are quantized differently.
+    Raises ValueError for a quantizer that is switched off, one of activations without `spec`, one that is not part of a layer
+    or an attention, and layers whose operands are quantized differently.
     """
     weights = {id(quantizer) for _, _, quantizer in quantized_modules(model)}
     inputs, operands = dict(_inputs(model)), _operands(model)
@@ -118,15 +113,10 @@ def check_quantizers(model: nn.Module) -> tuple[dict[str, Quantizer], dict[str, 
 
 
 def read_block(block: Any, quantizers: Iterable[type[Quantizer]] = (), activations: bool = True) -> Block:
-    """Read the block of a file.
+    """Read the block of a file, without `activations` for the weights alone.
 
-    Args:
-        quantizers: classes of other packages that the file may name.
-        activations: False reads the weights alone.
-
-    Raises:
-        PackedError: another method or format, or a quantizer of activations whose class is not given.
-        ValueError, KeyError, …: content that is not such a block.
+    `quantizers` are classes of other packages that the file may name. Raises PackedError for another method or format, or a
+    quantizer of activations whose class is not given; ValueError, KeyError, … for content that is not such a block.
     """
     if not isinstance(block, dict) or block.get("quant_method") != METHOD:
         method = block.get("quant_method") if isinstance(block, dict) else block

@@ -52,7 +52,12 @@ def _load(folder: Path, activations: bool, quantizers: Iterable[type[Quantizer]]
     state = _restore_tensors({name: to_tensor(tensor) for name, tensor in tensors.items()}, block)
     if not activations:
         state = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
-    own = _compare(_build_on_meta(kind, configuration), state, block)
+    try:
+        with torch.device("meta"):  # to compare names and shapes of tensors
+            blank = kind(copy.deepcopy(configuration))  # opening attention writes into it
+    except Exception as error:
+        raise ValueError(f"config.json describes no {kind.__name__}: {in_a_line(error)}") from error
+    own = _compare(blank, state, block)
     weights = {
         name: state[name].float() if state[name].is_floating_point() else state[name] for name in state.keys() & own
     }
@@ -65,7 +70,7 @@ def _load(folder: Path, activations: bool, quantizers: Iterable[type[Quantizer]]
     if activations:
         if block.eager:  # as the student was; opened attention is bitwise eager attention
             model.set_attn_implementation("eager")
-        _quantize(model, block)
+        quantize(model, block.rules, block.attention)  # weights are on their grids already
         model.load_state_dict({name: tensor for name, tensor in state.items() if name not in own}, strict=False)
     return model.eval()
 
@@ -108,33 +113,14 @@ def _restore_weight(name: str, entry: Weight, stored: dict[str, Tensor]) -> Tens
     return weight.t().contiguous() if entry.transposed else weight
 
 
-def _build_on_meta(kind: Any, configuration: Any) -> nn.Module:
-    """Build the model on the meta device, to compare names and shapes of tensors."""
-    try:
-        with torch.device("meta"):
-            return kind(copy.deepcopy(configuration))  # opening attention writes into it
-    except Exception as error:
-        raise ValueError(f"config.json describes no {kind.__name__}: {in_a_line(error)}") from error
-
-
-def _quantize(model: nn.Module, block: Block) -> None:
-    """Add the quantizers of activations; weights are on their grids already."""
-    if block.rules or block.attention:
-        quantize(model, block.rules, block.attention)
-
-
 def _compare(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set[str]:
-    """Compare the tensors with the model and return the names that do not belong to quantizers of activations.
-
-    Raises:
-        ValueError: a tensor that is missing, one too many, or one of another shape.
-    """
+    """Compare names and shapes of the tensors with the model; return those that no quantizer of activations has."""
     own: dict[str, Tensor] = {}
     for name, tensor in blank.state_dict(keep_vars=True).items():
         if not any(tensor is other for other in own.values()):  # tied weights are in the file once
             own[name] = tensor
     plain = set(blank.state_dict())
-    _quantize(blank, block)
+    quantize(blank, block.rules, block.attention)
     wanted = own | {name: tensor for name, tensor in blank.state_dict().items() if name not in plain}
     for name in sorted(wanted.keys() ^ state.keys()):
         wrong = "is missing" if name in wanted else f"is not a tensor of a {type(blank).__name__}"

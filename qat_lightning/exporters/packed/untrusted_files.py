@@ -65,9 +65,7 @@ def sha256(data: Any) -> str:
 def read_bytes(folder: Path, name: str, largest: int = LARGEST_JSON) -> bytes:
     """Read the file of that name, which must be in the folder itself.
 
-    Raises:
-        ValueError: a name that leads out of the folder, by dots or by a link; no plain file; more than `largest` bytes.
-        OSError: no such file.
+    Raises ValueError for a name that leads out of the folder, by dots or by a link, no plain file, or more than `largest` bytes.
     """
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
@@ -75,26 +73,20 @@ def read_bytes(folder: Path, name: str, largest: int = LARGEST_JSON) -> bytes:
     if PurePosixPath(name).suffix not in SUFFIXES:
         raise ValueError(f"{name} is not a file of a packed folder ({', '.join(sorted(SUFFIXES))})")
     path = folder.joinpath(*parts)
-    if folder.resolve() not in path.resolve().parents and path.resolve().parent not in _blobs(folder):
+    blobs = [
+        parent / "blobs" for parent in folder.resolve().parents
+    ]  # of the hub's cache, to which a snapshot may link
+    if folder.resolve() not in path.resolve().parents and path.resolve().parent not in blobs:
         raise PackedError(f"{folder}: {name} is a link out of the folder: copy the file itself")
     return read_limited(path, largest)
 
 
-def _blobs(folder: Path) -> list[Path]:
-    """Return the folders of the hub's cache to which a snapshot may link."""
-    return [parent / "blobs" for parent in folder.resolve().parents]
-
-
 def read_json(data: bytes, name: str, kind: type = dict) -> Any:
-    """Read a JSON object, or a list with kind=list; names must be unique and numbers finite.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """Read a JSON object, or a list with kind=list; names must be unique and numbers finite, or ValueError is raised."""
     try:
-        found = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse)
+        found = json.loads(data.decode(), object_pairs_hook=_once)
         check_nesting(found, name)
-        # Half a surrogate pair or 1e999 could not be written again, neither for a checksum nor in a message.
+        # NaN, half a surrogate pair or 1e999 could not be written again, neither for a checksum nor in a message.
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not valid JSON ({error})") from error
@@ -106,8 +98,7 @@ def read_json(data: bytes, name: str, kind: type = dict) -> Any:
 def read_tensors(data: bytes, name: str) -> dict[str, StoredTensor]:
     """Read a safetensors file; the library checks that its tensors cover the file without a gap or an overlap.
 
-    Raises:
-        ValueError: a damaged file, or a type that a packed folder does not hold.
+    Raises ValueError for a damaged file, or a type that a packed folder does not hold.
     """
     try:
         entries = deserialize(data)
@@ -132,7 +123,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a name twice in one object")
     return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number of JSON")

@@ -38,10 +38,8 @@ def in_checkpointed_layer() -> bool:
 def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
     """Checkpoint these layers of a transformers model in training mode, in place.
 
-    Outputs and gradients stay the same, bit for bit: dropout draws the same numbers in both runs.
-
-    Raises:
-        ValueError: a layer that transformers does not checkpoint.
+    Outputs and gradients stay the same, bit for bit: dropout draws the same numbers in both runs. ValueError for a layer
+    that transformers does not checkpoint.
     """
     for layer in layers:
         if not hasattr(layer, "gradient_checkpointing"):
@@ -68,21 +66,19 @@ def _run(run: Callable[..., Any], *inputs: Any) -> Any:
 
 def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts of the first and of the second run; each backward pass through the layer enters the second one."""
-    stored = {module: _for_second_run(module) for module in layer.modules()}
-    return _counted_run(1), _Reentrant(partial(_second_run, stored))
+    return _counted_run(1), _SecondRun({module: _for_second_run(module) for module in layer.modules()})
 
 
-class _Reentrant(AbstractContextManager[None]):
-    """A context that can be entered any number of times."""
+class _SecondRun(AbstractContextManager[None]):
+    """The second run with the stored hooks, a context that can be entered any number of times."""
 
-    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
-        self.make = make
+    def __init__(self, stored: HookTables) -> None:
+        self.stored = stored
         self.entered: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> None:
-        context = self.make()
-        context.__enter__()
-        self.entered.append(context)
+        self.entered.append(_second_run(self.stored))
+        self.entered[-1].__enter__()
 
     def __exit__(self, *raised: Any) -> bool | None:
         return self.entered.pop().__exit__(*raised)
@@ -110,10 +106,9 @@ def _second_run(stored: HookTables) -> Iterator[None]:
 
 def _for_second_run(module: nn.Module) -> dict[str, Any]:
     """Copies of the module's tables of hooks, each hook as it runs in the second run."""
-    tables = {name: vars(module)[name] for name in HOOKS}
     return {
         name: type(table)((key, getattr(hook, SECOND_RUN, hook)) for key, hook in table.items())
-        for name, table in tables.items()
+        for name, table in ((name, vars(module)[name]) for name in HOOKS)
     }
 
 

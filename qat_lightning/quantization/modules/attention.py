@@ -38,30 +38,18 @@ class InstrumentedAttention(nn.Module):
     `scaled_keys` multiplies the keys by s before the product instead of the scores after it, as DeBERTa does: other rounding.
     """
 
-    PORTS = ("query", "key", "value", "scores", "probs", "context")
-    WATCHED = ("query_factor", "key_factor", "mask")
     QUANTIZED = ("query", "key", "probs", "value")
-    query: nn.Module
-    key: nn.Module
-    value: nn.Module
-    scores: nn.Module
-    probs: nn.Module
-    context: nn.Module
-    query_factor: nn.Module
-    key_factor: nn.Module
-    mask: nn.Module
-    query_quantizer: nn.Module
-    key_quantizer: nn.Module
-    value_quantizer: nn.Module
-    probs_quantizer: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
         self.lean = self.scaled_keys = False
-        for port in self.PORTS + self.WATCHED:
-            self.add_module(port, nn.Identity())
-        for slot in self.QUANTIZED:
-            self.add_module(f"{slot}_quantizer", nn.Identity())
+        self.query, self.key, self.value = nn.Identity(), nn.Identity(), nn.Identity()
+        self.scores, self.probs, self.context = nn.Identity(), nn.Identity(), nn.Identity()
+        self.query_factor, self.key_factor, self.mask = nn.Identity(), nn.Identity(), nn.Identity()
+        self.query_quantizer: nn.Module = nn.Identity()
+        self.key_quantizer: nn.Module = nn.Identity()
+        self.probs_quantizer: nn.Module = nn.Identity()
+        self.value_quantizer: nn.Module = nn.Identity()
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
@@ -75,9 +63,15 @@ class InstrumentedAttention(nn.Module):
         """
         query, key, value = self.query(query), self.key(key), self.value(value)
         key, value, query = self.key_quantizer(key), self.value_quantizer(value), self.query_quantizer(query)
-        self._show_factors(query, key, mask, scaling)
+        if has_hooks(self.query_factor):
+            self.query_factor(to_float32(query) * scaling)
+        if has_hooks(self.key_factor):
+            self.key_factor(key)
+        if has_hooks(self.mask):
+            self.mask(query.new_zeros(len(query), 1, 1, 1) if mask is None else mask)
         dropout = dropout if self.training else 0.0
-        probs = None if self.lean and not self._needs_map() else self._map(query, key, mask, scaling)
+        read = has_hooks(self.scores) or has_hooks(self.probs) or type(self.probs_quantizer) is not nn.Identity
+        probs = self._map(query, key, mask, scaling) if read or not self.lean else None
         if probs is None:
             context = fused_attention(query, for_heads(key, query), for_heads(value, query), mask, scaling, dropout)
         else:
@@ -92,17 +86,6 @@ class InstrumentedAttention(nn.Module):
         scores = self.scores(scores if mask is None else scores + mask)
         # float32 until the product, also under autocast: a map in bfloat16 has 3 digits, too few to compare or quantize.
         return self.probs(functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)))
-
-    def _show_factors(self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        if has_hooks(self.query_factor):
-            self.query_factor(to_float32(query) * scaling)
-        if has_hooks(self.key_factor):
-            self.key_factor(key)
-        if has_hooks(self.mask):
-            self.mask(query.new_zeros(len(query), 1, 1, 1) if mask is None else mask)
-
-    def _needs_map(self) -> bool:
-        return has_hooks(self.scores) or has_hooks(self.probs) or type(self.probs_quantizer) is not nn.Identity
 
 
 def for_heads(x: Tensor, query: Tensor) -> Tensor:
@@ -127,12 +110,7 @@ def attend(
     dropout: float = 0.0,
     **keywords: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function that transformers calls; it calls `module.core`.
-
-    Raises:
-        ValueError: a keyword that would change the result and that the core does not know (softcap, s_aux, …); a module without
-            a core.
-    """
+    """The attention function that transformers calls; ValueError for a keyword that changes the result (softcap, s_aux, …)."""
     if not hasattr(module, "core"):
         raise ValueError(
             f"{type(module).__name__} calls the attention function and has no core: the row attention of its family's table"
@@ -152,8 +130,7 @@ def attend(
 def register() -> str:
     """Make the opened attention known to transformers; returns its name. Idempotent.
 
-    A function and not an effect of importing: transformers takes seconds to import, and a mistake in a configuration
-    must be found before.
+    Not an effect of importing: transformers takes seconds to import, and a mistake in a configuration must be found before.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 

@@ -29,11 +29,7 @@ def fused_attention(
 
 
 def additive_mask(dtype: torch.dtype = torch.float32, **keywords: Any) -> Tensor | None:
-    """transformers' eager mask, 0 and the smallest number, (B, 1, N or 1, M): one row where all queries see the same keys.
-
-    Args:
-        keywords: what transformers gives its own mask functions.
-    """
+    """transformers' eager mask, 0 and the smallest number, (B, 1, N or 1, M): one row where all queries see the same keys."""
     from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
     keywords |= {"allow_is_causal_skip": False}

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,18 +24,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class QuantLinear(nn.Linear):
-    """y = Q_input(x) · Q_weight(W)ᵀ + b, over the same parameters as `linear`.
-
-    Args:
-        linear: the layer to take over; its parameters are shared, not copied.
-        weight_quantizer, input_quantizer: None leaves that tensor in full precision.
-    """
+    """y = Q_input(x) · Q_weight(W)ᵀ + b, over the parameters of `linear`, which are shared; no quantizer: full precision."""
 
     def __init__(
-        self, linear: nn.Linear, weight_quantizer: nn.Module | None = None, input_quantizer: nn.Module | None = None
+        self, linear: Any, weight_quantizer: nn.Module | None = None, input_quantizer: nn.Module | None = None
     ) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        super().__init__(1, 1, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
+        self.out_features, self.in_features = self.quantized_weight.shape
         self.weight_quantizer = weight_quantizer or nn.Identity()
         self.input_quantizer = input_quantizer or nn.Identity()
         keep_codes_of(self.weight_quantizer, self.input_quantizer)
@@ -44,33 +42,19 @@ class QuantLinear(nn.Linear):
         return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias)
+        return linear(self.input_quantizer(input), self.weight_quantizer(self.quantized_weight), self.bias)
 
 
-class QuantConv1D(nn.Module):
-    """The same for GPT-2's Conv1D, a linear layer that keeps its weight transposed, (inputs, outputs).
+class QuantConv1D(QuantLinear):
+    """The same for GPT-2's Conv1D, a linear layer that keeps its weight transposed, (inputs, outputs)."""
 
-    Args:
-        conv: the layer to take over; its parameters are shared, not copied.
-    """
-
-    def __init__(
-        self, conv: nn.Module, weight_quantizer: nn.Module | None = None, input_quantizer: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.weight, self.bias, self.nf = conv.weight, conv.bias, conv.nf
-        self.weight_quantizer = weight_quantizer or nn.Identity()
-        self.input_quantizer = input_quantizer or nn.Identity()
-        keep_codes_of(self.weight_quantizer, self.input_quantizer)
-        self.train(conv.training)
+    @property
+    def nf(self) -> int:
+        return self.out_features
 
     @property
     def quantized_weight(self) -> Tensor:
-        return self.weight.t()  # type: ignore[operator]
-
-    def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight_quantizer(self.quantized_weight)
-        return linear(self.input_quantizer(input), weight, self.bias)  # type: ignore[arg-type]
+        return self.weight.t()
 
 
 class QuantEmbedding(nn.Embedding):

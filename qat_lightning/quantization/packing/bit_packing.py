@@ -24,8 +24,7 @@ def packed_bytes(count: int, bits: int) -> int:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Whole numbers 0 … 2^bits − 1 of any shape → uint8 (⌈count·bits/8⌉,); the last byte is filled up with zeros.
 
-    Raises:
-        ValueError: bits outside 1…8; codes that are not whole numbers or do not fit.
+    Raises ValueError for bits outside 1…8, and codes that are not whole numbers or do not fit.
     """
     _check_width(bits)
     flat = _flat(codes, 2**bits - 1, f"{bits} bits")
@@ -39,8 +38,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` codes of a stream, uint8 (count,).
 
-    Raises:
-        ValueError: bits outside 1…8; a stream that is not as long as `count` codes take.
+    Raises ValueError for bits outside 1…8, and a stream that is not as long as `count` codes take.
     """
     _check_width(bits)
     _check_length(packed, count, packed_bytes(count, bits), f"{bits} bits each")
@@ -55,8 +53,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 def pack_base3(codes: Tensor) -> Tensor:
     """Whole numbers 0, 1, 2 of any shape → uint8 (⌈count/5⌉,), Σ code_k·3^k; the last byte is filled up with zeros.
 
-    Raises:
-        ValueError: codes that are not whole numbers or do not fit.
+    Raises ValueError for codes that are not whole numbers or do not fit.
     """
     flat = _flat(codes, 2, "a base-3 digit")
     columns = _padded(flat, TRITS).unbind(1)
@@ -69,8 +66,7 @@ def pack_base3(codes: Tensor) -> Tensor:
 def unpack_base3(packed: Tensor, count: int) -> Tensor:
     """The first `count` digits, uint8 (count,).
 
-    Raises:
-        ValueError: bytes that are not as many as `count` digits take, or above 242, which no five digits give.
+    Raises ValueError for bytes that are not as many as `count` digits take, or above 242, which no five digits give.
     """
     _check_length(packed, count, -(-count // TRITS), "five in a byte")
     if count and int(packed.max()) >= 3**TRITS:

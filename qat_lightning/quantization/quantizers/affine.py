@@ -70,10 +70,8 @@ class AffineQuantizer(Quantizer):
             zero_point = (-low / floored).round()
         elif self.range == "minmax":
             zero_point = -low / floored
-        else:
-            zero_point = torch.full_like(
-                low, levels / 2
-            )  # zero is exactly in the middle, without the rounding of a division
+        else:  # zero is exactly in the middle, without the rounding of a division
+            zero_point = torch.full_like(low, levels / 2)
         codes = (x / floored).round() + zero_point if self.static else ((x - low) / floored).round()
         return codes.clamp(0, levels), step, zero_point
 

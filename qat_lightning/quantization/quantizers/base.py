@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, get_args, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from qat_lightning.quantization.quantizers.reuse import LATEST, Codes, attach_codes, is_shareable, memory_key
@@ -23,13 +23,7 @@ Scale = Literal["dynamic", "static"]
 
 
 class IntegerGrid(NamedTuple):
-    """Codes low … high that are whole numbers, with zero point 0 and one scale for the tensor.
-
-    Args:
-        low, high: the least and the largest code.
-        step: the scale; None where it is max|x|/high of the tensor at hand.
-        clip: the largest max|x|; None for no limit.
-    """
+    """Whole codes low … high with zero point 0 and one scale `step` for the tensor: None takes max|x|/high, at most clip/high."""
 
     low: float
     high: float
@@ -47,10 +41,10 @@ class Quantizer(nn.Module):
 
     Args:
         bits: stored width of one code, from 1 to 8.
-        granularity: what shares a scale, see `Granularity`.
+        granularity: what shares a scale, see `Granularity`; group_size: elements of a group of "per_group", which must divide
+            the last dimension.
         clip: inputs are clamped to [−clip, clip] first; None leaves them. The papers use 2.5 for weights and
             activations alike (arXiv:2009.12812, released code).
-        group_size: elements of a group, with granularity "per_group"; it must divide the last dimension.
 
     Raises:
         ValueError: bits outside the quantizer's range, an unknown granularity, a clip that is not positive, a group size
@@ -105,26 +99,23 @@ class Quantizer(nn.Module):
         return 2**self.bits
 
     def spec(self) -> dict[str, Any]:
-        """JSON from which `from_spec` makes the same quantizer, calibrated and learned tensors apart.
-
-        Raises:
-            NotImplementedError: the class does not describe itself.
-        """
+        """JSON from which `from_spec` makes the same quantizer, apart from what it has measured or learned."""
         raise NotImplementedError(f"{type(self).__name__} does not define spec()")
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Self:
         """Make the quantizer that `spec` describes; here the constructor's arguments, as `arguments` returns them.
 
-        Raises:
-            ValueError: arguments that are missing, unknown, or of another type or range.
+        Raises ValueError for arguments that are missing, unknown, or of another type or range.
         """
         hints = _hints(cls)
         if not isinstance(spec, Mapping) or spec.keys() != hints.keys():
             raise ValueError(f"{cls.__name__} takes {', '.join(hints)}; the spec is {spec!r}")
         for name, value in spec.items():
-            if not _fits(value, hints[name]):
-                raise ValueError(f"{cls.__name__}: {name}={value!r} is not a {hints[name]}")
+            try:
+                TypeAdapter(hints[name], config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+            except ValidationError as error:
+                raise ValueError(f"{cls.__name__}: {name}={value!r} is not a {hints[name]}") from error
         return cls(**spec)
 
     def integer_grid(self) -> IntegerGrid | None:
@@ -142,8 +133,7 @@ class Quantizer(nn.Module):
     def choose_scale(self, scale: Scale) -> None:
         """Set whether the scale is measured once ("static") or on each tensor ("dynamic").
 
-        Raises:
-            ValueError: another value; a static scale of rows, or without a clip as its first value.
+        Raises ValueError for another value, and a static scale of rows, or without a clip as its first value.
         """
         if check_choice(scale, Scale, "scale") == "static" and (self.granularity != "per_tensor" or self.clip is None):
             raise ValueError(
@@ -245,14 +235,10 @@ def arguments(quantizer: Quantizer) -> dict[str, Any]:
 
 
 def check_choice(value: str, choices: object, name: str) -> str:
-    """Return `value`.
+    """Return `value`; raise ValueError if it is not one of a Literal's choices.
 
-    Raises:
-        ValueError: it is not one of a Literal's choices.
-
-    Example:
-        >>> check_choice("mean", Literal["mean", "sum"], "reduction")
-        'mean'
+    >>> check_choice("mean", Literal["mean", "sum"], "reduction")
+    'mean'
     """
     if value not in get_args(choices):
         raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(get_args(choices))}")
@@ -262,17 +248,6 @@ def check_choice(value: str, choices: object, name: str) -> str:
 def _hints(kind: type[Quantizer]) -> dict[str, Any]:
     hints = get_type_hints(kind.__init__)
     return {name: hints[name] for name in inspect.signature(kind).parameters}
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of JSON has that type; a bool is not a number, and a number is finite."""
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    return type(value) is (NoneType if hint is None else hint)
 
 
 def to_float32(x: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ class LSQQuantizer(Quantizer):
     Attributes:
         step_size: the learned parameter, one for the tensor, a row or a group; always positive and finite. It is s, or with
             parametrization="clip_threshold" the threshold α = s·Q.
-        following: if True, `step_size` is measured on each tensor of the training and gets no gradient.
-        join: (a tensor of this process) → the values of all processes, which are measured.
+        following: if True, `step_size` is measured on each tensor of the training, joined by `join` with those of the other
+            processes, and gets no gradient.
 
     Raises:
         ValueError: bits outside 2…8; an unknown option; a tensor with another number of rows than the first one.
@@ -86,7 +86,7 @@ class LSQQuantizer(Quantizer):
         self.step_size = nn.Parameter(torch.tensor(1.0))
         self.measured = 0
         self.following = False
-        self.join: Callable[[Tensor], Tensor] = _of_this_process
+        self.join: Callable[[Tensor], Tensor] = torch.Tensor.detach
 
     def levels(self) -> int:
         return int(self.high - self.low) + 1
@@ -170,7 +170,3 @@ class LSQQuantizer(Quantizer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, parametrization={self.parametrization}, initialization={self.initialization}"
-
-
-def _of_this_process(x: Tensor) -> Tensor:
-    return x

@@ -80,15 +80,10 @@ class _LearnedStep(torch.autograd.Function):
 def learned_step(
     x: Tensor, step: Tensor, quantized: Tensor, low: float, high: float, clip: bool, factor: float = 1.0
 ) -> Tensor:
-    """v̂ = s·round(clip(v/s, low, high)) with a gradient for the step size too.
+    """v̂ = s·round(clip(v/s, low, high)) with a gradient for the step size (positive, broadcastable to x) too.
 
-    ∂v̂/∂s = round(v/s) − v/s inside low … high, low below it, high above it; ∂v̂/∂v = 1 inside and, with `clip`, 0 outside.
-    Source: LSQ, arXiv:1902.08153 §2.1.
-
-    Args:
-        step: positive, broadcastable to x.
-        quantized: v̂, which gets no gradient.
-        factor: on the gradient of the step.
+    ∂v̂/∂s = factor·(round(v/s) − v/s inside low … high, low below it, high above it); ∂v̂/∂v = 1 inside and, with `clip`,
+    0 outside. v̂ itself, `quantized`, gets no gradient. Source: LSQ, arXiv:1902.08153 §2.1.
     """
     return _LearnedStep.apply(x, step, quantized.detach(), low, high, clip, factor)
 

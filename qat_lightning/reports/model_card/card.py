@@ -41,13 +41,10 @@ GRANULARITIES = {
 
 
 def write_card(folder: Path) -> Path:
-    """Write `export/README.md` of a run folder and return its path.
+    """Write `export/README.md` of a run folder and return its path; ValueError if a file that it needs is missing.
 
     `config.yaml`, `metrics.json`, `overrides.yaml` and `export/metrics.json` are read, and the file names of the packed
     folder. The hub is not asked; folders of this machine are named by their last component.
-
-    Raises:
-        ValueError: one of these files is missing (`overrides.yaml` may be).
     """
     overrides = folder / "overrides.yaml"
     given = read_yaml(overrides) if overrides.is_file() else None
@@ -104,6 +101,14 @@ def _context(facts: Facts) -> dict[str, Any]:
     results = {"student": None, **facts.results, "export": facts.exports}
     metric, common = results["metric"], tables.common_context(results)
     kind, widths = student_kind(results), results.get("bits") or {}
+    trained, exported = results.get("versions") or {}, facts.exported.get("versions") or {}
+    losses = [
+        [
+            code(name), code(loss["class"]), loss["what"], codes(loss["sites"]),
+            codes([f"{key}={value}" for key, value in loss["settings"].items()]), f"{loss['weight']:g}",
+        ]
+        for name, loss in facts.losses.items()
+    ]  # fmt: skip
     overrides = [override for override in facts.overrides if not override.startswith("hydra.")]
     shown = [_without_folders(facts, override) for override in overrides]
     return {
@@ -117,14 +122,18 @@ def _context(facts: Facts) -> dict[str, Any]:
             ["model", f"{metric} {common['arrow']} (validation)", "bytes", "ratio"], _model_rows(facts, results)
         ),
         "compared": _comparison_table(facts, metric),
-        "losses": table(["loss", "class", "what", "sites", "settings", "weight"], _loss_rows(facts), left=5),
+        "losses": table(["loss", "class", "what", "sites", "settings", "weight"], losses, left=5),
         "quantizers": table(["of", "quantizer", "levels", "bits", "scale", "clip"], [*_quantizer_rows(facts)], left=2),
-        "dynamic": _has_dynamic_scale(facts),
+        "dynamic": any(  # a row's result depends on the other rows of its batch
+            row["scale"] == "dynamic" and row["granularity"] == "per_tensor"
+            for row in facts.quantizers
+            if row["tensor"] != "weights"
+        ),
         "bits": tables.bits(widths),
         "onnx_bits": [(bits, WIDTHS[bits]) for bits in sorted({int(b) for b in widths.values() if b < LOW_PRECISION})],
-        "packed_code": block("python", _packed_code(facts)),
-        "onnx_code": block("python", _onnx_code(facts)) if "onnx" in facts.exports else "",
-        "exported_with": _newer_versions(facts),
+        "packed_code": _packed_code(facts),
+        "onnx_code": _onnx_code(facts) if "onnx" in facts.exports else "",
+        "exported_with": {name: number for name, number in exported.items() if trained.get(name) != number},
         "evaluate": block("bash", [f"python -m qat_lightning.evaluate run=DIR model={name}" for name in facts.exports]),
         "command": block("bash", [shlex.join(["python", "-m", "qat_lightning", *shown])]) if facts.overrides else "",
         "shortened": shown != overrides,
@@ -155,16 +164,6 @@ def _comparison_table(facts: Facts, metric: str) -> str:
     return table(head, rows) if rows else ""
 
 
-def _loss_rows(facts: Facts) -> list[list[str]]:
-    return [
-        [
-            code(name), code(loss["class"]), loss["what"], codes(loss["sites"]),
-            codes([f"{key}={value}" for key, value in loss["settings"].items()]), f"{loss['weight']:g}",
-        ]
-        for name, loss in facts.losses.items()
-    ]  # fmt: skip
-
-
 def _quantizer_rows(facts: Facts) -> Iterator[list[str]]:
     for row in facts.quantizers:
         source = f" ({row['source']})" if row["source"] else ""
@@ -176,23 +175,17 @@ def _quantizer_rows(facts: Facts) -> Iterator[list[str]]:
         yield [Markdown(of + codes(row["parts"])), row["kind"] + source, row["levels"], row["bits"], scale, clip]
 
 
-def _has_dynamic_scale(facts: Facts) -> bool:
-    """Return whether a row's result depends on the other rows of its batch."""
-    activations = (row for row in facts.quantizers if row["tensor"] != "weights")
-    return any(row["scale"] == "dynamic" and row["granularity"] == "per_tensor" for row in activations)
-
-
-def _packed_code(facts: Facts) -> list[str]:
+def _packed_code(facts: Facts) -> str:
     imports = [*_imports(facts), "from qat_lightning import load_packed"]
-    return [*imports, "", 'model = load_packed("packed")', *_input_code(facts, "pt"), "outputs = model(**inputs)"]
+    load, run = 'model = load_packed("packed")', "outputs = model(**inputs)"
+    return block("python", [*imports, "", load, *_input_code(facts, "pt"), run])
 
 
-def _onnx_code(facts: Facts) -> list[str]:
-    onnx = facts.exports["onnx"]
+def _onnx_code(facts: Facts) -> str:
+    inputs, outputs = (json.dumps(facts.exports["onnx"][name]) for name in ("inputs", "outputs"))
     session = 'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])'
-    feed = "{name: inputs[name] for name in " + json.dumps(onnx["inputs"]) + "}"
-    run = f"outputs = session.run({json.dumps(onnx['outputs'])}, {feed})"
-    return ["import onnxruntime", *_imports(facts), "", session, *_input_code(facts, "np"), run]
+    run = f"outputs = session.run({outputs}, {{name: inputs[name] for name in {inputs}}})"
+    return block("python", ["import onnxruntime", *_imports(facts), "", session, *_input_code(facts, "np"), run])
 
 
 def _imports(facts: Facts) -> list[str]:
@@ -205,9 +198,8 @@ def _input_code(facts: Facts, tensors: str) -> list[str]:
     if not facts.processor:
         usual = ["pixel_values"] if facts.head == "image_classification" else ["input_ids", "attention_mask"]
         names = (facts.exports.get("onnx") or {}).get("inputs") or usual
-        return [
-            f"inputs = {{{', '.join(f'{json.dumps(name)}: ...' for name in names)}}}  # as the run's data module makes them"
-        ]
+        content = ", ".join(f"{json.dumps(name)}: ..." for name in names)
+        return [f"inputs = {{{content}}}  # as the run's data module makes them"]
     pair = len(facts.at("data", "text_columns") or []) > 1
     grey = '.convert("L")' if facts.at("data", "channels") == 1 else ""
     image = f'ImageOps.exif_transpose(Image.open("picture.png")){grey}'  # upright, as the data module turns its images
@@ -221,14 +213,6 @@ def _input_code(facts: Facts, tensors: str) -> list[str]:
         example += f", truncation=True, max_length={length}"
     call = f'inputs = processor({example}, return_tensors="{tensors}")'
     return [f'processor = {facts.processor}.from_pretrained("packed")', call]
-
-
-def _newer_versions(facts: Facts) -> dict[str, str]:
-    """Return the versions of the export that differ from those of the training."""
-    trained = facts.results.get("versions") or {}
-    return {
-        name: number for name, number in (facts.exported.get("versions") or {}).items() if trained.get(name) != number
-    }
 
 
 def _without_folders(facts: Facts, override: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -20,23 +19,27 @@ Node = Mapping[str, Any]
 """A part of a configuration or of metrics.json."""
 
 
-@dataclass(frozen=True)
 class Facts:
-    """The content of a run folder's files.
+    """The content of a run folder's files: `config` is config.yaml, `results` metrics.json, `exported` export/metrics.json.
 
-    Args:
-        folder: the run folder.
-        config: config.yaml.
-        results: metrics.json.
-        exported: export/metrics.json.
-        overrides: overrides.yaml, or [] if it is missing.
+    `overrides` is the list in overrides.yaml, empty if that is missing.
     """
 
-    folder: Path
-    config: Node
-    results: Node
-    exported: Node
-    overrides: list[str]
+    def __init__(self, folder: Path, config: Node, results: Node, exported: Node, overrides: list[str]) -> None:
+        self.folder, self.config, self.results, self.exported, self.overrides = (
+            folder, config, results, exported, overrides
+        )  # fmt: skip
+        path = self.at("model", "path") if self.at("model", "pretrained") is not False else None
+        self.base_model: str | None = path  # None for random weights
+        self.model: str = self.public_name(path) if path else self.at("model", "architecture", "model_type") or "model"
+        data = self.at("data", "path")
+        self.data: str = self.public_name(data) if data else results["task"]
+        self.head: str = results.get("head") or "text_classification"  # a `qat_lightning.data.base.Head`
+        self.distilled = self.at("teacher") != "none"
+        self.intervention_steps: int = (results.get("steps") or {}).get("intervene") or 0
+        self.quantizers: list[Node] = results.get("quantizers") or []
+        self.losses: dict[str, Node] = results.get("losses") or {}
+        self.exports = exports({"export": exported})
 
     def at(self, *keys: str) -> Any:
         """Return a value of the configuration; None if a key is missing."""
@@ -61,57 +64,9 @@ class Facts:
         """Return a hub id unchanged, and of a folder its last component."""
         return place if self.is_hub_id(place) else PureWindowsPath(place).name or "local"
 
-    @cached_property
-    def base_model(self) -> str | None:
-        """The origin of the weights; None for random weights."""
-        return self.at("model", "path") if self.at("model", "pretrained") is not False else None
-
-    @cached_property
-    def model(self) -> str:
-        """The model's name."""
-        if self.base_model:
-            return self.public_name(self.base_model)
-        return self.at("model", "architecture", "model_type") or "model"
-
-    @cached_property
-    def data(self) -> str:
-        """The data set's name."""
-        path = self.at("data", "path")
-        return self.public_name(path) if path else self.results["task"]
-
-    @cached_property
-    def head(self) -> str:
-        """The kind of model, a `qat_lightning.data.base.Head`."""
-        return self.results.get("head") or "text_classification"
-
     def split(self, name: str) -> str:
         """Return the data set's own name of its "train" or "validation" split."""
         return self.at("data", f"{name}_split") or name
-
-    @cached_property
-    def distilled(self) -> bool:
-        """The run had a teacher."""
-        return self.at("teacher") != "none"
-
-    @cached_property
-    def intervention_steps(self) -> int:
-        """Steps in which the teacher's signals replaced the student's."""
-        return (self.results.get("steps") or {}).get("intervene") or 0
-
-    @cached_property
-    def quantizers(self) -> list[Node]:
-        """A row for each different quantizer, see `describe_quantizers`."""
-        return self.results.get("quantizers") or []
-
-    @cached_property
-    def losses(self) -> dict[str, Node]:
-        """A row for each loss, see `describe_losses`."""
-        return self.results.get("losses") or {}
-
-    @cached_property
-    def exports(self) -> dict[str, Node]:
-        """Export → its figures."""
-        return exports({"export": self.exported})
 
     @cached_property
     def processor(self) -> str | None:

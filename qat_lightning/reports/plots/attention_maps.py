@@ -22,21 +22,18 @@ SMALLEST_FONT = 5.0
 """Smallest readable font in points; if the labels need a smaller one, only every second, third, … token is named."""
 
 
-def attention_map_plot(
-    maps: Mapping[str, Sequence[Tensor]], tokens: Sequence[str] | None = None, head: int | None = None
-) -> Figure:
+def attention_map_plot(maps: Mapping[str, Sequence[Tensor]], tokens: Sequence[str] | None = None) -> Figure:
     """Plot a column for each model and rows for its first, middle and last layer, with one color scale per row.
 
     Args:
         maps: name ("teacher", "untrained", "student") → for each layer (H, N, M), one sample without its padding
-            (`qat_lightning.analysis.layer_errors.sample_map`).
+            (`qat_lightning.analysis.layer_errors.sample_map`); the mean over the heads is drawn.
         tokens: N names, queries and keys.
-        head: the index of one head; None for the mean over the heads.
-
-    Raises:
-        ValueError: the number of tokens differs from the number of rows.
     """
-    shown = {name: [_one_map(layers[index], head) for index in _rows(len(layers))] for name, layers in maps.items()}
+    shown = {
+        name: [layers[index].detach().float().cpu().mean(0) for index in _rows(len(layers))]
+        for name, layers in maps.items()
+    }
     rows, depths = max(map(len, shown.values())), {name: len(layers) for name, layers in maps.items()}
     for panels in shown.values():
         if tokens is not None and len(tokens) != len(panels[0]):
@@ -53,11 +50,6 @@ def attention_map_plot(
     figure.supxlabel("attends to (key)", fontsize=NORMAL)
     figure.supylabel("token (query)", fontsize=NORMAL)
     return figure
-
-
-def _one_map(layer: Tensor, head: int | None) -> Tensor:
-    layer = layer.detach().float().cpu()
-    return layer.mean(0) if head is None else layer[head]
 
 
 def _rows(layers: int) -> list[int]:

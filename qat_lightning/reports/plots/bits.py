@@ -15,11 +15,7 @@ LARGEST = 8
 
 
 def bits_plot(bits: Mapping[str, int]) -> Figure:
-    """Plot one row for each kind of part and one column for each layer; parts outside the layers have the first column.
-
-    Args:
-        bits: part (`layers.0.attention.query`, `embeddings.word`) → width.
-    """
+    """Plot part → width: a row for each kind of part, a column for each layer; other parts have the first column."""
     kinds = list(dict.fromkeys(part_kind(part) for part in bits))
     layers = 1 + max((int(part.split(".")[1]) for part in bits if part.startswith("layers.")), default=-1)
     grid = np.full((len(kinds), max(layers, 1)), np.nan)

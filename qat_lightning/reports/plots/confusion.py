@@ -15,12 +15,7 @@ NAMED, COUNTED = 20, 12
 
 
 def confusion_plot(matrices: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str]) -> Figure:
-    """Plot each model's answers by right class: a cell's brightness is its share of the row.
-
-    Args:
-        matrices: name of a model → counts, a row for each right class and a column for each answer.
-        classes: the names of the classes.
-    """
+    """Plot each model's counts, a row for each right class and a column for each answer, shaded by the share of the row."""
     figure = new_figure(3.3 * len(matrices), 3.4)
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):

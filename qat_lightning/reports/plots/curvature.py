@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,13 +21,10 @@ FEWEST = 5
 
 
 def spectrum_plot(eigenvalues: Mapping[str, Sequence[float]]) -> Figure:
-    """Plot histogram and kernel density of the negative (left) and positive (right) eigenvalues by magnitude.
+    """Plot histogram and density of each model's negative (left) and positive (right) eigenvalues by magnitude.
 
     Each sign is normalized separately, on a logarithmic axis; the legend gives the counts. Small values, few of them
     negative, indicate a flat and nearly convex minimum (arXiv:2211.11014, 2302.11812).
-
-    Args:
-        eigenvalues: name of a model → the eigenvalues of all its mini-batches.
     """
     every = [value for own in eigenvalues.values() for value in own]
     signs = {sign: title for sign, title in SIGNS.items() if any(value * sign > 0 for value in every)} or {1: "no"}
@@ -56,11 +52,18 @@ def _draw_density(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
         color, _ = style_of(name, position)
         label, places = f"{name} ({len(own)})", np.log10(own)
         if len(own) >= FEWEST and np.ptp(places) > 0:
-            axes.hist(10**places, list(10**edges), weights=_density(places, edges), color=color, alpha=0.3, label=label)
+            area = np.full(
+                len(places), 1 / (len(places) * (edges[1] - edges[0]))
+            )  # makes that of the bars 1, in decades
+            axes.hist(10**places, list(10**edges), weights=area, color=color, alpha=0.3, label=label)
             axes.plot(10**fine, gaussian_kde(places)(fine), color=color, linewidth=1.6)
         elif len(own):
             axes.plot(10**places, np.zeros_like(places), "|", color=color, markersize=14, label=label, clip_on=False)
-    _scale_axis(axes, low, high)
+    axes.set_xscale("log")
+    axes.set_xlim(10**low, 10**high)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     if all(len(own) < FEWEST for own in values.values()):
@@ -68,29 +71,8 @@ def _draw_density(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
     axes.legend(fontsize=SMALL, framealpha=0.85, edgecolor="none")
 
 
-def _scale_axis(axes: Axes, low: float, high: float) -> None:
-    """Show 10^low to 10^high; short spans have ticks at 2 and 5 as well."""
-    axes.set_xscale("log")
-    axes.set_xlim(10**low, 10**high)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _density(places: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return weights that make the bars' area 1, measured in decades."""
-    return np.full(len(places), 1 / (len(places) * (edges[1] - edges[0])))
-
-
-def landscape_plot(landscapes: Mapping[str, Landscape], surface: bool = False) -> Figure:
-    """Plot contours, or surfaces, of up to three models in one color scale (arXiv:2211.11014, 2302.11812 Fig. 2).
-
-    Args:
-        landscapes: name of a model → its loss on a grid (`qat_lightning.analysis.loss_landscape`).
-
-    Raises:
-        ValueError: no landscape, or more than three.
-    """
+def landscape_plot(landscapes: Mapping[str, Landscape]) -> Figure:
+    """Plot contours of one to three models' landscapes in one color scale (arXiv:2211.11014, 2302.11812 Fig. 2)."""
     if not 1 <= len(landscapes) <= 3:
         raise ValueError(f"{len(landscapes)} landscapes: give one to three, more cannot be read side by side")
     heights = {name: np.array(given.losses, dtype=float) for name, given in landscapes.items()}
@@ -98,31 +80,21 @@ def landscape_plot(landscapes: Mapping[str, Landscape], surface: bool = False) -
     low, high = (every.min(), every.max()) if len(every) else (0.0, 1.0)
     figure = new_figure(2.9 * len(landscapes) + 0.9, 3.4)
     figure.set_layout_engine("compressed")  # panels of a fixed aspect side by side
-    form: dict[str, Any] = {"subplot_kw": {"projection": "3d"}} if surface else {"sharex": True, "sharey": True}
-    panels = figure.subplots(1, len(landscapes), squeeze=False, **form)[0]
+    panels = figure.subplots(1, len(landscapes), squeeze=False, sharex=True, sharey=True)[0]
     for position, (axes, name) in enumerate(zip(panels, landscapes, strict=True)):
-        draw = _surface if surface else _contours
-        drawn = draw(axes, np.array(landscapes[name].steps), heights[name], float(low), float(high))
+        drawn = _contours(axes, np.array(landscapes[name].steps), heights[name], float(low), float(high))
         axes.set_title(name, fontsize=NORMAL + 1, color=style_of(name, position)[0], fontweight="bold")
         axes.tick_params(labelsize=SMALL - 1)
-    if not surface:
-        panels[0].set_ylabel("second direction", fontsize=NORMAL)
-    bar = figure.colorbar(drawn, ax=list(panels), shrink=0.7 if surface else 0.9, pad=0.08 if surface else 0.02)
+    panels[0].set_ylabel("second direction", fontsize=NORMAL)
+    bar = figure.colorbar(drawn, ax=list(panels), shrink=0.9, pad=0.02)
     bar.ax.tick_params(labelsize=SMALL - 1)
     bar.set_label("loss", fontsize=SMALL)
     return figure
 
 
 def _contours(axes: Axes, steps: np.ndarray, losses: np.ndarray, low: float, high: float) -> ScalarMappable:
-    image = axes.imshow(
-        losses,
-        cmap="viridis",
-        vmin=low,
-        vmax=high,
-        origin="lower",
-        interpolation="bilinear",
-        extent=(*steps[[0, -1]], *steps[[0, -1]]),
-    )
+    extent = (*steps[[0, -1]], *steps[[0, -1]])
+    image = axes.imshow(losses, "viridis", interpolation="bilinear", vmin=low, vmax=high, origin="lower", extent=extent)
     if high > low and np.isfinite(losses).any():
         levels = np.linspace(low, high, LEVELS)
         axes.contour(steps, steps, losses, levels, colors="white", linewidths=0.5, alpha=0.7)
@@ -131,15 +103,3 @@ def _contours(axes: Axes, steps: np.ndarray, losses: np.ndarray, low: float, hig
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MultipleLocator(steps[-1] / 2))
     return image
-
-
-def _surface(axes: Any, steps: np.ndarray, losses: np.ndarray, low: float, high: float) -> ScalarMappable:
-    across, up = np.meshgrid(steps, steps)
-    drawn = axes.plot_surface(
-        across, up, losses, cmap="viridis", vmin=low, vmax=high, linewidth=0, rstride=1, cstride=1
-    )
-    axes.set_zlim(low, high)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MultipleLocator(steps[-1]))
-    axes.zaxis.set_major_locator(MaxNLocator(nbins=4))
-    return drawn

@@ -21,11 +21,7 @@ TITLES = {"weight": "α", "transformed": "‖f(x)‖", "weighted": "‖αf(x)‖
 
 
 def layer_error_plot(errors: Mapping[str, list[float]]) -> Figure:
-    """Plot the mean squared error against the teacher over depth, a line for each model (arXiv:2302.11812 Fig. 2b).
-
-    Args:
-        errors: name ("PTQ baseline", "student") → one error for each hidden state, from that of the embeddings on.
-    """
+    """Plot the mean squared error of each hidden state against the teacher, a line for each model (arXiv:2302.11812 Fig. 2b)."""
     figure = new_figure(8.0, 3.6)
     axes = figure.subplots()
     style_axes(axes)
@@ -40,11 +36,7 @@ def layer_error_plot(errors: Mapping[str, list[float]]) -> Figure:
 
 
 def layer_panels_plot(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Plot several measures over depth: a panel for each measure, a line for each model.
-
-    Args:
-        panels: title → name of a model ("teacher", "student", …) → one number for each layer, starting with layer 1.
-    """
+    """Plot several measures over depth: title → model → one number for each layer; a panel each, a line for each model."""
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(3.0 * columns, 2.5 * rows + 0.35)
@@ -53,12 +45,11 @@ def layer_panels_plot(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Fi
     drawn: dict[str, Line2D] = {}
     for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
         drawn |= _draw_panel(axes, title, lines)
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_visible(False)
-    for column in range(columns):
-        below = [row for row in range(rows) if row * columns + column < len(panels)][-1]
-        grid[below][column].set_xlabel("layer", fontsize=NORMAL)
-        grid[below][column].tick_params(labelbottom=True)
+    for number, axes in enumerate(grid.flat):
+        axes.set_visible(number < len(panels))
+        if number + columns >= len(panels):  # no panel is below it
+            axes.set_xlabel("layer", fontsize=NORMAL)
+            axes.tick_params(labelbottom=True)
     add_legend(figure, len(drawn), {name: drawn[name] for name in [*names, *drawn]})
     return figure
 
@@ -95,12 +86,8 @@ def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[float]], first: int) ->
 def dynamic_range_plot(ranges: Mapping[str, Sequence[Tensor]], clip: float | None = None) -> Figure:
     """Plot the smallest and largest hidden unit of the tokens of each layer: dark the mean over tokens, light the extremes.
 
-    Source: arXiv:2211.11014 Fig. 5.
-
-    Args:
-        ranges: name → for each layer (T, 2), smallest and largest unit of each token
-            (`qat_lightning.analysis.dynamic_range`).
-        clip: the clip of an activation quantizer, drawn as two lines.
+    Source: arXiv:2211.11014 Fig. 5. `ranges` is name → for each layer (T, 2), see `qat_lightning.analysis.dynamic_range`;
+    `clip` of an activation quantizer is drawn as two lines.
     """
     layers = max(map(len, ranges.values()))
     figure = new_figure(max(6.0, min(9.0, 3.0 + 0.6 * layers)), 3.6)
@@ -111,7 +98,12 @@ def dynamic_range_plot(ranges: Mapping[str, Sequence[Tensor]], clip: float | Non
     width = 0.8 / len(ranges)
     for position, (name, given) in enumerate(ranges.items()):
         places = np.arange(1, len(given) + 1) + (position - (len(ranges) - 1) / 2) * width
-        _draw_ranges(axes, name, position, places, width, given)
+        low, high = (np.array([layer[:, side].mean().item() for layer in given]) for side in (0, 1))
+        lowest = np.array([layer[:, 0].min().item() for layer in given])
+        highest = np.array([layer[:, 1].max().item() for layer in given])
+        color, _ = style_of(name, position)
+        axes.bar(places, highest - lowest, 0.86 * width, lowest, color=color, alpha=0.25, linewidth=0)
+        axes.bar(places, high - low, 0.86 * width, low, color=color, alpha=0.9, linewidth=0, label=name)
     axes.axhline(0, color="#9A9A9A", linewidth=0.8)
     for bound in () if clip is None else (-clip, clip):
         axes.axhline(bound, color="#333333", linewidth=0.9, linestyle=":", label="clip" if bound > 0 else None)
@@ -122,22 +114,10 @@ def dynamic_range_plot(ranges: Mapping[str, Sequence[Tensor]], clip: float | Non
     return figure
 
 
-def _draw_ranges(
-    axes: Axes, name: str, position: int, places: np.ndarray, width: float, given: Sequence[Tensor]
-) -> None:
-    low, high = (np.array([layer[:, side].mean().item() for layer in given]) for side in (0, 1))
-    lowest = np.array([layer[:, 0].min().item() for layer in given])
-    highest = np.array([layer[:, 1].max().item() for layer in given])
-    color, _ = style_of(name, position)
-    axes.bar(places, highest - lowest, 0.86 * width, lowest, color=color, alpha=0.25, linewidth=0)
-    axes.bar(places, high - low, 0.86 * width, low, color=color, alpha=0.9, linewidth=0, label=name)
-
-
 def norm_plot(differences: Mapping[str, Mapping[str, Mapping[str, Tensor]]]) -> Figure:
     """Plot |mean of the teacher − mean of the student| by token class, mean over layers and heads (arXiv:2211.11014 Fig. 6).
 
-    Args:
-        differences: name of a student → quantity → token class → (L, H), see `qat_lightning.analysis.norm_differences`.
+    Takes name of a student → quantity → token class → (L, H), see `qat_lightning.analysis.norm_differences`.
     """
     figure = new_figure(9.0, 2.9)
     panels = figure.subplots(1, len(TITLES))
@@ -160,11 +140,7 @@ def norm_plot(differences: Mapping[str, Mapping[str, Mapping[str, Tensor]]]) -> 
 
 
 def step_size_plot(stage: StageHistory) -> Figure | None:
-    """Plot learned step sizes relative to their first value, a line for each layer; None if none was logged.
-
-    Args:
-        stage: with columns `step_sizes/<weights or activations>/<layer>`.
-    """
+    """Plot learned step sizes relative to their first value, a line for each layer; None if none was logged."""
     columns = list(dict.fromkeys(name for row in stage.rows for name in row if name.startswith(f"{STEP_SIZES}/")))
     if not columns:
         return None
@@ -177,16 +153,12 @@ def step_size_plot(stage: StageHistory) -> Figure | None:
             steps, values = stage.series(name)
             place = name.split("/")[2]
             relative = [value / values[0] for value in values]
-            axes.plot(steps, relative, color=colors[place], linewidth=1.4, label=_layer_name(place))
+            # layers.0 is layer 1, as in the other plots
+            label = f"layer {int(place.split('.')[1]) + 1}" if place.startswith("layers.") else place
+            axes.plot(steps, relative, color=colors[place], linewidth=1.4, label=label)
         axes.set_title(f"step sizes of {kind}", fontsize=NORMAL, loc="left")
         axes.set_xlabel("optimizer step", fontsize=NORMAL)
     figure.axes[0].set_ylabel("relative to the first", fontsize=NORMAL)
     named = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
     add_legend(figure, min(len(named), 8), named, loc="outside lower center")
     return figure
-
-
-def _layer_name(place: str) -> str:
-    """Name `layers.0` layer 1, as in the other plots."""
-    kind, _, index = place.partition(".")
-    return f"layer {int(index) + 1}" if kind == "layers" else place

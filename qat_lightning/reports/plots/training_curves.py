@@ -34,9 +34,8 @@ def training_curves(
 ) -> Figure:
     """Plot the loss (above) and the metric (below) over the optimizer steps (arXiv:2302.11812 Fig. 4a and 3c).
 
-    Args:
-        metric: read from the columns `val/<metric>` and, teacher-assisted, `val_assisted/<metric>`.
-        teacher, untrained: scores of the teacher and of the PTQ baseline, drawn as levels.
+    The metric is in the columns `val/<metric>` and, teacher-assisted, `val_assisted/<metric>`; the scores of the teacher and of
+    the PTQ baseline (`untrained`) are drawn as levels.
     """
     history = [stage for stage in history if stage.steps > 0]
     starts = [sum(stage.steps for stage in history[:index]) for index in range(len(history))]
@@ -47,15 +46,19 @@ def training_curves(
     for start, stage in zip(starts, history, strict=True):
         _draw_loss(loss, stage, start)
         _draw_scores(score, stage, start, metric)
-    _draw_levels(score, {"teacher": teacher, "PTQ baseline": untrained})
+    for name, level, color, dashes in (
+        ("teacher", teacher, TEACHER, "-."),
+        ("PTQ baseline", untrained, UNTRAINED, ":"),
+    ):
+        if level is not None:
+            score.axhline(level, color=color, linestyle=dashes, linewidth=1.3, label=f"{name}: {level:.3f}")
     heights = [float(height) for line in score.lines for height in np.ravel(line.get_ydata())]
     wide = min(heights, default=0) > 1 and scale_by_span(score, heights)  # a perplexity, not a share
     _fit_heights(score)
     logarithmic = scale_by_span(loss, (value for stage in history for value in stage.series("train/loss")[1]))
     loss.set_ylabel("training loss" + " (log scale)" * logarithmic, fontsize=NORMAL)
-    score.set_ylabel(
-        f"{metric} (validation" + ", log scale)" * wide + ")" * (not wide), fontsize=NORMAL, parse_math=False
-    )
+    scale = ", log scale" if wide else ""
+    score.set_ylabel(f"{metric} (validation{scale})", fontsize=NORMAL, parse_math=False)
     score.set_xlabel("optimizer step, counted over all stages", fontsize=NORMAL)
     _mark_stages((loss, score), history, starts)
     loss.legend(*_named(loss), fontsize=SMALL, loc="best", framealpha=0.85, edgecolor="none")
@@ -65,13 +68,12 @@ def training_curves(
 
 def _draw_loss(axes: Axes, stage: StageHistory, start: int) -> None:
     steps, values = stage.series("train/loss")
-    of_teacher = stage.name == "teacher"
-    color = TEACHER if of_teacher else STUDENT
-    name = "teacher's own training (another loss: the task's)" if of_teacher else "student (sum of the losses)"
-    smooth = _running_mean(values, window=min(51, len(values) // 12))
     if not values:
         return
-    places = [start + step for step in steps]
+    color, name = STUDENT, "student (sum of the losses)"
+    if stage.name == "teacher":
+        color, name = TEACHER, "teacher's own training (another loss: the task's)"
+    smooth, places = _running_mean(values, window=min(51, len(values) // 12)), [start + step for step in steps]
     axes.plot(places, values, color=color, linewidth=0.7, alpha=0.3)
     axes.plot(places, smooth, color=color, linewidth=1.7, label=name)
 
@@ -98,12 +100,6 @@ def _fit_heights(axes: Axes) -> None:
             axes.set_ylim(heights.min() / 1.2, heights.max() * 1.2)
         else:
             axes.set_ylim(heights.min() - margin, heights.max() + margin)
-
-
-def _draw_levels(axes: Axes, levels: dict[str, float | None]) -> None:
-    for (name, level), color, dashes in zip(levels.items(), (TEACHER, UNTRAINED), ("-.", ":"), strict=True):
-        if level is not None:
-            axes.axhline(level, color=color, linestyle=dashes, linewidth=1.3, label=f"{name}: {level:.3f}")
 
 
 def _mark_stages(panels: tuple[Axes, Axes], history: Sequence[StageHistory], starts: Sequence[int]) -> None:

@@ -18,25 +18,16 @@ from qat_lightning.training.process.graceful_stop import GracefulStop, StoppedBy
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 HELD = {
-    "state_dict",
-    "optimizer_states",
-    "lr_schedulers",
-    "loops",
-    "callbacks",
-    "global_step",
-    "pytorch-lightning_version",
-}
+    "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "pytorch-lightning_version",
+}  # fmt: skip
 """Keys that a checkpoint must have to resume from it."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints are written whole, sealed and in their own folder, and read as tensors and numbers only.
 
-    (Lightning's own are written below the machine's temporary folder and moved, which is no renaming where that is
-    another disk.)
-
-    Args:
-        last: the checkpoint that is replaced again and again; the one before is kept as `previous.ckpt`.
+    (Lightning's own are written below the machine's temporary folder, which can be on another disk, and moved.) `last` is
+    replaced again and again; the one before is kept as `previous.ckpt`.
     """
 
     def __init__(self, last: Path) -> None:
@@ -50,16 +41,11 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class BestCheckpoint(Checkpoint):
-    """`best-<step>.ckpt`: the weights that scored best on the validation split, the first of equals; without optimizer.
+    """`best-<step>.ckpt`: the weights that scored best by `val/<metric>`, the first of equals; without optimizer.
 
     The step is in the name, so that a checkpoint finds the weights that were best when it was written, however much
-    training came after it before the kill.
-
-    It also keeps the last score with the teacher's help, where an intervention is at work: a stage that goes on after its
-    last step validates no more.
-
-    Args:
-        metric: the name that decides; logged as `val/<metric>`.
+    training came after it before the kill. It also keeps the last score with the teacher's help, where an intervention is at
+    work: a stage that goes on after its last step validates no more.
     """
 
     def __init__(self, folder: Path, metric: str, higher_is_better: bool) -> None:
@@ -101,8 +87,7 @@ class ResumeCheckpoint(Checkpoint):
 
     Args:
         path: of `last.ckpt`.
-        every: optimizer steps.
-        minutes: since the one before; None for steps alone.
+        every, minutes: optimizer steps, and minutes since the one before (None for steps alone).
         best: what the checkpoint names; files that neither this one nor the one before names are removed.
         stopping: asked after each optimizer step. Of several processes one that was asked is enough: all stop after the
             same step.
@@ -138,7 +123,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         self._save(trainer)
-        self._heed(trainer, self._asked(trainer))
+        self._stop_if_asked(trainer, self._asked(trainer))
         self.stopping.end()  # what other callbacks still compute can take hours, and is not waited for
 
     def _after_step(self, trainer: Trainer) -> None:
@@ -148,20 +133,17 @@ class ResumeCheckpoint(Checkpoint):
         asked = self._asked(trainer)
         if asked or trainer.global_step % self.every == 0:
             self._save(trainer)
-        self._heed(trainer, asked)
+        self._stop_if_asked(trainer, asked)
 
     def _asked(self, trainer: Trainer) -> int:
-        """0 for nothing, 1 for a checkpoint as it is time, else the signal; the same in every process.
-
-        One process asks nobody. Several exchange one number for each optimizer step, beside their gradients.
-        """
+        """0 for nothing, 1 for a checkpoint as it is time, else the signal; the same in every process."""
         asked = self.stopping.signal or int(time.monotonic() - self._written >= self.seconds)
         if trainer.world_size == 1:
-            return asked
+            return asked  # several processes exchange one number for each optimizer step, beside their gradients
         number = torch.tensor(asked, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(number, reduce_op="max"))
 
-    def _heed(self, trainer: Trainer, asked: int) -> None:
+    def _stop_if_asked(self, trainer: Trainer, asked: int) -> None:
         if asked > 1:
             raise StoppedBySignal(asked, trainer.global_step, trainer.is_global_zero)
 

@@ -14,8 +14,6 @@ from qat_lightning.io.files import atomic_write
 SEAL = b"\nsha256:"
 """A checkpoint's last 72 bytes: this, and the SHA-256 of all bytes before it. torch.load reads past them."""
 
-_SEALED = len(SEAL) + 64
-
 
 def write_sealed(content: Any, path: Path, previous: Path | None = None) -> None:
     """`torch.save`, whole or not at all, with the SHA-256 behind it."""
@@ -29,7 +27,7 @@ def is_sealed(path: Path) -> bool:
     """Tell whether the file exists and is what `write_sealed` wrote, to the last byte."""
     try:
         with path.open("rb") as file:
-            left = file.seek(0, os.SEEK_END) - _SEALED
+            left = file.seek(0, os.SEEK_END) - len(SEAL) - 64
             file.seek(0)
             digest = hashlib.sha256()
             while left > 0 and (piece := file.read(min(left, 1 << 20))):
@@ -41,11 +39,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def read_sealed(path: Path) -> Any:
-    """Tensors, numbers and their containers, on the CPU; nothing in the file is run.
-
-    Raises:
-        ValueError: the file is damaged or not there.
-    """
+    """Tensors, numbers and their containers, on the CPU; nothing in the file is run. ValueError if it is damaged or missing."""
     if not is_sealed(path):
         raise ValueError(f"{path} is damaged or not there: give the run's own command again, it goes on without it")
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +47,7 @@ def weights_of(stage: str, folder: Path) -> Path:
 
 
 def read_outcome(stage: str, folder: Path) -> StageResult | None:
-    """The record of a stage; None where the stage is not finished.
-
-    Raises:
-        ValueError: it is damaged, or the record of another stage.
-    """
+    """The record of a stage; None if the stage is not finished. ValueError if it is damaged, or of another stage."""
     record = weights_of(stage, folder).with_suffix(".json")
     if not record.is_file():
         return None
@@ -65,12 +60,6 @@ def read_outcome(stage: str, folder: Path) -> StageResult | None:
     return outcome
 
 
-def check_finished(stages: Sequence[str], folder: Path) -> None:
-    """Raise ValueError unless each stage has its record and its weights, unchanged."""
-    for stage in stages:
-        _verified(stage, folder)
-
-
 def write_stage(stage: str, folder: Path, model: nn.Module, outcome: StageResult) -> None:
     """Write the weights, then the record: a stage with a record is a finished stage."""
     weights = weights_of(stage, folder)
@@ -81,12 +70,8 @@ def write_stage(stage: str, folder: Path, model: nn.Module, outcome: StageResult
 
 
 def load_stage(stage: str, folder: Path, model: nn.Module) -> None:
-    """Load the weights of a finished stage into the model, once their checksum has been found right.
-
-    Raises:
-        ValueError: the stage is not finished; its weights are missing, damaged, or not those that it wrote.
-    """
-    weights = _verified(stage, folder)
+    """Load the weights of a finished stage; ValueError if they are missing, damaged, or not those that it wrote."""
+    weights = verified_weights(stage, folder)
     try:
         load_model(model, weights)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -94,7 +79,8 @@ def load_stage(stage: str, folder: Path, model: nn.Module) -> None:
         raise ValueError(f"{weights} is of another model than configured ({reason}): {train_again(stage)}") from error
 
 
-def _verified(stage: str, folder: Path) -> Path:
+def verified_weights(stage: str, folder: Path) -> Path:
+    """Return the file of weights of a finished stage; ValueError if it, or the record, is missing or changed."""
     weights, outcome = weights_of(stage, folder), read_outcome(stage, folder)
     if outcome is None:
         raise ValueError(

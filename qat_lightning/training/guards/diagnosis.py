@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +23,6 @@ from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.module_paths import site_paths
 from qat_lightning.models.sites import AXES
 from qat_lightning.quantization.quantizers.lsq import LSQQuantizer
-
-FLOAT32 = torch.finfo(torch.float32).max
 
 
 class NonFiniteError(ValueError):
@@ -51,19 +49,15 @@ class Seen:
     @property
     def bad_terms(self) -> list[str]:
         """Return the terms that are not finite, each with its value."""
-        bad = [f"{name} = {float(term)}" for name, term in self.terms.items() if not torch.isfinite(term)]
-        total = sum(float(term) for term in self.terms.values())
-        return bad or ([] if math.isfinite(total) and total <= FLOAT32 else [f"their sum = {total:.3g}"])
+        return [f"{name} = {float(term)}" for name, term in self.terms.items() if not torch.isfinite(term)]
 
 
 def largest(tensors: Sequence[Tensor]) -> Tensor:
     """Return max|t| over all elements; NaN if an element is NaN."""
-    if tensors[0].device.type == "cpu":  # on CPUs the norm is not vectorized and takes ten times as long
-        ends = (torch.aminmax(tensor.detach()) for tensor in tensors)
-        found = [torch.maximum(-low, high).float() for low, high in ends]
-    else:
-        found = [norm.float() for norm in torch._foreach_norm(list(tensors), float("inf"))]
-    return torch.stack(found).max()
+    if tensors[0].device.type != "cpu":
+        return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors), float("inf"))]).max()
+    ends = (torch.aminmax(tensor.detach()) for tensor in tensors)  # the norm takes ten times as long on a CPU
+    return torch.stack([torch.maximum(-low, high).float() for low, high in ends]).max()
 
 
 def check_weights(module: GuardedModule, trainer: Trainer) -> None:
@@ -79,11 +73,7 @@ def check_weights(module: GuardedModule, trainer: Trainer) -> None:
 
 
 def explain(trainer: Trainer, module: GuardedModule, step: int, seen: Sequence[Seen]) -> str:
-    """Describe a step that is not finite (step, terms, layer, rows) and save its batch as `diverged.safetensors`.
-
-    Args:
-        seen: the batches of this step in this process, in order.
-    """
+    """Describe a step that is not finite (step, terms, layer, rows) and save its batch, one of `seen`."""
     one = next((one for one in seen if one.bad_terms), None)
     try:
         culprit, place = _find(trainer, module.distillation, seen if one is None else [one])
@@ -121,9 +111,7 @@ def _place(step: DistillationStep, seen: Seen) -> str:
         return place
     total = torch.stack(list(step.weighted(student, teacher, seen.batch).values())).sum()
     if not total.isfinite():
-        ends = {place: float(signal.detach().abs().max()) for place, signal in _in_order(student)}
-        place = max(ends, key=lambda place: ends[place])
-        return f"all signals are finite, the largest is {ends[place]:.3g} in the student's {place}"
+        return "all signals are finite"
     return _first_gradient(student, total, seen.batch)
 
 
@@ -139,9 +127,9 @@ def _first(whose: str, signals: Signals, batch: Batch) -> str:
 
 def _first_gradient(student: Signals, total: Tensor, batch: Batch) -> str:
     """Return the last place of the forward pass whose gradient is not finite: there the backward pass met it first."""
-    places = [(place, signal) for place, signal in _in_order(student) if signal.requires_grad]
-    gradients = torch.autograd.grad(total, [signal for _, signal in places], allow_unused=True)
-    for (place, _), gradient in reversed(list(zip(places, gradients, strict=True))):
+    places = {place: signal for place, signal in _in_order(student) if signal.requires_grad}
+    gradients = torch.autograd.grad(total, list(places.values()), allow_unused=True)
+    for place, gradient in reversed(list(zip(places, gradients, strict=True))):
         if gradient is not None and not gradient.isfinite().all():
             return f"first in the gradient of {place}{_rows(~gradient.isfinite(), batch)}"
     return ""
@@ -151,23 +139,19 @@ def _sites(model: nn.Module, capture: Any) -> list[str]:
     """Return all sites that the model has as it is, and those that are captured."""
     found = set(getattr(capture, "paths", ()))
     for site in AXES:
-        try:
+        with suppress(ValueError):  # its family has no such site, or its attention is not open
             found |= {site} if site_paths(model, site) else set()
-        except ValueError:  # its family has no such site, or its attention is not open
-            continue
     return sorted(found)
 
 
 def _in_order(signals: Signals) -> Iterator[tuple[str, Tensor]]:
     """Yield (place, signal) in the order of a forward pass."""
-    hidden, sites = signals.get("hidden", []), [site for site in AXES if site not in ("hidden", "logits")]
-    depth = max((len(layers) for site, layers in signals.items() if site != "logits"), default=0)
-    yield from (("embeddings (hidden, 0)", signal) for signal in hidden[:1])
-    for layer in range(depth):
+    sites = [*(site for site in AXES if site not in ("hidden", "logits")), "hidden"]
+    yield from (("embeddings (hidden, 0)", signal) for signal in signals.get("hidden", [])[:1])
+    for layer in range(max(map(len, signals.values()), default=0)):
         for site in sites:
-            if layer < len(signals.get(site, ())):
-                yield f"layer {layer}, {site}", signals[site][layer]
-        yield from ((f"layer {layer}, hidden", signal) for signal in hidden[layer + 1 : layer + 2])
+            place = layer + (site == "hidden")  # the first hidden state is that of the embeddings
+            yield from ((f"layer {layer}, {site}", signal) for signal in signals.get(site, [])[place : place + 1])
     yield from (("logits", signal) for signal in signals.get("logits", []))
 
 

@@ -40,8 +40,7 @@ class _ObserverMessage(logging.Handler):
 def watch_processes() -> None:
     """Start watching the other processes. Call this once in each process, before any other is started.
 
-    Raises:
-        SystemExit: the process that started this one has died since.
+    Raises SystemExit if the process that started this one has died since.
     """
     first = _starting_process()
     if first is None:
@@ -52,9 +51,11 @@ def watch_processes() -> None:
         observer.setLevel(logging.INFO)
         observer.propagate = False
     elif os.getppid() != first:
-        if not _exists(first):  # one that exists is an outer program's, which has not started this process
+        try:
+            os.kill(first, 0)  # one that exists is an outer program's, which has not started this process
+        except OSError:
             _print_reason(FIRST_DIED)
-            raise SystemExit(1)
+            raise SystemExit(1) from None
     elif not any(thread.name == FIRST for thread in threading.enumerate()):
         threading.Thread(target=_end_after, args=(first, GRACE), name=FIRST, daemon=True).start()
 
@@ -63,12 +64,11 @@ def end_started_processes() -> None:
     """End the processes that a job of a sweep has started, before Lightning's observer ends this process with them."""
     for thread in threading.enumerate():
         started = observed_processes(thread)
-        if started:
-            processes = list(started)
-            started.clear()  # first, because the observer looks at this list
-            for process in processes:
-                process.kill()
-                process.wait()
+        processes = list(started)
+        started.clear()  # first, because the observer looks at this list
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _starting_process() -> int | None:
@@ -77,14 +77,6 @@ def _starting_process() -> int | None:
         return None
     first = int(os.environ.get(FIRST) or os.getpid())
     return None if first == os.getpid() else first
-
-
-def _exists(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _end_after(first: int, grace: float) -> None:

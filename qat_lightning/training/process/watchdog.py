@@ -33,13 +33,9 @@ CLOSE = 0
 
 
 class Watchdog:
-    """End the process at a stop signal that is not handled in time, and at a second stop signal.
+    """End the process at a stop signal that is not handled within `patience` seconds, and at a second stop signal.
 
-    A second SIGINT counts at any time; other signals count when they are not an echo of the first (`ECHO`).
-
-    Args:
-        patience: seconds for the first signal to be handled.
-        echo: seconds within which another signal repeats the first.
+    A second SIGINT counts at any time; other signals after `echo` seconds, within which they repeat the first.
     """
 
     def __init__(self, patience: float = PATIENCE, echo: float = ECHO) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qat_lightning.compat import attention_implementation, is_compiled
 from qat_lightning.io.documents import read_json
-from qat_lightning.io.files import PART, write_once
+from qat_lightning.io.files import PART, short_hash, write_once
 from qat_lightning.models.capture import Batch, SignalCapture, Signals
 from qat_lightning.models.sites import MAPS
 from qat_lightning.quantization.modules.attention import InstrumentedAttention
@@ -36,10 +36,7 @@ Facts = Mapping[str, str | int | float | bool | list[Any] | None]
 
 
 class TeacherCache:
-    """A folder with one teacher's signals.
-
-    Args:
-        folder: created when the first signals are written.
+    """A folder with one teacher's signals, created when the first are written.
 
     Attributes:
         found, computed: numbers of batches since this object was made.
@@ -51,13 +48,9 @@ class TeacherCache:
         self.facts_hash: str | None = None
 
     def check(self, facts: Facts, unknown: Sequence[str] = ()) -> None:
-        """Check that the folder can hold the signals of this teacher.
+        """Raise ValueError if the folder holds signals of another teacher (the message names each difference), or other files.
 
-        Args:
-            unknown: names of facts that are not known yet.
-
-        Raises:
-            ValueError: the folder holds signals of another teacher (the message names each difference), or other files.
+        `unknown` names facts that are not known yet.
         """
         if not (self.folder / MANIFEST).is_file():
             self._check_empty()
@@ -65,7 +58,9 @@ class TeacherCache:
         stored = self._read_manifest()
         names = sorted({*stored, *facts} - {*unknown})
         if changed := [name for name in names if stored.get(name) != facts.get(name)]:
-            changes = "; ".join(f"{name}: {_short(stored.get(name))} → {_short(facts.get(name))}" for name in changed)
+            changes = "; ".join(
+                f"{name}: {short_hash(stored.get(name))} → {short_hash(facts.get(name))}" for name in changed
+            )
             raise ValueError(
                 f"teacher_cache={str(self.folder)!r} holds the signals of another teacher ({changes}): set another folder,"
                 " or remove this one"
@@ -162,9 +157,7 @@ class CachedCapture:
         model = self.capture.model
         needs_maps = bool(MAPS.intersection(self.sites))  # a lean attention computes no maps unless one is captured
         fused = [core.lean and not needs_maps for core in model.modules() if isinstance(core, InstrumentedAttention)]
-        implementation = attention_implementation(model)
-        compiled = is_compiled(model)
-        return f"{implementation} {fused} {compiled}"
+        return f"{attention_implementation(model)} {fused} {is_compiled(model)}"
 
     def _write(self, path: Path, signals: list[Tensor]) -> None:
         try:
@@ -185,8 +178,3 @@ class CachedCapture:
             self.cache.damaged += 1
             warnings.warn(f"{error}; its signals are computed and written again", stacklevel=2)
             return None
-
-
-def _short(value: Any) -> Any:
-    """Return the first digits of a SHA-256, and any other value as it is."""
-    return f"{value[:8]}…" if isinstance(value, str) and len(value) == 64 else value

@@ -115,14 +115,15 @@ def test_grouped_keys_serve_consecutive_heads() -> None:
 def test_every_port_passes_its_tensor() -> None:
     query, key, value = attention_inputs()
     core, seen = InstrumentedAttention().eval(), {}
-    for port in InstrumentedAttention.PORTS:
+    ports = ("query", "key", "value", "scores", "probs", "context")
+    for port in ports:
         core.get_submodule(port).register_forward_hook(
             lambda module, inputs, output, port=port: seen.update({port: output})
         )
     mask = torch.zeros(2, 1, 5, 6)
     mask[..., -1] = -1e9
     context, probs = core(query, key, value, mask, 0.25, 0.0)
-    assert seen.keys() == set(InstrumentedAttention.PORTS)
+    assert seen.keys() == set(ports)
     for port, tensor in (("query", query), ("key", key), ("value", value), ("probs", probs)):
         assert torch.equal(seen[port], tensor), port
     torch.testing.assert_close(seen["scores"], query @ key.transpose(2, 3) * 0.25 + mask)

@@ -16,11 +16,10 @@ from qat_lightning.config.builders.models import build_data
 from qat_lightning.config.builders.training import stage_settings
 from qat_lightning.config.schema import ConfigError
 from qat_lightning.training.checkpoints import callbacks
-from qat_lightning.training.checkpoints.archive import set_aside
 from qat_lightning.training.checkpoints.callbacks import BestCheckpoint, ResumeCheckpoint, resume_point
 from qat_lightning.training.checkpoints.checksum import is_sealed, read_sealed, write_sealed
 from qat_lightning.training.module import QATModule
-from qat_lightning.training.stage import Stage
+from qat_lightning.training.stage import Stage, set_aside
 from tests.training import runs
 from tests.training.runs import composed
 

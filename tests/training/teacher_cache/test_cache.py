@@ -171,8 +171,8 @@ def test_other_settings_are_refused_before_training(tmp_path, filled, overrides,
 def test_another_torch_or_device_is_refused(tmp_path, filled, monkeypatch):
     monkeypatch.setattr(teacher_cache.torch, "__version__", "9.9")
     monkeypatch.setattr(teacher_cache, "version", lambda _: "9.8")
-    monkeypatch.setattr(teacher_cache, "_device_name", lambda _: "another")
-    with pytest.raises(ConfigError, match=r"device: cpu .* → another.*torch: .* → 9.9.*transformers: .* → 9.8"):
+    monkeypatch.setattr(teacher_cache.torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    with pytest.raises(ConfigError, match=r"device: cpu .* → cpu another.*torch: .* → 9.9.*transformers: .* → 9.8"):
         prepare(tmp_path / "run", filled, *TRAIN_ONLY)
 
 
