@@ -54,10 +54,7 @@ def transformed_values(value: Tensor, projection: Tensor, heads: int) -> Tensor:
     """
     width = value.shape[-1]
     if width != projection.shape[1] or width % heads:
-        raise ValueError(
-            f"values of width {width} do not fit a projection of {projection.shape[1]} inputs and {heads} heads: heads"
-            " that share keys and values cannot be taken apart here"
-        )
+        raise ValueError(f"width {width} for {heads} heads: heads that share keys and values cannot be taken apart")
     wide = torch.promote_types(value.dtype, torch.float32)
     each = value.detach().to(wide).unflatten(-1, (heads, width // heads))
     slices = projection.detach().to(value.device, wide).unflatten(-1, (heads, width // heads))

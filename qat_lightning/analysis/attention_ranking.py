@@ -105,7 +105,4 @@ def _doubles(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def check_shapes(student: Tensor, teacher: Tensor) -> None:
     """Raise ValueError for maps of different shapes."""
     if student.shape != teacher.shape:
-        raise ValueError(
-            f"attention maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)} cannot be compared: student and"
-            " teacher need as many heads and tokens as each other"
-        )
+        raise ValueError(f"attention maps of shapes {tuple(student.shape)} and {tuple(teacher.shape)} do not match")

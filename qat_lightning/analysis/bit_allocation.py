@@ -30,19 +30,12 @@ RECORD = Path("bits.json")
 
 @dataclass(frozen=True)
 class WidthOption:
-    """One width for one weight.
-
-    Attributes:
-        bits: the width.
-        elements: number of weights.
-        bytes: size of the codes, scales and zero points in a packed folder.
-        error: mean squared error of the model's logits when this weight alone is quantized.
-    """
+    """One width for one weight."""
 
     bits: int
     elements: int
-    bytes: int
-    error: float
+    bytes: int  # of the codes, scales and zero points in a packed folder
+    error: float  # mean squared error of the model's logits when this weight alone is quantized
 
 
 @torch.no_grad()

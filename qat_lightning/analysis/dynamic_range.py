@@ -18,9 +18,7 @@ def dynamic_range(signals: Signals, batch: Batch, site: str = "attention.output"
         ValueError: an unknown site, or one whose signals are not (B, N, E).
     """
     if AXES[check_site(site)] != "BNE":
-        raise ValueError(
-            f"site={site!r} has no hidden units: choose hidden, attention.output or another site of shape (B, N, E)"
-        )
+        raise ValueError(f"site={site!r} has no hidden units: choose hidden or attention.output, of shape (B, N, E)")
     counts = what_counts(site, batch)
     found = []
     for signal in signals[site]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 from qat_lightning.models.capture import Batch
 
 Product = Callable[[np.ndarray], np.ndarray]
-Largest = Literal["magnitude", "algebraic"]
 NORM_WEIGHT = 0.01
 """arXiv:2211.11014, released code: cross-entropy + 0.01·Σ_p ‖p‖₂."""
 
@@ -23,13 +21,12 @@ def top_eigenvalues(
     loss: Callable[[], Tensor],
     parameters: Iterable[Tensor],
     top: int = 3,
-    largest: Largest = "magnitude",
     tolerance: float = 1e-3,
     vectors: int = 12,
     restarts: int = 100,
     seed: int = 0,
 ) -> list[float]:
-    """Compute the `top` eigenvalues of ∂²loss/∂parameters², largest first, by Lanczos' method (ARPACK).
+    """Compute the `top` eigenvalues of ∂²loss/∂parameters² of largest magnitude, by Lanczos' method (ARPACK).
 
     The loss is computed once; each product is a double backward pass through its graph. The derivative of a
     straight-through estimator is that of its backward pass. Leave out learned step sizes, whose estimated gradient does
@@ -40,21 +37,15 @@ def top_eigenvalues(
     Source: arXiv:2211.11014 §3 and 2302.11812 §4, by power iteration with deflation, which finds the largest magnitudes.
 
     Args:
-        loss: a deterministic scalar function of the parameters.
-        parameters: parameters without a gradient are left out.
-        largest: "magnitude" pools positive and negative eigenvalues, as the papers do; "algebraic" takes the most
-            positive ones.
+        loss: a deterministic scalar function of the parameters; those without a gradient are left out.
         tolerance: relative, of the eigenvalues.
         vectors: Lanczos vectors in memory; more than 2·top converge well.
         restarts: largest number of restarts; eigenvalues that have not converged are left out, with a warning.
         seed: seed of the start vector.
 
     Raises:
-        ValueError: an unknown `largest`; no parameter that needs a gradient; not more parameters than `top`; a loss that
-            is not finite.
+        ValueError: no parameter that needs a gradient; not more parameters than `top`; a loss that is not finite.
     """
-    if largest not in get_args(Largest):
-        raise ValueError(f"largest={largest!r} is unknown: choose one of {', '.join(get_args(Largest))}")
     chosen = [parameter for parameter in parameters if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in chosen)
     if not 1 <= top < size:
@@ -66,9 +57,8 @@ def top_eigenvalues(
         raise ValueError("the Hessian is not finite: the loss, or a derivative of it, is inf or nan at these weights")
     if not first.any():  # ARPACK needs a start vector that is not 0
         return [0.0] * top
-    found = _lanczos(product, start, top, largest, tolerance, min(size, max(vectors, top + 2)), restarts)
-    order = (lambda value: -abs(value)) if largest == "magnitude" else (lambda value: -value)
-    return sorted((float(value) for value in found), key=order)
+    found = _lanczos(product, start, top, tolerance, min(size, max(vectors, top + 2)), restarts)
+    return sorted(map(float, found), key=abs, reverse=True)
 
 
 def hessian_spectrum(
@@ -124,13 +114,12 @@ def _hessian_product(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -
 
 
 def _lanczos(
-    product: Product, start: np.ndarray, top: int, largest: Largest, tolerance: float, vectors: int, restarts: int
+    product: Product, start: np.ndarray, top: int, tolerance: float, vectors: int, restarts: int
 ) -> np.ndarray:
     """Return the eigenvalues that converge."""
     operator = LinearOperator((len(start), len(start)), matvec=product, dtype=start.dtype)
-    which = "LM" if largest == "magnitude" else "LA"
     try:
-        return eigsh(operator, top, None, None, which, start, vectors, restarts, tolerance, return_eigenvectors=False)
+        return eigsh(operator, top, None, None, "LM", start, vectors, restarts, tolerance, return_eigenvectors=False)
     except ArpackNoConvergence as stopped:
         warnings.warn(
             f"{len(stopped.eigenvalues)} of {top} eigenvalues converged in {restarts} restarts: set more restarts=… or"

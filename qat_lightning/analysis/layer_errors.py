@@ -19,10 +19,7 @@ def layer_errors(student: Signals, teacher: Signals, batch: Batch, site: str = "
     """
     own, other = student[check_site(site)], teacher[site]
     if [tensor.shape for tensor in own] != [tensor.shape for tensor in other]:
-        raise ValueError(
-            f"{site}: the student's signals ({_shapes(own)}) and the teacher's ({_shapes(other)}) differ in number or"
-            " shape, so they cannot be compared layer by layer"
-        )
+        raise ValueError(f"{site}: the student has {_shapes(own)}, the teacher {_shapes(other)}: they do not match")
     counts, errors = what_counts(site, batch), []
     for left, right in zip(own, other, strict=True):
         squares = (left.detach().float() - right.detach().float()).square()

@@ -26,16 +26,11 @@ LONGEST = 2**28
 
 @dataclass(frozen=True)
 class StageHistory:
-    """The log of one stage.
-
-    Args:
-        steps: optimizer steps of the stage.
-        rows: by step; CSV column → number. "step" counts inside the stage, from 0.
-    """
+    """The log of one stage."""
 
     name: str
-    steps: int
-    rows: list[Row]
+    steps: int  # optimizer steps of the stage
+    rows: list[Row]  # by step; CSV column → number. "step" counts inside the stage, from 0
 
     def series(self, column: str) -> tuple[list[float], list[float]]:
         """Return (steps inside the stage, values) of a column that can be drawn."""

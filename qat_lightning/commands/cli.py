@@ -134,10 +134,7 @@ def export() -> None:
         from qat_lightning.training.process.watchdog import Watchdog
 
         if located(config, overrides) != config:
-            raise ConfigError(
-                f"run={str(folder)!r} has folders that are relative to {config.working_directory!r}: start the export"
-                " in that directory"
-            )
+            raise ConfigError(f"run={str(folder)!r} has relative folders: start in {config.working_directory!r}")
         replaced = {word.split("=", 1)[0] for word in overrides}
         recorded = [word for word in _recorded_overrides(folder) if word.split("=", 1)[0] not in replaced]
         with Watchdog():

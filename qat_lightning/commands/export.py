@@ -143,9 +143,7 @@ class Exporter:
             return
         own = compare(InFloat64(self.student), self.student, self.data, seen.rows)
         if exact or not seen.largest_difference <= TIMES * own.largest_difference:
-            raise NotFaithfulError(
-                f"{name} does not predict as the student does ({figures}): leave it out with {remedy}"
-            )
+            raise NotFaithfulError(f"{name} predicts otherwise than the student ({figures}): leave it out: {remedy}")
         self.say(
             name,
             f"that is the student's own rounding: computed in float64 its {self.data.metric} is"

@@ -24,18 +24,14 @@ NEAR = 1e-3
 class Comparison:
     """The difference between another form of a model and the model itself, on the same rows.
 
-    Attributes:
-        score, reference: the validation metric of that form, and of the model; NaN or infinite where it is undefined.
-        largest_difference: between their logits; infinite where only one of them is not a finite number.
-        agreement: share of logit vectors (one for each row; of question answering, for each token; of language models and
-            token classification, for each token with a label) with the same largest entry; of a regression, share that are
-            equal to `NEAR`; of several labels a row, share of rows with the same labels.
-        rows: how many were compared.
+    `agreement` is the share of logit vectors (one for each row; of question answering, for each token; of language models and
+    token classification, for each token with a label) with the same largest entry; of a regression, the share that are equal
+    to `NEAR`; of several labels a row, the share of rows with the same labels.
     """
 
-    score: float
-    reference: float
-    largest_difference: float
+    score: float  # the validation metric of that form; NaN or infinite where it is undefined
+    reference: float  # that of the model
+    largest_difference: float  # between their logits; infinite where only one of them is not a finite number
     agreement: float
     rows: int
 

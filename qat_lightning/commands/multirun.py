@@ -78,10 +78,9 @@ def run_job(run: Callable[[], float]) -> float:
 
 
 def _set_command_line() -> None:
-    """Set this process's command line to that of the current job.
+    """Set this process's command line to that of the current job, with which Lightning starts the job's other processes.
 
-    Lightning starts the job's other processes with this command line, in the folder `hydra.run.dir`. With that of the sweep
-    each of them would begin the whole sweep in a second folder.
+    With that of the sweep each of them would begin the whole sweep in a second folder.
     """
     config: Any = HydraConfig.instance().cfg
     with read_write(config.hydra):

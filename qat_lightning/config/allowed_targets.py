@@ -29,21 +29,13 @@ NEVER = sys.stdlib_module_names | {"qat_lightning", "torch", "torchmetrics", "li
 
 @dataclass(frozen=True)
 class Kind:
-    """The kind of object that a place of the configuration needs.
+    """The kind of object that a place of the configuration needs."""
 
-    Args:
-        name: for messages.
-        sources: modules, or classes in them, whose classes can be given there.
-        base: the class that they derive from. It is compared by name, so that nothing is imported for the comparison.
-        attributes: what an object must have, where no base class ensures it.
-        functions: whether a function, not yet called (`_partial_: true`), can be given too.
-    """
-
-    name: str
-    sources: tuple[str, ...]
-    base: str | None = None
-    attributes: tuple[str, ...] = ()
-    functions: bool = False
+    name: str  # for messages
+    sources: tuple[str, ...]  # modules, or classes in them, whose classes can be given there
+    base: str | None = None  # the class that they derive from, compared by name: nothing is imported for the comparison
+    attributes: tuple[str, ...] = ()  # what an object must have, where no base class ensures it
+    functions: bool = False  # whether a function, not yet called (`_partial_: true`), can be given too
 
     def accepts(self, found: Any, packages: Sequence[str]) -> bool:
         """Judge a class or function by the module that defines it, since a dotted path can be an alias."""

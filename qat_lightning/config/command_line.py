@@ -92,10 +92,7 @@ def check_words(arguments: Iterable[str]) -> None:
         if not group:
             raise ConfigError(f"{override.input_line!r} names no key: give key=value or group=option")
         if override.value() == {} and override.type is OverrideType.CHANGE:
-            raise ConfigError(
-                f"{override.input_line!r} changes nothing, as {{}} is merged into what {group} holds: leave one of its keys out"
-                f" with ~{group}.KEY"
-            )
+            raise ConfigError(f"{override.input_line!r} changes nothing: leave a key out with ~{group}.KEY")
         is_group = group == "hydra" or "/" in group or (CONF / group).is_dir()
         if is_group and not all(map(_is_named, _options(override))):
             choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml")))

@@ -45,10 +45,7 @@ def check_flags(arguments: Sequence[str]) -> None:
     """Raise ConfigError for the Hydra flag that reads a pickle."""
     given, _ = get_args_parser().parse_known_args(list(arguments))
     if given.experimental_rerun is not None:
-        raise ConfigError(
-            f"--experimental-rerun={given.experimental_rerun} reads a pickle, which can run any command: repeat the"
-            " run's command instead, with hydra.run.dir=DIR to continue in its folder"
-        )
+        raise ConfigError("--experimental-rerun reads a pickle, which can run any command: give hydra.run.dir=DIR")
 
 
 class GuardedLoader(ConfigLoaderImpl):

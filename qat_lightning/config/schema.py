@@ -303,9 +303,8 @@ def check_bounds(node: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check_bounds(value, f"{key}.")
         elif bounds and value is not None and not bounds[0] <= value <= bounds[1]:
-            raise ConfigError(
-                f"{key}={shorten(str(value), 80, placeholder='…')} must be {bounds[0]} or more, at most {bounds[1]}"
-            )
+            shown = shorten(str(value), 80, placeholder="…")
+            raise ConfigError(f"{key}={shown} must be {bounds[0]} or more, at most {bounds[1]}")
 
 
 def parse_size(text: str, key: str) -> tuple[float, str]:

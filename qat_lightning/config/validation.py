@@ -108,14 +108,17 @@ def _check_values(config: RunConfig) -> None:
     check_type(config.model.student_layers, list[int] | None, "model.student_layers")
     check_type(config.stages.intervene.target_modules, list[str] | None, "stages.intervene.target_modules")
     if config.compile and config.activation_checkpointing:
-        raise ConfigError(
-            "compile=true and activation_checkpointing=true exclude each other: leave one of them out (a compiled model"
-            " already recomputes what is cheap)"
-        )
+        raise ConfigError("compile=true and activation_checkpointing=true exclude each other: leave one of them out")
     for glob, width in (config.quantization.bits or {}).items():
         if not 1 <= width <= 8:
             raise ConfigError(f"quantization.bits gives {glob!r} {width}: give a whole number from 1 to 8")
-    _check_budget(config.quantization)
+    budget, widths = config.quantization.budget, config.quantization.budget_widths
+    if budget is not None:
+        parse_size(budget, "quantization.budget")
+        if config.quantization.bits:
+            raise ConfigError("quantization.budget chooses what quantization.bits gives: leave one of them out")
+        if not widths or not all(1 <= width <= 8 for width in widths):
+            raise ConfigError(f"quantization.budget_widths={widths} must be a list of whole numbers from 1 to 8")
     if config.gate.bytes is not None:
         parse_size(config.gate.bytes, "gate.bytes")
     if config.gate.agreement is not None and config.data.get("num_labels") == 1:
@@ -125,20 +128,6 @@ def _check_values(config: RunConfig) -> None:
             raise ConfigError(f"stages.{name}.target_modules=[] quantizes nothing: give globs, or null for all")
         if stage.max_steps is None and stage.max_epochs is None:
             raise ConfigError(f"stages.{name} needs a budget: give stages.{name}.max_steps or .max_epochs (0 skips it)")
-
-
-def _check_budget(quantization: QuantizationConfig) -> None:
-    if quantization.budget is None:
-        return
-    parse_size(quantization.budget, "quantization.budget")
-    if quantization.bits:
-        raise ConfigError(
-            "quantization.budget chooses the bits, and quantization.bits gives them: leave one of them out"
-        )
-    if not quantization.budget_widths or not all(1 <= width <= 8 for width in quantization.budget_widths):
-        raise ConfigError(
-            f"quantization.budget_widths={quantization.budget_widths} must be a list of whole numbers from 1 to 8"
-        )
 
 
 def _check_architecture(architecture: Plain) -> None:
@@ -157,24 +146,17 @@ def _check_architecture(architecture: Plain) -> None:
 def _check_trainer(trainer: TrainerConfig) -> None:
     """Check what Lightning's Trainer accepts, or refuses too late."""
     if trainer.strategy.startswith(STARTED_FOR_EACH_STAGE):
-        raise ConfigError(
-            f"trainer.strategy={trainer.strategy} starts new processes in each stage, and only the weights come back from"
-            " them: a checkpoint's state, scores and times are lost. Set trainer.strategy=ddp"
-        )
+        raise ConfigError(f"trainer.strategy={trainer.strategy} loses its processes' state: set trainer.strategy=ddp")
     number = trainer.devices
     with suppress(TypeError, ValueError, OverflowError):
         number = int(number)
     listed = isinstance(number, list) and number and all(type(index) is int and index >= 0 for index in number)
     if not (listed or number in ("auto", -1) or (type(number) is int and 1 <= number <= LARGEST)):
-        raise ConfigError(
-            f"trainer.devices={trainer.devices!r} must be a whole number, 1 or more; auto or -1 for all; or a list of numbers"
-        )
+        raise ConfigError(f"trainer.devices={trainer.devices!r} must be 1 or more, auto, -1 (all), or a list")
     batches = trainer.limit_val_batches
     count, share = type(batches) is int and batches >= 1, type(batches) is float and 0 < batches <= 1
     if not (batches is None or count or share):
-        raise ConfigError(
-            f"trainer.limit_val_batches={batches!r} must be a number of batches, 1 or more, or a share above 0, at most 1.0"
-        )
+        raise ConfigError(f"trainer.limit_val_batches={batches!r} must be a number, 1 or more, or a share, at most 1.0")
 
 
 def _check_optimizer(node: Plain) -> None:
@@ -212,10 +194,11 @@ def _check_optimizer(node: Plain) -> None:
 
 def quantizer_nodes(quantization: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Yield the key and the node of each quantizer of the rules and the attention."""
-    holders = {f"rules.{name}": rule for name, rule in quantization.rules.items()} | {
-        "attention": quantization.attention
-    }
-    for place, holder in holders.items():
+    holders = [
+        *((f"rules.{name}", rule) for name, rule in quantization.rules.items()),
+        ("attention", quantization.attention),
+    ]
+    for place, holder in holders:
         for slot in ("weight", "input", "query", "key", "probs", "value"):
             if holder is not None and holder.get(slot) is not None:
                 yield f"quantization.{place}.{slot}", holder[slot]
@@ -234,10 +217,7 @@ def _check_teacher(config: RunConfig, losses: Mapping[str, Any]) -> None:
     if config.teacher_cache is not None and not config.teacher_cache.strip():
         raise ConfigError("teacher_cache is empty: give a folder, or null for none")
     if precision and config.trainer.precision not in BESIDE_BF16:
-        raise ConfigError(
-            f"teacher_precision={precision} requires trainer.precision={', '.join(BESIDE_BF16)}, not"
-            f" {config.trainer.precision}: leave teacher_precision out, or choose one of these"
-        )
+        raise ConfigError(f"teacher_precision={precision} requires trainer.precision={', '.join(BESIDE_BF16)}")
     for key, choice in needing.items() if without else ():
         raise ConfigError(f"{key} needs a teacher and teacher=none: choose {choice}, or teacher=full_precision")
 
@@ -247,10 +227,7 @@ def _check_random(config: RunConfig) -> None:
     for key in ("max_steps", "max_epochs"):
         untrained = getattr(config.stages.teacher, key) == 0 and not config.model.pretrained
         if untrained and config.teacher is not Teacher.none:
-            raise ConfigError(
-                f"stages.teacher.{key}=0 leaves a teacher with random weights (model.pretrained=false): give model.path=… of a"
-                f" fine-tuned model without model.pretrained=false, or stages.teacher.{key}=3"
-            )
+            raise ConfigError(f"stages.teacher.{key}=0 leaves a teacher with random weights: give model.path=…")
 
 
 def _check_schedule(config: RunConfig, interventions: Mapping[str, Any], schedule: Any) -> None:

@@ -115,7 +115,4 @@ def check_visible(replaced: Iterable[str], losses: Mapping[str, Loss]) -> None:
     """Raise ValueError if the scores are replaced, and a loss computes them from queries and keys."""
     blind = [name for name, loss in losses.items() if loss.weight != 0 and set(FACTORS).intersection(loss.sites)]
     if "attention.scores" in replaced and blind:
-        raise ValueError(
-            f"an intervention replaces attention.scores, and losses[{blind[0]!r}] computes them from queries and keys: give"
-            " that loss implementation='dense'"
-        )
+        raise ValueError(f"an intervention replaces attention.scores: give losses[{blind[0]!r}] implementation='dense'")

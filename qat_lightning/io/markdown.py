@@ -30,11 +30,7 @@ def text(words: object) -> Markdown:
 
 
 def code(words: object) -> Markdown:
-    """Format a name as a code span; a backtick becomes an apostrophe.
-
-    >>> code("a`b")
-    "`a'b`"
-    """
+    """Format a name as a code span; a backtick becomes an apostrophe."""
     return Markdown(f"`{one_line(words).replace('`', chr(39))}`")
 
 
@@ -46,11 +42,7 @@ def block(language: str, lines: Sequence[str]) -> Markdown:
 
 
 def one_line(words: object) -> str:
-    """Remove line breaks and escape control characters.
-
-    >>> one_line("a\\n b")
-    'a b'
-    """
+    """Remove line breaks and escape control characters."""
     return printable(" ".join(str(words).split()))
 
 
@@ -73,11 +65,7 @@ def escaped(value: object) -> str:
 
 
 def codes(names: Sequence[object]) -> Markdown:
-    """Format names as a comma-separated list of code spans.
-
-    >>> codes(["a", "b"])
-    '`a`, `b`'
-    """
+    """Format names as a comma-separated list of code spans."""
     return Markdown(", ".join(map(code, names)))
 
 

@@ -37,11 +37,7 @@ def describe_quantizers(student: nn.Module) -> list[Row]:
 
 
 def _fold(names: list[str], differs: Any) -> list[str]:
-    """Replace names of layers by the kind of part, except for kinds whose layers differ: layers.0-3,11.attention.query.
-
-    >>> _fold(["layers.0.attention.query", "layers.1.attention.query", "pooler"], lambda kind: kind != "pooler")
-    ['layers.0-1.attention.query', 'pooler']
-    """
+    """Replace names of layers by the kind of part, except for kinds whose layers differ: layers.0-3,11.attention.query."""
     layers: dict[str, list[int]] = {}
     for name in names:
         layers.setdefault(part_kind(name), []).extend(map(int, re.findall(r"^layers\.(\d+)\.", name)))
@@ -49,11 +45,7 @@ def _fold(names: list[str], differs: Any) -> list[str]:
 
 
 def ranges(numbers: list[int]) -> str:
-    """Abbreviate consecutive numbers.
-
-    >>> ranges([0, 1, 2, 5])
-    '0-2,5'
-    """
+    """Abbreviate consecutive numbers: 0, 1, 2, 5 → "0-2,5"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:

@@ -46,9 +46,5 @@ def _escaped(value: object) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Format a share, 100 % only if it is exactly 1.
-
-    >>> percent(0.5), percent(0.999999), percent(None)
-    ('50 %', '99.99 %', '–')
-    """
+    """Format a share, 100 % only if it is exactly 1."""
     return "–" if share is None else f"{100 if share == 1 else min(round(100 * share, 2), 99.99):g} %"

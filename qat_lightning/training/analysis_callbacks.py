@@ -36,11 +36,8 @@ class AttentionAnalysis(Callback):
     """Logs `analysis/ranking_loss`, `analysis/cover_length_ratio` and `analysis/map_divergence` after each validation.
 
     The student's attention against its teacher's on the first `rows` validation rows, mean over layers and heads
-    (arXiv:2211.11014 §3). Silent in a stage without a teacher. Costs a forward pass over these rows and, while it runs, a
-    copy of the student; the teacher is asked once.
-
-    Args:
-        k: of the cover-length ratio.
+    (arXiv:2211.11014 §3), with the cover-length ratio's `k`. Silent in a stage without a teacher. Costs a forward pass over
+    these rows and, while it runs, a copy of the student; the teacher is asked once.
     """
 
     def __init__(self, rows: int = 16, k: int = 5) -> None:
@@ -126,22 +123,16 @@ class HessianSpectrum(Callback):
 class LossLandscape(Callback):
     """At the end of the train stage: the task's loss on a plane through the weights → `analysis/landscape.json`.
 
-    Over [−span, span]² in two random directions (arXiv:2211.11014, released code), the mean over mini-batches of 32
-    training rows, in evaluation mode. Costs points² · batches forward passes for each model, and four times its memory.
-
-    Args:
-        points: on each side of the grid; odd, so that the weights themselves are on it.
-        teacher: the teacher's too, to compare with; doubles the cost.
-        seed: of the directions.
+    Over [−span, span]² in two random directions (arXiv:2211.11014, released code), drawn with `seed`, the mean over
+    mini-batches of 32 training rows, in evaluation mode. Costs points² · batches forward passes for each model (with
+    `teacher` two), and four times its memory. `points` on each side is odd, so that the weights are on the grid.
     """
 
     def __init__(
         self, points: int = 21, span: float = 1.0, batches: int = 1, teacher: bool = True, seed: int = 0
     ) -> None:
         if not 3 <= points <= 1001 or points % 2 == 0:
-            raise ValueError(
-                f"points={points} must be 3 or more and odd, at most 1001, so that the weights themselves are on the grid"
-            )
+            raise ValueError(f"points={points} must be odd, so that the weights are on the grid, and 3 to 1001")
         if batches < 1:
             raise ValueError(f"batches={batches} must be 1 or more")
         if not 0 < span < math.inf:

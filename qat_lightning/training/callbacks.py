@@ -41,9 +41,6 @@ class StepSizeWarmup(Callback):
     In these steps a step size is measured on each tensor, by its quantizer's own initialization, over the tensors of
     all processes: every process takes the same value, that of one process with the joined batch. (Padding is measured as
     well, so the two batches must be padded alike; `data.padding=max_length` makes them so.)
-
-    Args:
-        steps: optimizer steps; 0 leaves the step sizes to the gradient from the start.
     """
 
     first_stage_only = True

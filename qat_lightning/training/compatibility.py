@@ -31,10 +31,7 @@ def check_teacher(teacher: nn.Module, student: nn.Module) -> None:
         )
     sizes = [getattr(getattr(model, "config", None), "vocab_size", None) for model in (teacher, student)]
     if None not in sizes and sizes[0] != sizes[1]:
-        raise ValueError(
-            f"the teacher knows {sizes[0]} tokens and the student {sizes[1]}: both must have one vocabulary, so take a teacher"
-            " with the student's tokenizer"
-        )
+        raise ValueError(f"the teacher knows {sizes[0]} tokens and the student {sizes[1]}: take one with its tokenizer")
 
 
 def label_names(model: nn.Module) -> list[str] | None:

@@ -34,16 +34,12 @@ class QATModule(LightningModule):
     """The LightningModule of all stages: QAT without distillation has no teacher, the teacher stage has no quantizers.
 
     Args:
-        student: trained; its attention must be open where a loss or an intervention reads inside it.
-        losses: name → (student signals, teacher signals, batch) → scalar, with `.weight` and `.sites`. Weight 0 means
-            neither computed nor captured.
-        metrics: name → metric, fed what `predict` returns.
-        predict: (logits of each head, batch) → (predictions, targets).
+        student, losses, teacher, interventions: as in `DistillationStep`. The teacher is held outside the module tree, so it is
+            in no checkpoint, optimizer or gradient bucket.
+        metrics: name → metric, fed what `predict` returns: (logits of each head, batch) → (predictions, targets).
         optimizer: called with the parameter groups.
         lr_scheduler: (step, steps) → factor on the learning rate.
         steps: optimizer steps that this module will be trained for.
-        teacher: frozen; held outside the module tree, so it is in no checkpoint, optimizer or gradient bucket.
-        interventions: those that a callback may set as `self.intervention`; the teacher is asked for their sites too.
         weight_decay: for matrices; biases and normalization get none (arXiv:2009.12812, released code).
         step_size: "weights", "activations" → lr and weight_decay of what their quantizers learn; without, the
             optimizer's own lr and no decay.
@@ -52,7 +48,7 @@ class QATModule(LightningModule):
         full_teacher: the teacher as it was fine-tuned, for analyses, if `teacher` is a copy of it in another precision.
 
     Raises:
-        ValueError: a teacher that cannot teach this student, an intervention that a loss does not see (`compatible`).
+        ValueError: a teacher that cannot teach this student, an intervention that a loss does not see (`check_visible`).
     """
 
     def __init__(

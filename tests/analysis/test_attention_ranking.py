@@ -119,7 +119,7 @@ def test_refused_arguments() -> None:
     maps = random_maps(0, 4)
     with pytest.raises(ValueError, match="count='twice' is unknown: choose one of pairs, reference"):
         ranking_loss(maps, maps, count="twice")
-    with pytest.raises(ValueError, match=r"\(3, 2, 4, 4\) and \(3, 1, 4, 4\) cannot be compared"):
+    with pytest.raises(ValueError, match=r"\(3, 2, 4, 4\) and \(3, 1, 4, 4\) do not match"):
         ranking_loss(maps, maps[:, :1])
     with pytest.raises(ValueError, match="k=0 must be 1 or more"):
         cover_length_ratio(maps, maps, k=0)

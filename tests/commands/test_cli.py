@@ -48,7 +48,7 @@ def test_missing_model_and_data_are_named_with_their_overrides(tmp_path):
         ("seed=three", ["seed: ", "'three'"]),
         ("teacher=big", ["[full_precision, none]"]),
         ("model=bert_bse", ["bert_base"]),
-        ("losses.hidden.layers=[[0,99]]", ["losses.hidden.layers", "99"]),
+        ("losses.hidden.layers=[[0,99]]", ["losses.hidden: ", "layers holds [0, 99]"]),
         ("quantization.activation.bits=12", ["bits"]),
         ("losses.hidden._target_=os.system", ["os.system"]),
     ],

@@ -176,7 +176,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_overwritten(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"experiment": experiment}))
     (tmp_path / "metrics.json").write_text("{}")
     before = contents(tmp_path)
-    with pytest.raises(FolderError, match="without its checkpoints"):
+    with pytest.raises(FolderError, match="no checkpoints of them"):
         small_run(tmp_path)
     assert contents(tmp_path) == before
 

@@ -175,7 +175,7 @@ def test_run_without_logs_and_signals(tmp_path: Path) -> None:
 
 def test_student_of_another_shape_is_not_compared(folder: Path, signals: dict[str, Signals]) -> None:
     text = write(folder, {"teacher": run("bert", 0, num_hidden_layers=4), "student": signals["student"]})
-    assert "Not shown: hidden: the student's signals (3 of shape" in text
+    assert "Not shown: hidden: the student has 3 of shape" in text
     assert plots(folder) == PLOTS - {"layer_errors"}  # attention is compared with every other layer of the teacher
     (folder / "plots" / "attention_measures.png").unlink()
     text = write(folder, signals | {"student": run("bert", 0, num_attention_heads=2)})

@@ -117,10 +117,7 @@ def build_teacher(config: BenchConfig) -> PreTrainedModel:
     auto: Any = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     teacher = auto.from_config(architecture, trust_remote_code=False)
     if family(teacher).causal:
-        raise ConfigError(
-            f"a {architecture.model_type} model generates token by token, and this benchmark is for encoders:"
-            " set model=bert_base, roberta_base, vit_base or another encoder"
-        )
+        raise ConfigError(f"a {architecture.model_type} model is a decoder: set model=bert_base or another encoder")
     return teacher.eval()
 
 

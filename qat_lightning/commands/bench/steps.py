@@ -35,21 +35,15 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class Case:
-    """The timed operations of one variant.
+    """The timed operations of one variant."""
 
-    Args:
-        forward: returns the loss with its graph.
-        step: forward, backward, optimizer step, dropping of gradients.
-        evaluate: returns the model's outputs as in validation.
-        evaluation: the context of a validation, in which weights are quantized once.
-        persistent: returns the tensors that live from step to step: weights of both models, optimizer state, batch.
-    """
-
-    forward: Callable[[], Tensor]
-    step: Callable[[], None]
-    evaluate: Callable[[], Any]
-    evaluation: Context
-    persistent: Callable[[], list[Tensor]]
+    forward: Callable[[], Tensor]  # the loss with its graph
+    step: Callable[[], None]  # forward, backward, optimizer step, dropping of gradients
+    evaluate: Callable[[], Any]  # the model's outputs as in validation
+    evaluation: Context  # that of a validation, in which weights are quantized once
+    persistent: Callable[
+        [], list[Tensor]
+    ]  # what lives from step to step: weights of both models, optimizer state, batch
 
 
 class CaseBuilder:

@@ -71,20 +71,12 @@ def check_budget(config: RunConfig, teacher: nn.Module) -> None:
     student = keep_student_layers(config.model, copy.deepcopy(teacher))
     parts = adjustable_parts(student, build_rules(config.quantization))
     if not parts:
-        raise ConfigError(
-            f"quantization.budget={text} chooses bits, and no quantizer of weights takes bits: choose quantization=lsq_w2a8"
-            " or uniform_w4a8"
-        )
+        raise ConfigError(f"quantization.budget={text}, but no quantizer takes bits: choose quantization=lsq_w2a8")
     least = _packed_bytes(config, teacher, dict.fromkeys(parts, narrowest))
     if unit == "bytes" and least > limit:
-        raise ConfigError(
-            f"quantization.budget={text} is too small: with {narrowest} bits for each weight the model takes"
-            f" {human_bytes(least)}"
-        )
+        raise ConfigError(f"quantization.budget={text} is too small: {narrowest} bits take {human_bytes(least)}")
     if unit == "bits" and narrowest > limit:
-        raise ConfigError(
-            f"quantization.budget={text} is below the smallest of quantization.budget_widths, {narrowest}"
-        )
+        raise ConfigError(f"quantization.budget={text} is below the least of quantization.budget_widths, {narrowest}")
 
 
 def _measure(config: RunConfig, teacher: nn.Module, data: TaskData) -> Options:

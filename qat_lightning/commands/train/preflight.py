@@ -106,16 +106,13 @@ def _check_processes(run: Run, teacher: nn.Module) -> None:
             )
     batches = math.ceil(len(data.validation_rows) // run.processes / data.evaluation_batch_size)
     if isinstance(share, float) and int(batches * share) == 0:
-        raise ConfigError(
-            f"trainer.limit_val_batches={share} of {batches} validation batches is none: give 1 for one batch, 1.0 for all"
-        )
+        raise ConfigError(f"trainer.limit_val_batches={share} of {batches} batches is none: give 1 for one, or 1.0")
 
 
 def _check_two_rows(run: Run, teacher: nn.Module) -> None:
     """Quantize a copy of the teacher; compute every metric, loss and gradient on a few rows under every intervention.
 
-    This finds sites and interventions that the family does not have, layers that do not match, and losses that cannot be
-    computed or differentiated. A format that cannot write the student is named, and the run continues.
+    A format that cannot write the student is named, and the run continues.
     """
     copied = copy.deepcopy(teacher).eval()
     _check_metrics(run.data, copied)
@@ -157,9 +154,7 @@ def _check_metrics(data: TaskData, model: nn.Module) -> None:
         except (ValueError, RuntimeError, TypeError) as error:
             raise ConfigError(f"data.metrics.{name}: {one_line(error)}") from error
         if not isinstance(score, Tensor) or score.numel() != 1:
-            raise ConfigError(
-                f"data.metrics.{name} gives {score} and must give one number: where it has an average, set macro or micro"
-            )
+            raise ConfigError(f"data.metrics.{name} gives {score} and must give one number: set average=macro or micro")
 
 
 def _term(name: str, loss: Any, student: Signals, teacher: Signals, batch: Any) -> Tensor:
@@ -168,9 +163,7 @@ def _term(name: str, loss: Any, student: Signals, teacher: Signals, batch: Any) 
     except ValueError as error:
         raise ConfigError(f"losses.{name}: {error}") from error
     if not math.isfinite(value := float(term.detach())):
-        raise ConfigError(
-            f"losses.{name} is {value} for two rows of the data: check its arguments, and the model's weights"
-        )
+        raise ConfigError(f"losses.{name} is {value} for two rows of the data: check its arguments and the weights")
     return term
 
 
@@ -182,9 +175,7 @@ def _check_monitors(run: Run, teacher: nn.Module) -> None:
     begin = tuple(start for kind, start in LOGGED_BY.items() if kind in kinds)
     for name, node in nodes.items():
         if key := TUNING.get(node["_target_"].rpartition(".")[2]):
-            raise ConfigError(
-                f"callbacks.{name} would change what the configuration decides: leave it out, and give {key}=…"
-            )
+            raise ConfigError(f"callbacks.{name} would change the configuration: leave it out, and give {key}=…")
         if (monitor := node.get("monitor")) is None or not node.get("strict", True) or monitor.startswith(begin):
             continue
         for stage in run.stages:
@@ -294,9 +285,7 @@ def _check_pixels(data: TaskData, model: nn.Module) -> None:
     """Check height, width and channels of an image model."""
     interpolated, size = family(model).any_image_size, getattr(data, "size", 0)
     if interpolated and (rest := size % (patch := layer_config(model).patch_size)):
-        raise ConfigError(
-            f"data.size={size} is not a multiple of the model's patch_size={patch}: set data.size={size - rest}"
-        )
+        raise ConfigError(f"data.size={size} is no multiple of the patch_size={patch}: set data.size={size - rest}")
     for name, entry in (("size", "image_size"), ("channels", "num_channels")):
         given, expected = getattr(data, name, None), getattr(layer_config(model), entry, None)
         if None not in (given, expected) and given != expected and not (interpolated and name == "size"):

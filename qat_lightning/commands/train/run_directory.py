@@ -82,9 +82,7 @@ def check_own(folder: Path, experiment: str) -> None:
     place, config = folder / "config.yaml", None
     if not place.is_file():
         if foreign := [name for name in WRITTEN if (folder / name).exists()]:
-            raise FolderError(
-                f"hydra.run.dir={str(folder)!r} holds {foreign[0]} but no {place.name}, so it is not a run folder: {ANOTHER}"
-            )
+            raise FolderError(f"hydra.run.dir={str(folder)!r} holds {foreign[0]}, but no {place.name}: {ANOTHER}")
         return
     with suppress(DocumentError):
         config = read_yaml(place)
@@ -97,7 +95,4 @@ def check_own(folder: Path, experiment: str) -> None:
             f" {ANOTHER}, or continue that run with its own command"
         )
     if (folder / "metrics.json").is_file() and not (folder / "checkpoints" / "train.json").is_file():
-        raise FolderError(
-            f"hydra.run.dir={str(folder)!r} holds a finished run without its checkpoints, and this run would overwrite its"
-            f" results: {ANOTHER}"
-        )
+        raise FolderError(f"hydra.run.dir={str(folder)!r} holds results, and no checkpoints of them: {ANOTHER}")

@@ -64,10 +64,7 @@ def find_cache(
     if config.teacher_cache is None:
         return None
     if getattr(data, "augmentation", None):
-        raise ConfigError(
-            "teacher_cache stores the teacher's signals of a batch, and augmented batches never repeat: set"
-            " data/augmentation=none, or leave teacher_cache out"
-        )
+        raise ConfigError("teacher_cache is of no use for augmented batches: set data/augmentation=none, or no cache")
     cache = TeacherCache(Path(config.teacher_cache).expanduser())
     known = teacher_facts(config, content, in_teacher_precision(config, model), device)
     try:
@@ -76,9 +73,7 @@ def find_cache(
         raise ConfigError(str(error)) from error
     place = _existing(cache.folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"teacher_cache={str(cache.folder)!r} cannot be written to: {place} is not a folder, or has other permissions"
-        )
+        raise ConfigError(f"teacher_cache={str(cache.folder)!r} cannot be written to: {place} is not your folder")
     return cache
 
 

@@ -117,9 +117,7 @@ def _read_model(config: RunConfig, data: TaskData) -> tuple[PreTrainedModel, str
         source = f"random weights (model.pretrained=false), {architecture.model_type} architecture{of}"
         return random_weights(model, architecture, auto), source
     if model.path is None:
-        raise ConfigError(
-            "model.path must be given: a hub id or a folder; or model.pretrained=false for random weights"
-        )
+        raise ConfigError("model.path must be given: a hub id or a folder (or model.pretrained=false, random weights)")
     architecture = read_architecture(model, num_labels=data.num_labels)
     if not runs_code(model, architecture, auto):
         _check_head(architecture, data.head)
@@ -174,10 +172,7 @@ def keep_student_layers(model: ModelConfig, teacher: nn.Module) -> nn.Module:
 def _check_head(architecture: PretrainedConfig, head: Head) -> None:
     known = FAMILIES.get(architecture.model_type)
     if head == "causal_language_model" and known is not None and not known.causal:
-        raise ConfigError(
-            f"a {architecture.model_type} model reads in both directions and predicts no next token: choose model=gpt2 or llama,"
-            " or other data"
-        )
+        raise ConfigError(f"a {architecture.model_type} model predicts no next token: choose model=gpt2 or llama")
     if type(architecture) not in HEADS[head][1]:
         raise ConfigError(
             f"a {architecture.model_type} model has no head for {head.replace('_', ' ')}: choose another model=… or data=…"

@@ -253,9 +253,7 @@ def with_mode(node: Plain, key: str, data: TaskData) -> Plain:
     if monitor is None:
         return {name: value for name, value in node.items() if name != "mode"}
     if (larger := _larger_is_better(monitor, data)) is None:
-        raise ConfigError(
-            f"{key}.mode must be given: whether {monitor} is better when it is larger (max) or smaller (min) is not known"
-        )
+        raise ConfigError(f"{key}.mode must be given: is {monitor} better when larger (max) or smaller (min)?")
     return node | {"mode": "max" if larger else "min"}
 
 

@@ -13,16 +13,7 @@ from qat_lightning.distillation.losses.logits import LogitDistillationLoss, Task
 from qat_lightning.distillation.losses.weighted_pair import WeightedPairLoss
 
 __all__ = [
-    "AttentionMapLoss",
-    "Distance",
-    "EmbeddingLoss",
-    "FeatureMatchingLoss",
-    "LogitDistillationLoss",
-    "Loss",
-    "SimilarityLoss",
-    "TaskLoss",
-    "TokenScaledLoss",
-    "WeightedPairLoss",
-    "mean_squared_error",
+    "AttentionMapLoss", "Distance", "EmbeddingLoss", "FeatureMatchingLoss", "LogitDistillationLoss", "Loss",
+    "SimilarityLoss", "TaskLoss", "TokenScaledLoss", "WeightedPairLoss", "mean_squared_error",
     "score_mean_squared_error",
-]
+]  # fmt: skip

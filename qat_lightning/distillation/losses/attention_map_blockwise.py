@@ -47,10 +47,7 @@ def divergence(student: Factors, teacher: Factors, settings: Settings) -> Tensor
     """
     shapes = [(*factors.query.shape[:3], factors.key.shape[2]) for factors in (student, teacher)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"attention maps of shapes {shapes[0]} and {shapes[1]} cannot be compared: student and teacher need as many heads"
-            " and tokens as each other"
-        )
+        raise ValueError(f"attention maps of shapes {shapes[0]} and {shapes[1]} cannot be compared")
     return _Divergence.apply(student.query, student.key, student.mask, teacher, settings)
 
 
@@ -68,9 +65,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise ValueError(
-                "the blockwise attention-map loss has no second derivative: give losses.map.implementation=dense"
-            )
+            raise ValueError("implementation='blockwise' has no second derivative: give implementation='dense'")
         query, key = ctx.saved_tensors
         return above[0] * query, above[0] * key, None, None, None
 

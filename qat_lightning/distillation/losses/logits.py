@@ -140,9 +140,7 @@ class TokenScaledLoss:
     def __call__(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         own, other = _heads(student, batch)[0], _heads(teacher, batch)[0]
         if own.dim() != 3:
-            raise ValueError(
-                "the token-scaled loss is for language models, with logits for each token: choose losses=logits"
-            )
+            raise ValueError("TokenScaledLoss is for language models (logits of each token): choose losses=logits")
         other, labels = other.detach(), batch["labels"]
         hardness = functional.cross_entropy(other.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         counts = labels != IGNORED

@@ -37,9 +37,7 @@ class OnnxFormat:
         try:
             return OnnxModel(folder / self.path, self.threads)
         except Exception as error:  # onnxruntime's errors have no common ancestor but this
-            raise OnnxError(
-                f"onnxruntime cannot read {folder / self.path} ({first_line(error)}): export again"
-            ) from error
+            raise OnnxError(f"{folder / self.path} cannot be read ({first_line(error)}): export again") from error
 
     def describe(self, folder: Path) -> dict[str, Any]:
         model = OnnxModel(folder / self.path, self.threads)

@@ -65,10 +65,7 @@ def verify(folder: Path) -> tuple[dict[str, bytes], dict[str, StoredTensor]]:
         raise PackedError(f"{folder} is not a folder: give the folder that an export has written")
     written = read_bytes(folder, CONFIG)
     if "quantization_config" not in read_json(written, CONFIG):
-        raise PackedError(
-            f"{folder} is a plain transformers folder, not a packed one: read it with AutoModel….from_pretrained, or"
-            " export a trained run"
-        )
+        raise PackedError(f"{folder} is a plain transformers folder: read it with from_pretrained, or export a run")
     manifest, files = _read_manifest(folder), {}
     for name, digest in manifest["files"].items():
         files[name] = data = written if name == CONFIG else read_bytes(folder, name)
@@ -86,9 +83,7 @@ def verify(folder: Path) -> tuple[dict[str, bytes], dict[str, StoredTensor]]:
 def _read_manifest(folder: Path) -> Plain:
     manifest = read_json(read_bytes(folder, MANIFEST), MANIFEST)
     if type(manifest.get("format")) is int and manifest["format"] > FORMAT:
-        raise PackedError(
-            f"{folder} was written by a later version (format {manifest['format']}): update qat-lightning"
-        )
+        raise PackedError(f"{folder} is of a later version (format {manifest['format']}): update qat-lightning")
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if manifest.get("sha256") != sha256(canonical(content)):
         raise ValueError(f"{MANIFEST} was changed after the export (its own SHA-256 differs)")

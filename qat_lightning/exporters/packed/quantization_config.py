@@ -120,13 +120,9 @@ def read_block(block: Any, quantizers: Iterable[type[Quantizer]] = (), activatio
     """
     if not isinstance(block, dict) or block.get("quant_method") != METHOD:
         method = block.get("quant_method") if isinstance(block, dict) else block
-        raise PackedError(
-            f"quantization_config is of {method!r}, not of {METHOD!r}: read it with the library that wrote it"
-        )
+        raise PackedError(f"quantization_config is of {method!r}, not {METHOD!r}: read it with that library")
     if block.get("format") != FORMAT:
-        raise PackedError(
-            f"the packed format {block.get('format')!r} is not {FORMAT}: update qat-lightning, or export again"
-        )
+        raise PackedError(f"the packed format {block.get('format')!r} is not {FORMAT}: update qat-lightning")
     known = {**{class_name(kind): kind for kind in quantizers}, **PACKAGE_QUANTIZERS}
     descriptions, inputs, attention = block["quantizers"], block["inputs"], block["attention"]
     of_weights = {weight["quantizer"] for weight in block["weights"].values()}

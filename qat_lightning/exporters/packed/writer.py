@@ -100,9 +100,7 @@ def _check_free(folder: Path) -> None:
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     ]
     if others := sorted(set(found) - (own if place.is_file() else set())):
-        raise ValueError(
-            f"{folder} holds something else, which would be lost, {others[0]}: move it, or name a folder that is new"
-        )
+        raise ValueError(f"{folder} holds something else, which would be lost, {others[0]}: name a new folder")
 
 
 def _clear(folder: Path) -> None:
@@ -129,9 +127,7 @@ def _processor_files(processor: Any, folder: Path) -> dict[str, bytes]:
     contents = {name: path.read_bytes() for name, path in files.items()}
     for name, data in contents.items():
         if names_code(name, data):
-            raise ValueError(
-                f"{type(processor).__name__} comes with code of its own (auto_map in {name}): use a plain one"
-            )
+            raise ValueError(f"{type(processor).__name__} has code of its own (auto_map in {name}): use a plain one")
     return contents
 
 

@@ -43,10 +43,7 @@ def checkpoint_layers(layers: Iterable[nn.Module]) -> None:
     """
     for layer in layers:
         if not hasattr(layer, "gradient_checkpointing"):
-            raise ValueError(
-                f"activation_checkpointing=true, and transformers has no checkpointing for a {type(layer).__name__}: give"
-                " activation_checkpointing=false and a smaller batch_size with accumulate_grad_batches"
-            )
+            raise ValueError(f"activation_checkpointing=true: transformers has none for a {type(layer).__name__}")
         layer.gradient_checkpointing = True  # type: ignore[assignment]
         # Not by transformers' own switch: it accepts no context for each layer, and leaves a hook on the embeddings.
         # A partial, so that a copy of the model refers to its own layers.

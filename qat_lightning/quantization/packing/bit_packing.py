@@ -81,9 +81,7 @@ def _check_width(bits: int) -> None:
 
 def _check_length(packed: Tensor, count: int, expected: int, width: str) -> None:
     if packed.dtype != torch.uint8 or packed.dim() != 1 or len(packed) != expected:
-        raise ValueError(
-            f"{count} codes, {width}, take {expected} bytes (uint8), not a tensor {tuple(packed.shape)} of {packed.dtype}"
-        )
+        raise ValueError(f"{count} codes, {width}, take {expected} bytes, not {tuple(packed.shape)} of {packed.dtype}")
 
 
 def _flat(codes: Tensor, largest: int, width: str) -> Tensor:

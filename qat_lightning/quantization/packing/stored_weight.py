@@ -13,19 +13,12 @@ from qat_lightning.quantization.quantizers.base import Quantizer
 
 @dataclass(frozen=True)
 class Stored:
-    """(codes − zero_point) · scale, with the last two dimensions of groups joined again, is the weight.
+    """(codes − zero_point) · scale, with the last two dimensions of groups joined again, is the weight."""
 
-    Attributes:
-        codes: uint8 from 0 on, in the shape of the weight as its quantizer sees it; with groups (…, groups, group_size).
-        scale: float32, broadcastable to the codes.
-        zero_point: one number for all, or float32 that broadcasts like the scale.
-        bits: the width of a code.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero_point: float | Tensor
-    bits: int
+    codes: Tensor  # uint8 from 0 on, in the shape that the quantizer sees; with groups (…, groups, group_size)
+    scale: Tensor  # float32, broadcastable to the codes
+    zero_point: float | Tensor  # one number for all, or float32 that broadcasts like the scale
+    bits: int  # the width of a code
 
 
 class DivergedError(ValueError):
@@ -48,9 +41,7 @@ def stored(weight: Tensor, quantizer: Quantizer) -> Stored:
         raise DivergedError("the quantized weight is not finite: a training that has diverged cannot be stored")
     lowest = min(low, 0.0)
     if high - lowest >= 2**quantizer.bits:
-        raise ValueError(
-            f"{type(quantizer).__name__} returns codes from {low:g} to {high:g}, which bits={quantizer.bits} cannot hold"
-        )
+        raise ValueError(f"{type(quantizer).__name__}: codes {low:g} to {high:g} do not fit into bits={quantizer.bits}")
     moved = (zero_point - lowest).float()
     same = bool((moved == moved.reshape(-1)[0]).all())
     return Stored(

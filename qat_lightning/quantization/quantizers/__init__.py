@@ -9,12 +9,6 @@ from qat_lightning.quantization.quantizers.ternary import TernaryQuantizer
 from qat_lightning.quantization.quantizers.uniform import UniformQuantizer
 
 __all__ = [
-    "AffineQuantizer",
-    "BinaryQuantizer",
-    "IntegerGrid",
-    "LSQQuantizer",
-    "Quantizer",
-    "TernaryQuantizer",
-    "UniformQuantizer",
-    "evaluation",
-]
+    "AffineQuantizer", "BinaryQuantizer", "IntegerGrid", "LSQQuantizer", "Quantizer", "TernaryQuantizer",
+    "UniformQuantizer", "evaluation",
+]  # fmt: skip

@@ -80,10 +80,7 @@ class Quantizer(nn.Module):
         if clip is not None and not 0 < clip < math.inf:
             raise ValueError(f"clip={clip} must be positive and finite, or null for none")
         if (granularity == "per_group") != (group_size is not None) or (group_size is not None and group_size < 1):
-            raise ValueError(
-                f"granularity={granularity} with group_size={group_size}: granularity=per_group needs a group_size of 1 or more,"
-                " and no other takes one"
-            )
+            raise ValueError(f"granularity={granularity} with group_size={group_size}: per_group alone takes 1 or more")
         self.bits, self.granularity, self.clip, self.group_size = bits, granularity, clip, group_size
         self.enabled = True  # False: x passes unchanged
         self.keep_codes = False  # set by a layer that saves codes in bytes
@@ -136,9 +133,7 @@ class Quantizer(nn.Module):
         Raises ValueError for another value, and a static scale of rows, or without a clip as its first value.
         """
         if check_choice(scale, Scale, "scale") == "static" and (self.granularity != "per_tensor" or self.clip is None):
-            raise ValueError(
-                "a static scale is one for the tensor, below the clip: it needs granularity=per_tensor and a clip"
-            )
+            raise ValueError("a static scale is one for the tensor: it needs granularity=per_tensor and a clip")
         self.scale = scale
         self.static, self.calibrated = scale == "static", False
         self.is_deterministic = not self.static
@@ -210,9 +205,7 @@ class Quantizer(nn.Module):
         if self.group_size is None:
             return x
         if x.shape[-1] % self.group_size:
-            raise ValueError(
-                f"group_size={self.group_size} does not divide the last dimension of a tensor of shape {tuple(x.shape)}"
-            )
+            raise ValueError(f"group_size={self.group_size} does not divide the last dimension of {tuple(x.shape)}")
         return x.unflatten(-1, (-1, self.group_size))
 
     def shared(self, x: Tensor) -> list[int]:

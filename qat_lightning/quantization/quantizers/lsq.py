@@ -142,10 +142,7 @@ class LSQQuantizer(Quantizer):
         elif measured.shape == self.step_size.shape:
             self.step_size.add_((measured - self.step_size) / self.measured)
         else:
-            raise ValueError(
-                f"granularity={self.granularity} has a learned step for each and is for weights: inputs change their"
-                " number of rows; give activations granularity=per_tensor"
-            )
+            raise ValueError(f"granularity={self.granularity} is for weights: give activations granularity=per_tensor")
 
     @torch.no_grad()
     def keep_positive(self) -> None:

@@ -14,21 +14,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantized tensor in bytes; `restored()` returns the tensor, equal in each element (a zero loses its sign).
+    """A quantized tensor in bytes; `restored()` returns the tensor, equal in each element (a zero loses its sign)."""
 
-    Args:
-        values: int8, or uint8 if no code is negative; with groups (…, groups, group_size).
-        scale, zero_point: broadcastable to `values`; zero_point None is 0.
-        shape, dtype: of the quantized tensor.
-        version: torch's version counter of the quantized tensor; after an in-place change it differs.
-    """
-
-    values: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
+    values: Tensor  # int8, or uint8 if no code is negative; with groups (…, groups, group_size)
+    scale: Tensor  # broadcastable to the values, as is the zero point
+    zero_point: Tensor | None  # None is 0
     shape: torch.Size
     dtype: torch.dtype
-    version: int = 0
+    version: int = 0  # torch's counter of the quantized tensor's changes in place
 
     def restored(self) -> Tensor:
         values = self.values.to(self.scale.dtype)

@@ -15,16 +15,6 @@ from qat_lightning.reports.plots.style import default_style
 from qat_lightning.reports.plots.training_curves import training_curves
 
 __all__ = [
-    "attention_map_plot",
-    "bits_plot",
-    "confusion_plot",
-    "default_style",
-    "dynamic_range_plot",
-    "landscape_plot",
-    "layer_error_plot",
-    "layer_panels_plot",
-    "norm_plot",
-    "spectrum_plot",
-    "step_size_plot",
-    "training_curves",
-]
+    "attention_map_plot", "bits_plot", "confusion_plot", "default_style", "dynamic_range_plot", "landscape_plot",
+    "layer_error_plot", "layer_panels_plot", "norm_plot", "spectrum_plot", "step_size_plot", "training_curves",
+]  # fmt: skip

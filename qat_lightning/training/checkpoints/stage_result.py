@@ -21,23 +21,16 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class StageResult:
-    """The figures of a finished stage.
-
-    Args:
-        score: the kept weights' own validation metric; last_score: that of the last step.
-        assisted: the last score with the teacher's signals in place, None where no intervention was at work: not the
-            student's own. A score that is not a finite number is None, "undefined".
-        stage, sha256: of the file of weights; empty until it is written.
-    """
+    """The figures of a finished stage; a score that is not a finite number is None, "undefined"."""
 
     steps: int
     seconds: float
-    score: float | None
-    last_score: float | None
-    assisted: float | None
+    score: float | None  # the kept weights' own validation metric
+    last_score: float | None  # that of the last step
+    assisted: float | None  # the last score with the teacher's signals in place; None where no intervention was at work
     checkpoint_bytes: int
     settings: Settings = field(repr=False)
-    stage: str = ""
+    stage: str = ""  # this and the SHA-256 of the weights are empty until the file is written
     sha256: str = ""
 
 
@@ -92,10 +85,7 @@ def verified_weights(stage: str, folder: Path) -> Path:
     except OSError as error:
         raise ValueError(f"{weights} is not there, or cannot be read ({error}): {train_again(stage)}") from error
     if not same:
-        raise ValueError(
-            f"{weights} is not the file that stage {stage!r} wrote (its SHA-256 differs from that in {stage}.json):"
-            f" {train_again(stage)}"
-        )
+        raise ValueError(f"{weights} is not the file of stage {stage!r}, its SHA-256 differs: {train_again(stage)}")
     return weights
 
 

@@ -39,19 +39,13 @@ class FrozenTeacherCheck(Callback):
     def on_fit_start(self, trainer: Trainer, module: GuardedModule) -> None:  # type: ignore[override]
         self.before = _fingerprints(module.distillation.teacher)
         if self.saved is not None and self.before and self.saved != _joined(self.before):
-            raise ValueError(
-                f"stage {module.stage}: its checkpoint was made with another teacher: give that one, or"
-                f" {another_folder()} to start again"
-            )
+            raise ValueError(f"stage {module.stage}: the teacher is not that of its checkpoint: set {another_folder()}")
 
     def on_train_batch_start(self, trainer: Trainer, module: GuardedModule, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         teacher = module.distillation.teacher
         for name, part in teacher.named_modules() if teacher is not None else ():
             if part.training:
-                raise ValueError(
-                    f"the teacher is in training mode ({name or 'all of it'}), so its dropout would teach noise: call"
-                    " teacher.eval()"
-                )
+                raise ValueError(f"the teacher is in training mode ({name or 'all of it'}): call teacher.eval()")
 
     def on_save_checkpoint(self, trainer: Trainer, module: GuardedModule, checkpoint: Any) -> None:  # type: ignore[override]
         self._check(module)

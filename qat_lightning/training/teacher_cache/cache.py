@@ -102,19 +102,14 @@ class TeacherCache:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"teacher_cache={str(self.folder)!r} is a file: set a folder")
         if self.folder.exists() and any(not PART.fullmatch(path.name) for path in self.folder.iterdir()):
-            raise ValueError(
-                f"teacher_cache={str(self.folder)!r} holds files but no {MANIFEST}: set a new or empty folder"
-            )
+            raise ValueError(f"teacher_cache={str(self.folder)!r} holds files but no {MANIFEST}: set a new folder")
 
     def _read_manifest(self) -> dict[str, Any]:
         with suppress(ValueError):
             stored = read_json(self.folder / MANIFEST)
             if isinstance(stored, dict):
                 return stored
-        raise ValueError(
-            f"{self.folder / MANIFEST} is damaged: remove its folder (its signals are computed again), or set another"
-            " teacher_cache"
-        )
+        raise ValueError(f"{self.folder / MANIFEST} is damaged: remove its folder, or set another teacher_cache")
 
 
 class CachedCapture:

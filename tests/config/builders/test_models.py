@@ -158,7 +158,7 @@ def test_a_callback_knows_the_better_end_of_what_it_watches(overrides, mode):
 @pytest.mark.parametrize("monitor", ["lr", "step_sizes/weights/pooler", "val/nothing"])
 def test_a_better_end_that_is_not_known_must_be_given(monitor):
     config = composed(WATCH % ("EarlyStopping", monitor))
-    with pytest.raises(ConfigError, match=rf"callbacks\.watch\.mode must be given: whether {monitor} is better"):
+    with pytest.raises(ConfigError, match=rf"callbacks\.watch\.mode must be given: is {monitor} better"):
         build_callbacks(config, "train", build_data(config))
 
 

@@ -164,14 +164,14 @@ def test_what_is_no_packed_folder(folder: Path, tmp_path: Path) -> None:
     assert_refused(tmp_path / "nowhere", "is not a folder: give the folder that an export has written")
     assert_refused(folder / "config.json", "is not a folder")
     tiny_model("bert").save_pretrained(tmp_path / "plain")
-    assert_refused(tmp_path / "plain", "is a plain transformers folder, not a packed one: read it with AutoModel")
+    assert_refused(tmp_path / "plain", "is a plain transformers folder: read it with from_pretrained")
     (tmp_path / "empty").mkdir()
     assert_refused(tmp_path / "empty", "config.json")
 
 
 def test_a_later_format(folder: Path) -> None:
     change_manifest(folder, lambda manifest: manifest.update(format=2))
-    assert_refused(folder, r"was written by a later version \(format 2\): update qat-lightning")
+    assert_refused(folder, r"is of a later version \(format 2\): update qat-lightning")
 
 
 def codes_entry(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -268,7 +268,7 @@ def test_a_users_files_in_a_packed_folder_are_never_removed(tmp_path: Path, name
     before = digests(folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(tmp_path) if name == "link" else (folder / name).write_text("mine")
-    with pytest.raises(ValueError, match=f"holds something else, which would be lost, {name}: move it"):
+    with pytest.raises(ValueError, match=f"holds something else, which would be lost, {name}: name a new"):
         write_packed(tiny_model("bert"), folder)
     (folder / name).unlink()
     if "/" in name:

@@ -80,7 +80,7 @@ def test_refuses_invalid_trits() -> None:
 @pytest.mark.parametrize("length", [0, 2, 4])
 def test_a_stream_of_another_length_is_refused(length: int) -> None:
     packed = torch.zeros(length, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"9 codes, 2 bits each, take 3 bytes \(uint8\), not a tensor"):
+    with pytest.raises(ValueError, match=r"9 codes, 2 bits each, take 3 bytes, not"):
         unpack(packed, 2, 9)
     with pytest.raises(ValueError, match="11 codes, five in a byte, take 3 bytes"):
         unpack_base3(packed, 11)

@@ -58,7 +58,7 @@ def exchange(one, other):
 @pytest.mark.parametrize("stage", ["teacher", "intervene", "train"])
 def test_one_bit_of_a_finished_stage_is_noticed(copy, stage):
     flip(copy / "checkpoints" / f"{stage}.safetensors")
-    with pytest.raises(ValueError, match=rf"{stage}\.safetensors is not the file that stage '{stage}' wrote"):
+    with pytest.raises(ValueError, match=rf"{stage}\.safetensors is not the file of stage '{stage}'"):
         small_run(copy, *SMALL)
     model = {"teacher": "teacher", "train": "student"}.get(stage)
     if model:

@@ -103,7 +103,7 @@ def test_a_stage_goes_on_with_its_own_teacher_only(parts):
     parts.fit(steps=2)
     parts.fit(steps=4, resume=True)
     parts.teacher.vit.layers[0].mlp.fc1.weight.data[0, 0] += 1
-    with pytest.raises(ValueError, match="stage train: its checkpoint was made with another teacher"):
+    with pytest.raises(ValueError, match="stage train: the teacher is not that of its checkpoint"):
         parts.fit(steps=6, resume=True)
 
 
