@@ -4,6 +4,7 @@ from qat_lightning.data.base import TaskData
 from qat_lightning.data.image_classification import Digits, ImageClassificationData
 from qat_lightning.data.language_modeling import LanguageModelingData
 from qat_lightning.data.multi_label import MultiLabelData
+from qat_lightning.data.reranking import RankingScore, RerankingData
 from qat_lightning.data.sentence_embedding import SentenceEmbeddingData, SimilaritySpearman
 from qat_lightning.data.squad.datamodule import SquadData
 from qat_lightning.data.squad.metric import AnswerScore
@@ -23,6 +24,8 @@ __all__ = [
     "RandomQuestions",
     "RandomText",
     "RandomTokens",
+    "RankingScore",
+    "RerankingData",
     "SentenceEmbeddingData",
     "SimilaritySpearman",
     "SquadData",

@@ -51,14 +51,14 @@ class LabelColumn:
 
 @dataclass
 class Labels:
-    """The labels of each split, None for a row without one.
+    """The labels of each split, numbers or lists of numbers, None for a row without one.
 
     Args:
         names: the classes in the order of their numbers; None if labels are plain numbers.
         notes: notes for the user, one sentence each.
     """
 
-    splits: Mapping[str, Sequence[int | float | None]]
+    splits: dict[str, Sequence[Any]]
     names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ def read_labels(splits: Mapping[str, Dataset], column: LabelColumn) -> Labels:
         names, notes = _class_names(splits["train"], texts["train"], column)
         labels = Labels({name: _numbers(texts[name], names, column, name) for name in splits}, names, notes)
         if len(found := set(labels.splits["train"]) - {None}) == 1:
-            raise ValueError(_one_class(labels.shown(found.pop()), column))  # type: ignore[arg-type]
+            raise ValueError(_one_class(labels.shown(found.pop()), column))
     for name, split in splits.items():
         labels.notes += _missing_labels(split, labels, column, name)
     return labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,21 +50,29 @@ class TextClassificationData(TokenizedData):
         self.text_columns, self.label_column = list(text_columns), label_column
         names = None if label_names is None else [*map(str, label_names)]
         self.labels = LabelColumn(label_column, self.num_labels, names, unlabelled=unlabelled)
+        self.without_label: Any = 0  # the label of a row to predict
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
         self.read_tokenizer()
         # Padding on the left would shift positions by the length of the other rows.
         self.tokenizer.padding_side = "right"
-        columns = [
-            *(Column(name, "name the column with text_columns=[…]", text=True) for name in self.text_columns),
-            Column(self.label_column, "name the column with label_column=…"),
-        ]
-        train, validation = (read_split(self.path, self.name, split, columns) for split in self.splits.values())
-        labels = read_labels(
-            {"train": train, "validation": validation}, replace(self.labels, model_names=self.model_names)
+        texts = [Column(name, "name the column with text_columns=[…]", text=True) for name in self.text_columns]
+        train, validation = (
+            read_split(self.path, self.name, split, [*texts, *self.extra_columns(name)])
+            for name, split in self.splits.items()
         )
-        self.label_names, self.notes = labels.names, [*labels.notes]
+        self.notes = []
+        labels = self.read_labels({"train": train, "validation": validation})
+        self.label_names, self.notes = labels.names, [*self.notes, *labels.notes]
         return self._encode(train, "train", labels), self._encode(validation, "validation", labels)
+
+    def extra_columns(self, split: str) -> list[Column]:
+        """Return the columns of "train" or "validation" beside those of the texts."""
+        return [Column(self.label_column, "name the column with label_column=…")]
+
+    def read_labels(self, splits: Mapping[str, Dataset]) -> Labels:
+        """Return the label of each row of "train" and "validation"; None for a row to leave out."""
+        return read_labels(splits, replace(self.labels, model_names=self.model_names))
 
     def read_unlabelled(self, source: Path) -> tuple[Sequence[Row], pyarrow.Table]:
         self.read_tokenizer()
@@ -72,7 +80,7 @@ class TextClassificationData(TokenizedData):
         columns = [Column(name, "name the column with text_columns=[…]", text=True) for name in self.text_columns]
         table = read_table(source, columns)
         split = Dataset(table.select(self.text_columns))
-        return self._encode(split, "input", Labels({"input": [0] * len(split)})), table
+        return self._encode(split, "input", Labels({"input": [self.without_label] * len(split)})), table
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]

@@ -25,7 +25,7 @@ GROUPS = ["quantization", "losses", "intervention", "intervention_schedule", "op
 DEBUG = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
 
 
-NEEDED = {"embed_minilm": ["data.path=x"], "ner": ["data.path=x", "data.num_labels=9"]}
+NEEDED = {"embed_minilm": ["data.path=x"], "rerank": ["data.path=x"], "ner": ["data.path=x", "data.num_labels=9"]}
 """Experiment → overrides that it has no default for."""
 
 

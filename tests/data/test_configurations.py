@@ -92,6 +92,7 @@ NAMES = {
 
 
 GIVEN = dict.fromkeys(("glue", "text", "text_regression", "multi_label"), MISSING)
+GIVEN |= {"reranking": ("data.path=x",)}
 GIVEN |= {"token_classification": ("data.path=x", "data.num_labels=3")}
 GIVEN |= {"language": ("data.path=x",), "sentences": ("data.path=x",), "images": ("data.path=x", "data.num_labels=3")}
 
