@@ -14,7 +14,7 @@ from qat_lightning.models.module_paths import attention_paths, family, layer_con
 from qat_lightning.models.sites import CORE_SITES, MAPS
 from qat_lightning.quantization.modules.activation_checkpointing import checkpoint_layers
 from qat_lightning.quantization.modules.attention import IMPLEMENTATION, InstrumentedAttention, register
-from qat_lightning.quantization.modules.layers import QuantConv1D, QuantEmbedding, QuantLinear
+from qat_lightning.quantization.modules.layers import QuantConv1D, QuantConv2d, QuantEmbedding, QuantLinear
 from qat_lightning.quantization.quantizers.base import Quantizer
 
 MakeQuantizer = Callable[..., nn.Module]
@@ -110,8 +110,8 @@ def quantize(
             (mixed precision, arXiv:2101.05938, released code).
 
     Raises:
-        ValueError: a rule or a glob that no part of this model falls to, or a part that is neither linear nor an
-            embedding.
+        ValueError: a rule or a glob that no part of this model falls to, or a part that is neither linear, a
+            convolution nor an embedding.
     """
     parts = part_paths(model)
     matches = {part: [rule for rule in rules if fnmatchcase(part, rule.target_modules)] for part in parts}
@@ -206,14 +206,16 @@ def _quantized(module: nn.Module, rule: QuantizationRule, part: str, bits: int |
     inputs = None if rule.input is None else _for_activations(rule.input(), part)
     if isinstance(module, nn.Linear):
         return QuantLinear(module, weight, inputs)
+    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
+        return QuantConv2d(module, weight, inputs)
     if type(module).__name__ == "Conv1D":  # transformers' own; its import takes seconds
         return QuantConv1D(module, weight, inputs)
     looked_up = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
     if isinstance(module, nn.Embedding) and looked_up and weight is not None and inputs is None:
         return QuantEmbedding(module, weight)
     raise ValueError(
-        f"part {part!r} is a {type(module).__name__}: weights and inputs of linear layers and weights of embeddings can"
-        " be quantized"
+        f"part {part!r} is a {type(module).__name__}: weights and inputs of linear layers and of convolutions on"
+        " patches, and weights of embeddings, can be quantized"
     )
 
 

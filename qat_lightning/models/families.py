@@ -80,6 +80,7 @@ def _vit_like(layers: str = "layers", norm: str = "layernorm_after", any_image_s
         layer_parts=_separate(
             "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2"
         ),
+        base_parts={"embeddings.patch": "embeddings.patch_embeddings.projection"},
         head_parts={"head": "classifier"},
     )
 
@@ -96,7 +97,10 @@ def _clip_vision(embeddings: str) -> Family:
         layer_parts=_separate(
             "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2"
         ),
-        base_parts={"embeddings.position": "vision_model.embeddings.position_embedding"},
+        base_parts={
+            "embeddings.patch": "vision_model.embeddings.patch_embedding",
+            "embeddings.position": "vision_model.embeddings.position_embedding",
+        },
         head_parts={"head": "classifier"},
     )
 

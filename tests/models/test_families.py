@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from qat_lightning.commands.check_model import checks
 from qat_lightning.commands.check_model.checks import INTERVENTIONS, check_onnx, run_checks
 from qat_lightning.commands.check_model.rows import Result
 from qat_lightning.distillation.intervention import Intervention
@@ -17,14 +18,17 @@ from qat_lightning.exporters.packed.model_config import read_config
 from qat_lightning.exporters.packed.reader import load_packed
 from qat_lightning.exporters.packed.writer import write_packed
 from qat_lightning.models.capture import SignalCapture
-from qat_lightning.models.convert import keep_layers, open_attention
+from qat_lightning.models.convert import QuantizationRule, keep_layers, open_attention, quantize
 from qat_lightning.models.families import FAMILIES
 from qat_lightning.models.module_paths import has_site, layer_config, layer_paths, part_paths, site_paths
 from qat_lightning.models.sites import AXES, FACTORS
+from qat_lightning.models.size import bits
+from qat_lightning.quantization.quantizers import TernaryQuantizer, UniformQuantizer
 from tests.exporters.students import student
 from tests.tiny_models import (
     CLASSES,
     HEADS,
+    IMAGE_FAMILIES,
     LAYERS,
     LENGTHS,
     OTHER_DECODERS,
@@ -98,6 +102,33 @@ def test_every_site_has_its_shape_and_the_map_gives_the_context(family: str) -> 
 )  # fmt: skip
 def test_onnx_file_computes_what_the_student_computes(family: str) -> None:
     assert check_onnx(partial(tiny_model, family), partial(make_batch, family)) is None
+
+
+PATCH = QuantizationRule("embeddings.patch", partial(TernaryQuantizer, "per_channel"), UniformQuantizer)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES + OTHER_IMAGES)
+def test_a_patch_embedding_is_quantized_where_a_rule_names_it(family: str, tmp_path: Path) -> None:
+    plain, model = tiny_model(family), quantize(tiny_model(family), [PATCH])
+    assert (bits(plain)["embeddings.patch"], bits(model)["embeddings.patch"]) == (32, 2)
+    assert not torch.equal(logits(model, family), logits(plain, family))
+    write_packed(model, tmp_path / "packed")
+    assert torch.equal(logits(load_packed(tmp_path / "packed"), family), logits(model, family))
+    SignalCapture(model)(tiny_batch(family))["logits"][0].sum().backward()
+    assert model.get_parameter(f"{part_paths(model)['embeddings.patch']}.weight").grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["vit", "siglip"])
+def test_onnx_file_has_the_packed_patch_embedding(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "RULES", (PATCH, *checks.RULES))
+    assert check_onnx(partial(tiny_model, family), partial(make_batch, family)) is None
+
+
+def test_the_rule_of_embeddings_can_name_the_patch_embedding() -> None:
+    override = "quantization.rules.embedding.target_modules=embeddings.patch"
+    assert bits(student("vit", "ternary_w2a8", override))["embeddings.patch"] == 2
+    assert bits(student("vit", "ternary_w2a8"))["embeddings.patch"] == 32
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,11 @@ def test_sites_agree_with_one_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", TESTED)
 def test_parts_are_the_modules_with_weights(name: str) -> None:
-    """Every linear layer and embedding table is a part, and its width is what its name says."""
+    """Every linear layer, embedding table and convolution on patches is a part, and its width is what its name says."""
     model = tiny_model(name)
     parts = part_paths(model)
-    with_weights = {
-        path for path, module in model.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Embedding))
-    }
+    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d)
+    with_weights = {path for path, module in model.named_modules() if isinstance(module, kinds)}
     assert set(parts.values()) == with_weights
     for layer in range(LAYERS):
         for part in ("query", "key", "value", "projection"):

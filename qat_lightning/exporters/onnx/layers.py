@@ -5,6 +5,8 @@ Shapes: … leading dimensions, K inputs, N outputs; of attention as in `qat_lig
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +20,7 @@ from qat_lightning.exporters.onnx.activations import (
 )
 from qat_lightning.exporters.onnx.weights import FloatWeight, IntegerWeight, is_integer
 from qat_lightning.quantization.modules.attention import InstrumentedAttention, for_heads
-from qat_lightning.quantization.modules.layers import QuantEmbedding, QuantLinear
+from qat_lightning.quantization.modules.layers import QuantConv2d, QuantEmbedding, QuantLinear
 from qat_lightning.quantization.packing.stored_weight import Stored, stored
 
 
@@ -46,6 +48,25 @@ class FloatLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight() if isinstance(self.weight, FloatWeight) else self.weight
         return functional.linear(self.inputs(input), weight, self.bias)
+
+
+class FloatConv2d(nn.Module):
+    """A convolution in float32, its weight unpacked when the runtime loads it."""
+
+    weight: Tensor
+
+    def __init__(self, conv: QuantConv2d, kernel: FloatWeight | nn.Parameter) -> None:
+        super().__init__()
+        self.inputs, self.kernel, self.bias = float_input(conv.input_quantizer), kernel, conv.bias
+        self.shape = conv.weight.shape
+        self.options: dict[str, Any] = {
+            "stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups
+        }  # fmt: skip
+        self.register_buffer("weight", conv.weight.new_empty(0))  # transformers asks for its dtype
+
+    def forward(self, input: Tensor) -> Tensor:
+        kernel = self.kernel() if isinstance(self.kernel, FloatWeight) else self.kernel
+        return functional.conv2d(self.inputs(input), kernel.view(self.shape), self.bias, **self.options)
 
 
 class PackedEmbedding(nn.Module):
@@ -102,6 +123,8 @@ def replace_layers(model: nn.Module) -> nn.Module:
     for path, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
             model.set_submodule(path, _linear(module))
+        elif isinstance(module, QuantConv2d):
+            model.set_submodule(path, FloatConv2d(module, _float_weight(module)))
         elif isinstance(module, QuantEmbedding) and at_work(module.weight_quantizer):
             model.set_submodule(path, PackedEmbedding(FloatWeight(_stored(module))))
         elif isinstance(module, InstrumentedAttention):
@@ -110,15 +133,17 @@ def replace_layers(model: nn.Module) -> nn.Module:
 
 
 def _linear(layer: QuantLinear) -> nn.Module:
-    if not at_work(layer.weight_quantizer):
-        with torch.no_grad():
-            weight = layer.weight_quantizer(layer.weight)
-        full = nn.Parameter(weight.detach(), requires_grad=False)
-        return FloatLinear(float_input(layer.input_quantizer), full, layer.bias)
-    stored_weight, inputs = _stored(layer), integer_input(layer.input_quantizer)
-    if inputs is not None and is_integer(stored_weight):
+    inputs = integer_input(layer.input_quantizer)
+    if inputs is not None and at_work(layer.weight_quantizer) and is_integer(stored_weight := _stored(layer)):
         return IntegerLinear(inputs, IntegerWeight(stored_weight), layer.bias)
-    return FloatLinear(float_input(layer.input_quantizer), FloatWeight(stored_weight), layer.bias)
+    return FloatLinear(float_input(layer.input_quantizer), _float_weight(layer), layer.bias)
+
+
+def _float_weight(layer: QuantLinear | QuantConv2d) -> FloatWeight | nn.Parameter:
+    if at_work(layer.weight_quantizer):
+        return FloatWeight(_stored(layer))
+    with torch.no_grad():
+        return nn.Parameter(layer.weight_quantizer(layer.quantized_weight), requires_grad=False)
 
 
 def _stored(layer: nn.Module) -> Stored:

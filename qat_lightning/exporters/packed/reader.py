@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +113,7 @@ def _restore_weight(name: str, entry: Weight, stored: dict[str, Tensor]) -> Tens
     return weight.t().contiguous() if entry.transposed else weight
 
 
-def _compare(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set[str]:
+def _compare(blank: nn.Module, state: dict[str, Tensor], block: Block) -> set[str]:
     """Compare names and shapes of the tensors with the model; return those that no quantizer of activations has."""
     own: dict[str, Tensor] = {}
     for name, tensor in blank.state_dict(keep_vars=True).items():
@@ -126,6 +126,8 @@ def _compare(blank: nn.Module, state: Mapping[str, Tensor], block: Block) -> set
         wrong = "is missing" if name in wanted else f"is not a tensor of a {type(blank).__name__}"
         raise ValueError(f"{name} {wrong}")
     for name, tensor in wanted.items():
+        if name.removesuffix(".weight") in block.weights and tensor.dim() > 2 and state[name].numel() == tensor.numel():
+            state[name] = state[name].view(tensor.shape)  # a convolution's, which is stored as rows
         found = state[name]
         if tensor.shape != found.shape or tensor.is_floating_point() != found.is_floating_point():
             here, there = (f"{each.dtype} {tuple(each.shape)}" for each in (found, tensor))

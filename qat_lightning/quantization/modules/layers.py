@@ -1,4 +1,4 @@
-"""Linear and embedding layers whose weights, and inputs, pass through a quantizer. Any module will do as a quantizer.
+"""Layers whose weights, and inputs, pass through a quantizer. Any module will do as a quantizer.
 
 `quantized_weight` is the weight as its quantizer sees it: one row for each output channel, or for each token.
 """
@@ -55,6 +55,43 @@ class QuantConv1D(QuantLinear):
     @property
     def quantized_weight(self) -> Tensor:
         return self.weight.t()
+
+
+class QuantConv2d(nn.Conv2d):
+    """The same for a convolution whose kernel is a patch of an image: one row of the weight for each output channel.
+
+    Args:
+        conv: the layer to take over; its parameters are shared, not copied.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, weight_quantizer: nn.Module | None = None, input_quantizer: nn.Module | None = None
+    ) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.weight_quantizer = weight_quantizer or nn.Identity()
+        self.input_quantizer = input_quantizer or nn.Identity()
+        self.train(conv.training)
+
+    @property
+    def quantized_weight(self) -> Tensor:
+        return self.weight.flatten(1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight_quantizer(self.quantized_weight).view_as(self.weight)
+        return functional.conv2d(
+            self.input_quantizer(input), weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 class QuantEmbedding(nn.Embedding):

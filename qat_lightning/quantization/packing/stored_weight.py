@@ -60,4 +60,4 @@ def dequantized(codes: Tensor, scale: Tensor, zero_point: float | Tensor, shape:
 def transposed(module: nn.Module) -> bool:
     """Whether the quantizer sees this module's weight the other way round (GPT-2's Conv1D)."""
     weight, seen = module.weight, module.quantized_weight
-    return (weight.shape, weight.stride()) != (seen.shape, seen.stride())  # type: ignore[operator]
+    return weight.dim() == 2 and (weight.shape, weight.stride()) != (seen.shape, seen.stride())  # type: ignore[operator]
