@@ -124,3 +124,26 @@ def test_distillation_beats_learned_steps_alone(tmp_path):
             scores.setdefault(name, []).append(whole_run(folder, *words)["student"])
     print(scores)
     assert mean(scores["distilled"]) > mean(scores["alone"])
+
+
+TREC = (
+    "data=text", f"data.path={DATA / 'trec'}", "data.text_columns=[text]", "data.num_labels=6", "data.validation_split=test",
+    "data.max_length=48",
+)  # fmt: skip
+SST2 = ("data=sst2", f"data.path={DATA / 'glue' / 'sst2'}", "data.train_limit=5000", "data.max_length=64")
+LSQ = (
+    "quantization=lsq_w2a8", "quantization.weight.bits=3", "losses=kdlsq", "intervention=none", "intervention_schedule=none",
+    "stages=baseline", "stages.teacher.max_epochs=1", "stages.train.max_epochs=null", "stages.train.max_steps=100",
+    "stages.train.keep=last", "optimizer=bert_adam", "optimizer.lr=1e-4", "data.group_by_length=true", "data.batch_size=32",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [TREC, SST2], ids=["trec", "sst2"])
+def test_chosen_bits_against_uniform_bits_of_the_same_size(tmp_path, data):
+    uniform = whole_run(tmp_path / "uniform", *COMMON, *LSQ, *data)
+    size = uniform["bytes"]["packed"]
+    folder = after(tmp_path / "uniform", tmp_path / "chosen")
+    chosen = whole_run(folder, *COMMON, *LSQ, *data, f"quantization.budget={size}B")
+    assert chosen["teacher"] == uniform["teacher"]
+    assert 0.98 * size <= chosen["bytes"]["packed"] <= size
+    assert len({bits for bits in chosen["bits"].values() if bits < 32}) > 1
