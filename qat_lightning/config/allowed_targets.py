@@ -120,17 +120,28 @@ def locate(target: Any, key: str) -> Any:
     if not target.startswith((*SOURCES, *(f"{package}." for package in packages))):
         sources = ", ".join(f"{source}*" for kind in kinds for source in kind.sources)
         raise ConfigError(f"{place} is not allowed: give {needed}, from {sources}{_advice(parts[0])}")
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{place} does not exist: {error}") from error
-    except Exception as error:  # whatever a user's own module raises when it is imported
-        raise ConfigError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+    found = _imported(target, place)
     if not any(kind.accepts(found, packages) for kind in kinds) or get_object(target) is not found:
         defined = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
         raise ConfigError(f"{place} is not allowed: {defined} is not {needed} of an allowed package")
     return found
+
+
+def import_own(target: str, place: str) -> Any:
+    """Return what a dotted path names in an allowed package; raise ConfigError, which begins with `place`, if it cannot be."""
+    if not target.startswith(tuple(f"{package}." for package in allowed_packages())):
+        raise ConfigError(f"{place} is not in an allowed package{_advice(target.split('.')[0])}")
+    return _imported(target, place)
+
+
+def _imported(target: str, place: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{place} does not exist: {error}") from error
+    except Exception as error:  # whatever a user's own module raises when it is imported
+        raise ConfigError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def check_made(made: Any, key: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from transformers.utils import logging
 
 from qat_lightning.commands.check_model.checks import run_checks
 from qat_lightning.commands.check_model.tiny import make_batch, make_model, shrunk
-from qat_lightning.config.allowed_targets import allowed_packages
+from qat_lightning.config.allowed_targets import import_own
 from qat_lightning.config.builders.pretrained import as_data, read_architecture
 from qat_lightning.config.schema import ConfigError, ModelConfig
 from qat_lightning.io.screen import console
@@ -56,16 +55,7 @@ def _configuration(model: str) -> PretrainedConfig:
 
 
 def _table(path: str) -> Family:
-    module, _, name = path.rpartition(".")
-    if (
-        not module.startswith(tuple(f"{package}." for package in allowed_packages()))
-        and module not in allowed_packages()
-    ):
-        raise ConfigError(f"table={path!r} is not of an allowed package: add allow_targets=[{path.split('.')[0]}]")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"table={path!r} does not exist: {error}") from error
+    found = import_own(path, f"table={path!r}")
     if not isinstance(found, Family):
         raise ConfigError(f"table={path!r} is a {type(found).__name__}: give a qat_lightning.models.families.Family")
     return found
