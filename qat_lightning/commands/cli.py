@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,6 +205,9 @@ def start_hydra(main: Callable[[], None]) -> None:
 def _environment() -> Iterator[None]:
     """Set up streams, signals and error messages for one command."""
     with robust_streams(), clean_streams(), exit_on_signals(), exit_on_error():
+        warnings.filterwarnings(
+            "ignore", message=".*will save all targets and predictions in the buffer.*"
+        )  # torchmetrics
         sys.argv[1:], packages = split_allowed(sys.argv[1:])
         with allowing(packages):
             yield

@@ -243,7 +243,6 @@ def opened(config: RunConfig, folder: Path, scoring: RunConfig | None = None, da
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     for words in (
         "find_unused_parameters=True",
-        "will save all targets and predictions in the buffer",
         "variance of predictions or target is close to zero",  # "undefined"
     ):
         warnings.filterwarnings("ignore", message=f".*{words}.*")
