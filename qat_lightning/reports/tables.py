@@ -72,12 +72,10 @@ SHOWN = 50
 
 
 def test_rows(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the scores of all models on the test splits, one row for each split and metric."""
-    scored = results.get("test") or {}
-    head = ["test split", "metric", *(NAMES[name] for name in NAMES)]
-    return head, [
-        [f"{split} ({figures['rows']} rows)", metric, *(score(figures[name][metric]) for name in NAMES)]
-        for split, figures in scored.items()
+    """Return head and rows of the scores on the test splits: split, its number of rows and metric; then each model."""
+    return ["test split", *NAMES.values()], [
+        [f"{split} ({figures['rows']}): {metric}", *(score(figures[name][metric]) for name in NAMES)]
+        for split, figures in (results.get("test") or {}).items()
         for metric in figures["teacher"]
     ]
 
