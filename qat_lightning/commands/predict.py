@@ -55,7 +55,7 @@ def predict(config: RunConfig, folder: Path, model: str, source: Path, target: P
     logits, _ = outputs_of(run, load_model(run, model, formats), data.validation_rows)
     columns = data.output_columns(logits, recorded.get("label_names") or data.model_names)
     _write(target, _submission(table, columns, data) if target.suffix.lower() == ".tsv" else _joined(table, columns))
-    run.say("predictions", f"{len(logits)} rows of {source} by {model}: {target}")
+    run.say("predictions", f"{len(table)} rows of {source} by {model}: {target}")
     return target
 
 
