@@ -21,6 +21,7 @@ TEXT = ("model=tiny", "data=random_text")
 TINY = {
     "ti_vit": ("model=tiny_vit", "data=random_images", "data.size=16"),
     "ti_bert_base_6l": (*TEXT, "model.student_layers=[1]"),
+    "rerank": (*TEXT, "stages.teacher.max_epochs=1"),
     "tsld_llama": ("model=tiny_llama", "data=random_tokens"),
 }
 """The model and data of an experiment in these tests, where they are not TEXT."""
