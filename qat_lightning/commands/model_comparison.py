@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from qat_lightning.data.base import TaskData
+from qat_lightning.data.tokenizers import IGNORED
 from qat_lightning.models.capture import SignalCapture
-
-IGNORED = -100
-"""The label of a token that does not count."""
 
 NEAR = 1e-3
 """Logits that differ by no more are equal, where no metric or no class decides."""

@@ -11,10 +11,7 @@ from torch import Tensor
 from qat_lightning.data.base import Row
 from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.file_formats import Column
-from qat_lightning.data.tokenizers import CHUNK, TokenizedData, check_texts, pad_rows
-
-IGNORED = -100
-"""The label of padding, which torch's cross-entropy ignores by default."""
+from qat_lightning.data.tokenizers import CHUNK, IGNORED, TokenizedData, check_texts, pad_rows
 
 
 class LanguageModelingData(TokenizedData):

@@ -8,8 +8,6 @@ from typing import Any
 from datasets import Dataset
 from torch import Tensor
 
-from qat_lightning.data.base import Row
-from qat_lightning.data.dataset_files import read_split
 from qat_lightning.data.file_formats import Column
 from qat_lightning.data.labels import Labels, whole_number
 from qat_lightning.data.text_classification import TextClassificationData
@@ -50,23 +48,19 @@ class MultiLabelData(TextClassificationData):
         self.label_columns = None if label_columns is None else list(label_columns)
         self.separator = separator
 
-    def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.read_tokenizer()
-        self.tokenizer.padding_side = "right"  # padding on the left would shift positions
+    def extra_columns(self, split: str) -> list[Column]:
         remedy = "name the columns with label_columns=[…], or the one column with label_column=…"
-        columns = [
-            *(Column(name, "name the column with text_columns=[…]", text=True) for name in self.text_columns),
-            *(Column(name, remedy) for name in self.label_columns or [self.label_column]),
-        ]
-        splits = {name: read_split(self.path, self.name, split, columns) for name, split in self.splits.items()}
+        return [Column(name, remedy) for name in self.label_columns or [self.label_column]]
+
+    def read_labels(self, splits: Mapping[str, Dataset]) -> Labels:
         given = {name: self._labels(split, name) for name, split in splits.items()}
-        self.label_names = self._order({label for row in given["train"] for label in row or ()})
-        vectors = {name: [self._vector(row, name) for row in rows] for name, rows in given.items()}
-        train, validation = (self._encode(splits[name], name, Labels(vectors)) for name in splits)  # type: ignore[arg-type]
-        for name, rows in given.items():
-            if missing := rows.count(None):
-                self.notes.append(f"{missing} of {len(rows)} rows of the {name} split have no labels and are left out")
-        return train, validation
+        names = self._order({label for row in given["train"] for label in row or ()})
+        notes = [
+            f"{missing} of {len(rows)} rows of the {name} split have no labels and are left out"
+            for name, rows in given.items()
+            if (missing := rows.count(None))
+        ]
+        return Labels({name: [_vector(row, names, name) for row in rows] for name, rows in given.items()}, names, notes)
 
     def predict(self, logits: Sequence[Tensor], batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the probability of each label (B, C), and the labels, 0 or 1."""
@@ -130,13 +124,14 @@ class MultiLabelData(TextClassificationData):
             )
         return sorted(found)
 
-    def _vector(self, labels: Sequence[str] | None, name: str) -> list[float] | None:
-        names = self.label_names or []
-        if labels is None:
-            return None
-        if unknown := sorted(set(labels) - set(names)):
-            raise ValueError(
-                f"the {name} split has the label {unknown[0]!r}, which the train split does not have: name all labels with"
-                " label_names=[…]"
-            )
-        return [float(label in labels) for label in names]
+
+def _vector(labels: Sequence[str] | None, names: Sequence[str], split: str) -> list[float] | None:
+    """Return 1 for each name that is a label and 0 for the others; None for a row without a value."""
+    if labels is None:
+        return None
+    if unknown := sorted(set(labels) - set(names)):
+        raise ValueError(
+            f"the {split} split has the label {unknown[0]!r}, which the train split does not have: name all labels with"
+            " label_names=[…]"
+        )
+    return [float(name in labels) for name in names]

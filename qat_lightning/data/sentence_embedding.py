@@ -108,8 +108,7 @@ class SentenceEmbeddingData(TokenizedData):
         return self.splits["train"] == self.splits["validation"]
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.read_tokenizer()
-        self.tokenizer.padding_side = "right"  # padding on the left would shift positions
+        self.read_tokenizer(pad_right=True)
         validation = self._validation_rows()
         if self._one_split:
             return validation, validation
@@ -133,7 +132,8 @@ class SentenceEmbeddingData(TokenizedData):
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         if "score" not in rows[0]:
-            return self._pad(rows)
+            inputs = self.pad(rows)
+            return inputs | {"labels": torch.zeros(len(rows))} if "labels" in rows[0] else inputs
         targets = [[row["similarity"], row["score"]] for row in rows]
         return self._pairs(rows) | {"labels": torch.tensor(targets, dtype=torch.float32)}
 
@@ -148,8 +148,7 @@ class SentenceEmbeddingData(TokenizedData):
     def read_unlabelled(self, source: Path) -> tuple[Sequence[Row], pyarrow.Table]:
         if len(self.text_columns) != 1:
             raise ValueError(f"text_columns={self.text_columns} must be the one column whose texts are embedded")
-        self.read_tokenizer()
-        self.tokenizer.padding_side = "right"
+        self.read_tokenizer(pad_right=True)
         (column,) = self.text_columns
         table = read_table(source, [Column(column, "name the column with text_columns=[…]", text=True)])
         texts = check_texts(table[column].to_pylist(), column, "input", "text_columns")
@@ -213,15 +212,7 @@ class SentenceEmbeddingData(TokenizedData):
         """Pad the sentences of pairs, (2B, N): first and second sentence of the first pair, and so on."""
         names = [name for name in rows[0] if f"{SECOND}{name}" in rows[0]]
         prefixes = ("", SECOND)
-        return self._pad([{name: row[f"{prefix}{name}"] for name in names} for row in rows for prefix in prefixes])
-
-    def _pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        return dict(
-            self.tokenizer.pad(
-                list(rows), padding=self.padding, max_length=self.max_length, return_attention_mask=True,
-                return_tensors="pt",
-            )
-        )  # fmt: skip
+        return self.pad([{name: row[f"{prefix}{name}"] for name in names} for row in rows for prefix in prefixes])
 
 
 def _similarity(embeddings: Tensor) -> Tensor:

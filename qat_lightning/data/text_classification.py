@@ -53,9 +53,7 @@ class TextClassificationData(TokenizedData):
         self.without_label: Any = 0  # the label of a row to predict
 
     def read(self) -> tuple[Sequence[Row], Sequence[Row]]:
-        self.read_tokenizer()
-        # Padding on the left would shift positions by the length of the other rows.
-        self.tokenizer.padding_side = "right"
+        self.read_tokenizer(pad_right=True)
         texts = [Column(name, "name the column with text_columns=[…]", text=True) for name in self.text_columns]
         train, validation = (
             read_split(self.path, self.name, split, [*texts, *self.extra_columns(name)])
@@ -75,19 +73,14 @@ class TextClassificationData(TokenizedData):
         return read_labels(splits, replace(self.labels, model_names=self.model_names))
 
     def read_unlabelled(self, source: Path) -> tuple[Sequence[Row], pyarrow.Table]:
-        self.read_tokenizer()
-        self.tokenizer.padding_side = "right"
+        self.read_tokenizer(pad_right=True)
         columns = [Column(name, "name the column with text_columns=[…]", text=True) for name in self.text_columns]
         table = read_table(source, columns)
         split = Dataset(table.select(self.text_columns))
         return self._encode(split, "input", Labels({"input": [self.without_label] * len(split)})), table
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-        batch = self.tokenizer.pad(
-            inputs, padding=self.padding, max_length=self.max_length, return_attention_mask=True, return_tensors="pt"
-        )
-        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
+        return {**self.pad(rows), "labels": torch.tensor([row["labels"] for row in rows])}
 
     def _encode(self, split: Dataset, name: str, labels: Labels) -> list[Row]:
         """Tokenize the rows that have a label."""

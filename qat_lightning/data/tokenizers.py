@@ -12,10 +12,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from qat_lightning.data.base import TaskData, check_sizes
+from qat_lightning.data.base import Row, TaskData, check_sizes
 from qat_lightning.data.hub import require_hub, source
 
 Padding = Literal["longest", "max_length"]
+
+IGNORED = -100
+"""The label of a token without a class or without a next token, which torch's cross-entropy ignores by default."""
 
 CHUNK = 1000
 """Rows tokenized at once: offsets and words of a tokenizer's result take more memory than the ids that are kept."""
@@ -62,9 +65,22 @@ class TokenizedData(TaskData):
         self.max_length, self.padding = max_length, padding
         self.tokenizer: Any = None
 
-    def read_tokenizer(self, must_pad: bool = True) -> None:
-        """Set `tokenizer`, see `read_tokenizer`."""
-        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, must_pad, self.tokenizer_revision)
+    def read_tokenizer(self, must_pad: bool = True, pad_right: bool = False, words: bool = False) -> None:
+        """Set `tokenizer`, see `read_tokenizer`.
+
+        Args:
+            pad_right: pad on the right whatever the tokenizer says; padding on the left would shift positions by the
+                length of the other rows.
+        """
+        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, must_pad, self.tokenizer_revision, words)
+        if pad_right:
+            self.tokenizer.padding_side = "right"
+
+    def pad(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Return the inputs of the rows, (B, N), without their labels."""
+        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+        given: Any = {"padding": self.padding, "max_length": self.max_length, "return_tensors": "pt"}
+        return dict(self.tokenizer.pad(inputs, return_attention_mask=True, **given))
 
     def tokens(self, batch: Mapping[str, Tensor]) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())

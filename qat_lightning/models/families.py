@@ -32,6 +32,13 @@ class Family:
     causal: bool = False  # a token sees none after it, so it can predict the next one
 
 
+_WORDS_AND_POSITIONS = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+}
+_WITH_TOKEN_TYPES = _WORDS_AND_POSITIONS | {"embeddings.token_type": "embeddings.token_type_embeddings"}
+
+
 def _separate(query: str, key: str, value: str, projection: str, inner: str, outer: str) -> dict[str, str]:
     """Name the parts of a layer with a module for each of query, key and value."""
     attention = {"attention.query": query, "attention.key": key, "attention.value": value}
@@ -59,12 +66,7 @@ def _bert_like(base: dict[str, str] | None = None, head: dict[str, str] | None =
             "intermediate.dense",
             "output.dense",
         ),
-        base_parts={
-            "embeddings.word": "embeddings.word_embeddings",
-            "embeddings.position": "embeddings.position_embeddings",
-            "embeddings.token_type": "embeddings.token_type_embeddings",
-        }
-        | (base or {}),
+        base_parts=_WITH_TOKEN_TYPES | (base or {}),
         head_parts=head or {"head": "classifier"},
     )
 
@@ -148,10 +150,7 @@ FAMILIES = {
         layer_parts=_separate(
             "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2"
         ),
-        base_parts={
-            "embeddings.word": "embeddings.word_embeddings",
-            "embeddings.position": "embeddings.position_embeddings",
-        },
+        base_parts=_WORDS_AND_POSITIONS,
         head_parts={"pooler": "pre_classifier", "head": "classifier"},
     ),
     "mpnet": Family(
@@ -169,10 +168,7 @@ FAMILIES = {
             "intermediate.dense",
             "output.dense",
         ),
-        base_parts={
-            "embeddings.word": "embeddings.word_embeddings",
-            "embeddings.position": "embeddings.position_embeddings",
-        },
+        base_parts=_WORDS_AND_POSITIONS,
         head_parts=_DENSE_HEAD,
     ),
     "albert": Family(
@@ -185,10 +181,8 @@ FAMILIES = {
         layer_parts=_separate(
             "attention.query", "attention.key", "attention.value", "attention.dense", "ffn", "ffn_output"
         ),
-        base_parts={
-            "embeddings.word": "embeddings.word_embeddings",
-            "embeddings.position": "embeddings.position_embeddings",
-            "embeddings.token_type": "embeddings.token_type_embeddings",
+        base_parts=_WITH_TOKEN_TYPES
+        | {
             "embeddings.project": "encoder.embedding_hidden_mapping_in",
             "pooler": "pooler",
         },
@@ -226,10 +220,8 @@ FAMILIES = {
             "attention.position_key": "attention.self.pos_key_proj",
             "attention.position_query": "attention.self.pos_query_proj",
         },
-        base_parts={
-            "embeddings.word": "embeddings.word_embeddings",
-            "embeddings.position": "embeddings.position_embeddings",
-            "embeddings.token_type": "embeddings.token_type_embeddings",
+        base_parts=_WITH_TOKEN_TYPES
+        | {
             "embeddings.project": "embeddings.embed_proj",
         },
         head_parts={"pooler": "pooler.dense", "head": "classifier"},

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
-from qat_lightning.commands.model_comparison import IGNORED
 from qat_lightning.commands.train.pipeline import Run
 from qat_lightning.commands.train.process_rank import first_process
 from qat_lightning.config.schema import Plain
 from qat_lightning.data.base import Row, TaskData
+from qat_lightning.data.tokenizers import IGNORED
 from qat_lightning.io.files import finite
 from qat_lightning.models.capture import SignalCapture
 

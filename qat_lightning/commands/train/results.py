@@ -30,7 +30,7 @@ PICTURED = ("hidden", "attention.probs", "attention.output", "attention.value")
 """The sites that the report shows."""
 
 
-def test_scores(run: Run, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Plain:
+def test_results(run: Run, models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Plain:
     """Return split → rows, and the metrics of each model.
 
     Args:

@@ -19,7 +19,7 @@ from qat_lightning.commands.train.results import (
     classes,
     read_test_splits,
     results_of,
-    test_scores,
+    test_results,
     watch,
 )
 from qat_lightning.commands.train.run_directory import check_own, lock_folder
@@ -84,7 +84,7 @@ def _trained(run: Run, teacher: nn.Module) -> Plain:
 
     signals |= {"teacher": watch(teacher, batch), "student": watch(student, batch)}
     tests = {"teacher": run.test_scores(teacher), **tests, "student": run.test_scores(student)}
-    results = results_of(run, student, untrained) | {"test": test_scores(run, tests) or None}
+    results = results_of(run, student, untrained) | {"test": test_results(run, tests) or None}
     if not first_process():
         return results
     check_recorded(folder, results)

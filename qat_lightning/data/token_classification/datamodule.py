@@ -17,8 +17,8 @@ from qat_lightning.data.dataset_files import read_split, read_table
 from qat_lightning.data.file_formats import Column
 from qat_lightning.data.labels import UNLABELLED, LabelColumn, read_labels
 from qat_lightning.data.token_classification.conll import SUFFIXES, conll_file, read_conll
-from qat_lightning.data.token_classification.metric import IGNORED, EntityScore
-from qat_lightning.data.tokenizers import CHUNK, TokenizedData, pad_rows, read_tokenizer
+from qat_lightning.data.token_classification.metric import EntityScore
+from qat_lightning.data.tokenizers import CHUNK, IGNORED, TokenizedData, pad_rows
 
 
 @dataclass
@@ -98,21 +98,17 @@ class TokenClassificationData(TokenizedData):
         return {"prediction": [[next(tags) if seen else None for seen in row] for row in self.seen]}
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        inputs = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-        batch = self.tokenizer.pad(
-            inputs, padding=self.padding, max_length=self.max_length, return_attention_mask=True, return_tensors="pt"
-        )
+        batch = self.pad(rows)
         labels = pad_rows([torch.tensor(row["labels"]) for row in rows], IGNORED, batch["input_ids"].shape[1])
         return {**batch, "labels": labels}
 
     def _read_tokenizer(self) -> None:
-        self.tokenizer = read_tokenizer(self.tokenizer_path, self.max_length, True, self.tokenizer_revision, words=True)
+        self.read_tokenizer(pad_right=True, words=True)
         if not self.tokenizer.is_fast:
             raise ValueError(
                 f"tokenizer={self.tokenizer_path!r} does not say which tokens a word has: set tokenizer=FOLDER to a tokenizer"
                 " with a tokenizer.json"
             )
-        self.tokenizer.padding_side = "right"
 
     def _sentences(self, name: str) -> Sentences:
         """Read one split."""

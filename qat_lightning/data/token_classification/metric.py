@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORED = -100
-"""The label of a token that no tag belongs to."""
+from qat_lightning.data.tokenizers import IGNORED
 
 Score = Literal["f1", "precision", "recall"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,23 +99,26 @@ class TaskLoss:
             raise ValueError(
                 "class_weights and label_smoothing are for classes, which these labels are not: remove them"
             )
-        if labels.dim() == 2 and labels.is_floating_point():
+        if labels.is_floating_point() and labels.dim() == 2:
             return functional.binary_cross_entropy_with_logits(heads[0], labels.to(heads[0].dtype))
         if labels.is_floating_point():
             return functional.mse_loss(heads[0].squeeze(-1), labels.to(heads[0].dtype))
-        if changed:
-            return self._weighted(heads[0], labels)
         targets = labels.unbind(-1) if len(heads) > 1 else (labels,)
-        return torch.stack([_cross_entropy(*pair) for pair in zip(heads, targets, strict=True)]).mean()
+        return torch.stack([self._cross_entropy(*pair) for pair in zip(heads, targets, strict=True)]).mean()
 
-    def _weighted(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the (weighted) mean over the labels that are not ignored; 0 without such labels."""
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         if weights is not None and len(weights) != logits.shape[-1]:
             raise ValueError(
                 f"class_weights has {len(weights)} weights for {logits.shape[-1]} classes: give one for each"
             )
-        given = {"weight": weights, "label_smoothing": self.label_smoothing, "ignore_index": IGNORED}
-        return functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), **given)  # type: ignore[arg-type]
+        given: Any = {"weight": weights, "label_smoothing": self.label_smoothing, "ignore_index": IGNORED}
+        summed = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum", **given)
+        counts = labels != IGNORED
+        if weights is None:
+            return summed / counts.sum().clamp(min=1)
+        return summed / (weights[labels.clamp(min=0)] * counts).sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 class TokenScaledLoss:
@@ -156,12 +159,6 @@ PADDED = -1e30
 def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute −Σ_c softmax(teacher)_c · log softmax(student)_c over the last dimension."""
     return -(functional.softmax(teacher, -1) * functional.log_softmax(student, -1)).sum(-1)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean over the labels that are not ignored; 0 without such labels."""
-    summed = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return summed / (labels != IGNORED).sum().clamp(min=1)
 
 
 def _heads(signals: Signals, batch: Batch) -> list[Tensor]:

@@ -320,6 +320,12 @@ def test_task_loss_has_the_values_of_the_formulas(given, expected):
     assert float(TaskLoss(**given)({"logits": [LOGITS]}, {}, {"labels": LABELS})) == pytest.approx(expected, rel=1e-6)
 
 
+def test_task_loss_of_a_batch_without_labels_is_0_with_class_weights_too():
+    nothing = {"labels": torch.full((3,), IGNORED)}
+    for arguments in ({}, {"class_weights": [1, 5, 3]}, {"label_smoothing": 0.3}):
+        assert float(TaskLoss(**arguments)({"logits": [LOGITS]}, {}, nothing)) == 0
+
+
 @pytest.mark.parametrize(
     ("given", "labels", "message"),
     [
